@@ -1,0 +1,25 @@
+"""The errors a user can cause: each says what was wrong, what was expected and what to do."""
+
+
+class UserError(Exception):
+    """A mistake in the input, told in one paragraph: what, expected, remedy."""
+
+    def __init__(self, what: str, expected: str, remedy: str):
+        self.what, self.expected, self.remedy = what, expected, remedy
+        super().__init__(f"{what} Expected: {expected} Remedy: {remedy}")
+
+
+class ConfigError(UserError):
+    """A configuration key or value that cannot be used."""
+
+
+class TaskError(UserError):
+    """A corpus or task that cannot be loaded as asked."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint that cannot be read or belongs to another run."""
+
+
+class RecordError(UserError):
+    """A recorded run that cannot be read or written."""

@@ -1,0 +1,89 @@
+"""The contract every architecture lives behind: a causal map over time that can also run one token at a time."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from harness.state import State
+
+
+class Flops(NamedTuple):
+    """Floating-point operations of one token's forward pass; a multiply-add counts as two.
+
+    matmul: in matrix products, as `step` performs them (cross-checked against torch's FlopCounterMode).
+    other: in recurrences, activations and other elementwise work, stated by hand.
+    """
+
+    matmul: float = 0.0
+    other: float = 0.0
+
+    def __add__(self, more: "Flops") -> "Flops":
+        return Flops(self.matmul + more.matmul, self.other + more.other)
+
+    @property
+    def total(self) -> float:
+        return self.matmul + self.other
+
+
+@dataclass(frozen=True)
+class Trusted:
+    """A third party's implementation carrying this mixer's weights: `forward` maps (B, T, d_model) to the same."""
+
+    name: str
+    forward: Callable[[Tensor], Tensor]
+    tolerance: float = 1e-5
+
+
+class Mixer(nn.Module):
+    """Causal map (B, T, d_model) -> (B, T, d_model) with a state that one token can advance.
+
+    Token mixers and channel mixers (the MLP's place) keep the same contract; a memoryless one has the state {}.
+    `shared` is a dict that lives for one call through the model: a layer may leave tensors in it for the layers
+    above (RWKV-7's value residual), shaped as that call's (B, T, ...) or, in `step`, (B, ...).
+    """
+
+    constant_state: bool = True
+    """Claims that the bytes of the state do not depend on the context."""
+    tolerance: float = 1e-10
+    """Float64 agreement promised between the mixer's own paths (whole sequence, prefill + step, chunks)."""
+
+    def __init__(self, d_model: int, layer: int = 0, n_layers: int = 1):
+        super().__init__()
+        self.d_model, self.layer, self.n_layers = d_model, layer, n_layers
+
+    def forward(
+        self, x: Tensor, state: State = None, elapsed: Tensor | None = None, shared: dict | None = None
+    ) -> tuple[Tensor, State]:
+        """Maps a whole sequence on the fast path.
+
+        x: (B, T, d_model). state: from a previous call, or None for a fresh one. elapsed: (B, T), the time since the
+        previous token (1 for text, the meaning of None). Returns y (B, T, d_model) and the state after the last token.
+        """
+        raise NotImplementedError
+
+    def step(
+        self, x_t: Tensor, state: State, elapsed: Tensor | None = None, shared: dict | None = None
+    ) -> tuple[Tensor, State]:
+        """Maps one token; pure. x_t: (B, d_model), elapsed: (B,). Returns y_t (B, d_model) and the new state."""
+        raise NotImplementedError
+
+    def init_state(self, batch: int, context: int = 0, device=None, dtype=None) -> State:
+        """Returns the state held after `context` tokens, zero-filled: all that generation must keep."""
+        raise NotImplementedError
+
+    def truncate_state(self, state: State, keep: int) -> State:
+        """Forgets all but the last `keep` tokens of a state that grows; a constant state is returned as it is."""
+        return state
+
+    def flops_per_token(self, context: int) -> Flops:
+        """Forward floating-point operations of one token that sees `context` tokens, itself included."""
+        raise NotImplementedError
+
+    def trusted(self) -> Trusted | None:
+        """Returns an implementation its own community trusts, with this mixer's weights; None where there is none.
+
+        Raises ImportError where one exists but is not installed.
+        """
+        return None

@@ -1,0 +1,34 @@
+"""The channel mixer of the backbone: SwiGLU (Shazeer 2020, arXiv:2002.05202)."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from harness.mixer import Flops, Mixer
+from harness.state import State
+
+
+class SwiGLU(Mixer):
+    """W_down(silu(W_gate x) * W_up x), memoryless: its state is empty."""
+
+    def __init__(self, d_model: int, d_ff: int, layer: int = 0, n_layers: int = 1):
+        super().__init__(d_model, layer, n_layers)
+        self.d_ff = d_ff
+        self.gate_up = nn.Linear(d_model, 2 * d_ff, bias=False)
+        self.down = nn.Linear(d_ff, d_model, bias=False)
+
+    def forward(
+        self, x: Tensor, state: State = None, elapsed: Tensor | None = None, shared: dict | None = None
+    ) -> tuple[Tensor, State]:
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        return self.down(F.silu(gate) * up), {}
+
+    def step(
+        self, x_t: Tensor, state: State, elapsed: Tensor | None = None, shared: dict | None = None
+    ) -> tuple[Tensor, State]:
+        return self.forward(x_t)
+
+    def init_state(self, batch: int, context: int = 0, device=None, dtype=None) -> State:
+        return {}
+
+    def flops_per_token(self, context: int) -> Flops:
+        return Flops(matmul=6 * self.d_model * self.d_ff, other=6 * self.d_ff)
