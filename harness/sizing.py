@@ -19,6 +19,12 @@ class SizeConfig:
     n_layers: PositiveInt
     tolerance: PositiveFloat = TOLERANCE
 
+    @property
+    def label(self) -> str:
+        """The budget as the field writes it: 250k, 1m, 1.5m."""
+        millions = self.params / 1_000_000
+        return f"{millions:g}m" if millions >= 1 else f"{self.params / 1000:g}k"
+
 
 @dataclass(frozen=True)
 class ParameterCounts:

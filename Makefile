@@ -1,0 +1,36 @@
+# `make run` and `make test` do everything a fresh machine needs: a virtual environment, the pinned packages, then the job.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: run test lint tables clean
+
+run: $(VENV)/.installed
+	$(BIN)/python run.py model=ltc solver=rk4
+
+test: $(VENV)/.installed-test lint
+	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+tables: $(VENV)/.installed
+	$(BIN)/python -m analysis
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "LiquidBench needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) torch
+	$(PIP) --editable .
+	touch $@
+
+# mamba-ssm is built without its CUDA kernels where there is no CUDA: its reference code is an oracle of the tests.
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(PIP) --editable .[test]
+	MAMBA_SKIP_CUDA_BUILD=TRUE MAMBA_FORCE_BUILD=TRUE $(PIP) --no-build-isolation --no-deps mamba-ssm
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs reports

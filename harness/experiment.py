@@ -1,0 +1,115 @@
+"""One run from start to finish: size, certify, train, evaluate, measure, record."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import NonNegativeInt
+
+from harness import record, sizing
+from harness.certify import certify
+from harness.errors import UserError
+from harness.evaluate import EvaluateConfig, evaluate
+from harness.loggers import Logger
+from harness.measure import MeasureConfig, cost, measure
+from harness.model import LanguageModel, ModelSpec
+from harness.sizing import SizeConfig
+from harness.tasks.task import Task
+from harness.trainer import TrainerConfig, train
+
+
+class CertificateError(UserError):
+    """An architecture that broke the contract: its run would not count."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Everything one run needs; conf/config.yaml is its configuration."""
+
+    model: ModelSpec
+    size: SizeConfig
+    task: Task
+    trainer: TrainerConfig
+    evaluate: EvaluateConfig
+    measure: MeasureConfig
+    logger: Logger
+    seed: NonNegativeInt = 0
+    records: str = "runs"
+    force: bool = False
+    progress: bool = True
+    question: str = ""
+
+    def run(self, config: dict, say=print) -> dict:
+        """Runs what is not yet recorded and returns the record.
+
+        config: the resolved configuration, recorded and hashed into the run's key. say: receives lines for the user.
+        Raises UserError (before training starts) for what a user can mend.
+        """
+        width = sizing.solve(self.model, self.task.vocab_size, self.size)
+        self.trainer.check(self.task)
+        names = self._names(config)
+        with record.Run.open(Path(self.records), names["name"], config, self.task.digest) as run:
+            if self.force:
+                run.clear()
+            if run.is_finished():
+                say(f"Already recorded in {run.path}; force=true runs it again.")
+                return run.result()
+            torch.manual_seed(self.seed)
+            model = self.model.build(self.task.vocab_size, self.size.n_layers, width)
+            result = names | {
+                "width": {"d_model": width.d_model, "d_ff": width.d_ff, "n_layers": model.n_layers},
+                "parameters": sizing.count(model).to_dict(),
+                "data": self.task.describe(),
+                "certificates": self._certify(model, run, say),
+            }
+            self.logger.start(names["name"], run.key, config)
+            result |= self._measured(model, run, say)
+            result = run.finish(result)
+            self.logger.finish(result)
+            return result
+
+    def _names(self, config: dict) -> dict[str, Any]:
+        solver, gradient = (config.get(part, {}).get("name") for part in ("solver", "gradient"))
+        parts = [self.model.name, solver, gradient, self.size.label, self.task.name, f"seed{self.seed}"]
+        return {
+            "name": "-".join(part for part in parts if part),
+            "model": self.model.name,
+            "solver": solver,
+            "gradient": gradient,
+            "size": self.size.label,
+            "task": self.task.name,
+            "seed": self.seed,
+        }
+
+    def _certify(self, model: LanguageModel, run: record.Run, say) -> dict:
+        say(f"Certifying {self.model.name} ...")
+        certificates = certify(model, self.model, self.task.vocab_size, self.size).to_dict()
+        run.write_json("certificates.json", certificates)
+        failed = [gate for gate in certificates["gates"] if gate["passed"] is False]
+        if failed:
+            raise CertificateError(
+                f"model={self.model.name} fails {', '.join(gate['name'] for gate in failed)}: {failed[0]['detail']}",
+                "an architecture that keeps the contract of harness/mixer.py.",
+                f"mend the mixer; every gate's figures are in {run.path / 'certificates.json'}.",
+            )
+        return certificates
+
+    def _measured(self, model: LanguageModel, run: record.Run, say) -> dict:
+        """Trains, evaluates and measures; a diverged run is recorded with neither evaluation nor measurement."""
+        training = train(model, self.task, self.trainer, self.seed, run, self.logger, self.progress).to_dict()
+        if training["status"] == "diverged":
+            return {"status": "diverged", "training": training, "evaluation": None, "measurement": None}
+        say("Evaluating ...")
+        evaluation = evaluate(model, self.task, self.evaluate, self.trainer.length, self.seed)
+        say("Measuring ...")
+        measurement = measure(model, self.measure)
+        measurement["cost"] = cost(self.measure, measurement, training["tokens_per_second"])
+        return {"status": "finished", "training": training, "evaluation": evaluation, "measurement": measurement}
+
+
+def writable(folder: str) -> None:
+    """Raises RecordError unless `folder` can be made and written to."""
+    record.check_writable(Path(folder))
+    shutil.disk_usage(folder)

@@ -1,0 +1,41 @@
+"""What the machine is and how much memory it has left."""
+
+import platform
+from pathlib import Path
+
+import psutil
+import torch
+
+
+def device_name(device: torch.device | str) -> str:
+    """The commercial name of the GPU or the CPU."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def used_bytes(device: torch.device | str) -> int:
+    """Bytes in use now: the allocator's on a GPU, the process's resident memory on a CPU."""
+    device = torch.device(device)
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else psutil.Process().memory_info().rss
+
+
+def available_bytes(device: torch.device | str, cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes that can still be allocated: the GPU's free memory, or the machine's within its container's limit."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    free = psutil.virtual_memory().available
+    try:
+        limit = int((cgroup / "memory.max").read_text())
+        used = int((cgroup / "memory.current").read_text())
+    except (OSError, ValueError):  # no container, or the limit "max"
+        return free
+    return min(free, limit - used)

@@ -1,0 +1,58 @@
+"""The summary a run ends with."""
+
+from rich.console import Console
+from rich.panel import Panel
+from rich.table import Table
+
+
+def show(result: dict, console: Console | None = None) -> None:
+    """Prints one record as a person reads it."""
+    console = console or Console()
+    console.print(_headline(result))
+    if result["status"] == "diverged":
+        divergence = result["training"]["divergence"]
+        console.print(f"Training diverged at update {divergence['update']}: {divergence['reason']}.", style="bold red")
+        return
+    console.print(_contexts(result["measurement"]))
+    sample = result["evaluation"].get("sample")
+    if sample:
+        console.print(Panel(f"[bold]{_plain(sample['prompt'])}[/bold]{_plain(sample['text'])}", title="sample of text"))
+
+
+def _plain(text: str) -> str:
+    return text.replace("[", r"\[")
+
+
+def _headline(result: dict) -> Table:
+    table = Table("figure", "value", title=result["name"], title_justify="left")
+    counts, training, evaluation = result["parameters"], result["training"], result["evaluation"]
+    table.add_row("parameters", f"{counts['total']:,} ({counts['non_embedding']:,} without embeddings)")
+    table.add_row(
+        "trained", f"{training['tokens']:,} tokens, {training['updates']:,} updates, {training['epochs']:.2f} epochs"
+    )
+    table.add_row("training tokens/s", f"{training['tokens_per_second']:,.0f}")
+    for split in ("validation", "test") if evaluation else ():
+        figures = evaluation[split]
+        if "bits_per_byte" in figures:
+            table.add_row(
+                f"{split} bits per byte",
+                f"{figures['bits_per_byte']:.3f} (perplexity per word {figures['perplexity_per_word']:,.1f})",
+            )
+        else:
+            table.add_row(f"{split} accuracy", f"{figures['accuracy']:.3f}")
+    gates = result["certificates"]["gates"]
+    passed = sum(gate["passed"] is True for gate in gates)
+    skipped = sum(gate["passed"] is None for gate in gates)
+    table.add_row("certificates", f"{passed} of {len(gates)} passed" + (f", {skipped} skipped" if skipped else ""))
+    return table
+
+
+def _contexts(measurement: dict) -> Table:
+    title = f"generation on {measurement['device_name']}, {measurement['threads']} threads"
+    table = Table("context", "state bytes", "decode ms/token p50", "decode tokens/s", "first token ms", title=title)
+    for row in measurement["contexts"]:
+        cells = [row.get(key) for key in ("decode_ms_p50", "decode_tokens_per_second", "first_token_ms")]
+        held = row.get("state_bytes")
+        shown = ["not measured" if cell is None else f"{cell:,.2f}" for cell in cells]
+        table.add_row(f"{row['context']:,}", "not held" if held is None else f"{held:,}", *shown)
+    return table

@@ -1,0 +1,139 @@
+"""compose -> build -> train -> evaluate -> measure -> record. The only file that knows Hydra.
+
+python run.py model=ltc solver=rk4
+python run.py --help
+"""
+
+import itertools
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+os.environ.setdefault("LIQUIDBENCH_ROOT", str(ROOT))
+
+import hydra  # noqa: E402  (its configuration reads LIQUIDBENCH_ROOT)
+from hydra.core.override_parser.overrides_parser import OverridesParser  # noqa: E402
+from hydra.core.override_parser.types import Override  # noqa: E402
+from hydra.errors import HydraException  # noqa: E402
+from omegaconf import DictConfig, OmegaConf  # noqa: E402
+from omegaconf.errors import OmegaConfBaseException  # noqa: E402
+
+from harness.configure import checked  # noqa: E402
+from harness.errors import ConfigError, UserError  # noqa: E402
+
+COMPOSED_ONLY = ("solver", "gradient")  # groups that reach the model by interpolation: no keys of Experiment
+
+
+def compose(overrides: list[str]) -> DictConfig:
+    """Composes one run's configuration; raises ConfigError for what Hydra cannot compose."""
+    with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        try:
+            return hydra.compose("config", overrides)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise composition_error(error, overrides) from error
+
+
+def resolve(config: DictConfig) -> dict:
+    """Resolves and checks a configuration; raises ConfigError naming the first key that cannot be used."""
+    try:
+        plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(
+            f"The key {error.full_key!r} has no usable value ({error.msg.splitlines()[0]}).",
+            "a value for every key marked ??? in conf/.",
+            f"add {error.full_key}=VALUE to the command.",
+        ) from error
+    for part in ("experiment", "debug"):
+        plain.pop(part, None)
+    return checked(plain, "", extra=COMPOSED_ONLY)
+
+
+def composition_error(error: Exception, overrides: list[str]) -> ConfigError:
+    """Tells a failed composition as one paragraph; a solver given to a model without one gets its own remedy."""
+    first = " ".join(str(error).split())
+    for group in COMPOSED_ONLY:
+        if f"'{group}'" in first or f"override '{group}." in first:
+            chosen = next((o for o in overrides if o.startswith("model=")), "the model chosen")
+            return ConfigError(
+                f"{group}= was given, but {chosen} has no {group}.",
+                f"a {group} only where the model integrates an ODE (model=ltc).",
+                f"remove {group}=, or choose model=ltc.",
+            )
+    return ConfigError(
+        f"The configuration cannot be composed: {first}",
+        "groups, options and keys that conf/ defines.",
+        "`python run.py --help` lists the groups with their options and every key.",
+    )
+
+
+def expanded(overrides: list[str]) -> Iterator[list[str]]:
+    """Yields the overrides of every job of a sweep (one job where nothing sweeps)."""
+    with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        try:
+            parser = OverridesParser.create()
+            given = parser.parse_overrides(overrides)
+            fixed = [o.input_line for o in given if not o.is_sweep_override()]
+            grid = hydra.compose("config", fixed, return_hydra_config=True).hydra.sweeper.params or {}
+            swept = parser.parse_overrides([f"{key}={values}" for key, values in grid.items()])
+        except (HydraException, OmegaConfBaseException) as error:
+            raise composition_error(error, overrides) from error
+    last = {o.key_or_group: o for o in [*swept, *given]}  # the command line overrides the grid of a sweep's file
+    yield from (list(job) for job in itertools.product(*map(choices, last.values())))
+
+
+def choices(override: Override) -> list[str]:
+    """The overrides that one element of the grid stands for."""
+    if not override.is_sweep_override():
+        return [override.input_line]
+    key = override.input_line.partition("=")[0]
+    return [f"{key}={value}" for value in override.sweep_string_iterator()]
+
+
+def preflight(arguments: list[str]) -> None:
+    """Composes and checks every job of the command before the first one starts."""
+    flags = {a for a in arguments if a.startswith("-")}
+    if not flags <= {"-m", "--multirun"}:
+        return  # --help, --cfg and their like run nothing
+    jobs = list(expanded([a for a in arguments if a not in flags]))
+    if len(jobs) > 1 and not flags:
+        raise ConfigError(
+            f"The command asks for {len(jobs)} runs, but not for a sweep.",
+            "-m wherever a key is given several values.",
+            f"python run.py -m {' '.join(arguments)}",
+        )
+    for overrides in jobs:
+        resolve(compose(overrides))
+
+
+@hydra.main(config_path="conf", config_name="config", version_base="1.3")
+def job(config: DictConfig) -> None:
+    """Runs one job of the command."""
+    from harness.report import show
+
+    with told():
+        plain = resolve(config)
+        parts = {key: value for key, value in plain.items() if key not in COMPOSED_ONLY}
+        show(hydra.utils.instantiate(parts, _convert_="all").run(plain))
+
+
+@contextmanager
+def told() -> Iterator[None]:
+    """Ends the command with one paragraph and a non-zero status where the user made a mistake."""
+    try:
+        yield
+    except UserError as error:
+        sys.exit(f"error: {error.what}\nexpected: {error.expected}\nremedy: {error.remedy}")
+
+
+def main() -> None:
+    """The command."""
+    with told():
+        preflight(sys.argv[1:])
+    job()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,33 @@
+"""Every architecture of conf/model is certified, with no list to maintain."""
+
+import torch
+from harness.certify import certify
+
+import configs
+from harness.sizing import SizeConfig, solve
+
+
+def test_every_architecture_is_certified(architecture):
+    spec = configs.spec(architecture)
+    size = SizeConfig(250_000, 2)
+    model = spec.build(256, size.n_layers, solve(spec, 256, size))
+    certificates = certify(model, spec, 256, size)
+    assert certificates.passed, [gate for gate in certificates.gates if gate.passed is False]
+
+
+def test_two_files_are_all_an_architecture_needs(architecture):
+    node = configs.resolved(f"model={architecture}")["model"]
+    assert node["name"] == architecture
+    module = node["mixer"]["_target_"].split(".")[0]
+    assert module in ("arch", "baselines")
+
+
+def test_building_is_a_function_of_the_seed(architecture):
+    spec = configs.spec(architecture)
+    width = solve(spec, 256, SizeConfig(150_000, 2))
+    models = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        models.append(spec.build(256, 2, width))
+    for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        assert torch.equal(a, b)
