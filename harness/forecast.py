@@ -2,9 +2,13 @@
 
 
 class Forecast:
-    """Time as a c + b c^2 through the last two contexts c read, memory as proportional to the last."""
+    """Time as a c + b c^2 through the last two contexts c read, memory as proportional to the last.
 
-    def __init__(self):
+    linear: b is known to be 0 (a state that does not grow), so that noise is not taken for curvature.
+    """
+
+    def __init__(self, linear: bool = False):
+        self.linear = linear
         self._read: list[tuple[int, float, int]] = []  # (context, seconds, bytes)
 
     def add(self, context: int, seconds: float, memory_bytes: int) -> None:
@@ -17,7 +21,7 @@ class Forecast:
             return 0.0
         last, took, _ = self._read[-1]
         curvature = 0.0
-        if len(self._read) > 1:
+        if len(self._read) > 1 and not self.linear:
             previous, had, _ = self._read[-2]
             curvature = max(0.0, (took / last - had / previous) / (last - previous))
         return context * (took / last + curvature * (context - last))

@@ -62,7 +62,7 @@ def measure(model: LanguageModel, config: MeasureConfig, device: torch.device | 
     """
     device = torch.device(device or model.head.weight.device)
     with _undisturbed(model, device), torch.inference_mode():
-        forecast = Forecast()
+        forecast = Forecast(linear=model.constant_state)
         contexts = sorted(set(config.contexts))
         if contexts:
             _check_state(model, config, contexts[0], device)
@@ -148,16 +148,17 @@ def _decode(model, config: MeasureConfig, context: int, device, forecast: Foreca
         return f"needs about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"
     token = latency.prompt(model, config.batch_size, 1, device)[:, 0]
     reset_peak(device)
-    held = state_bytes(model.init_state(config.batch_size, context))
+    held = 0
     times: list[float] = []
     deadline = perf_counter() + seconds
     for number in range(config.repeats):
         left = deadline - perf_counter()
         if number and left <= 0:
             break
-        state = model.init_state(config.batch_size, context)
-        times += latency.time_decode(model, token, state, config.warmup, config.decode_tokens, left)
-        del state
+        states = [model.init_state(config.batch_size, context)]
+        held = state_bytes(states[0])
+        # popped: no name here may keep the first state alive, which a generation would have let go of
+        times += latency.time_decode(model, token, states.pop(), config.warmup, config.decode_tokens, left)
     spread = latency.percentiles(times)
     return {
         "state_bytes": held,

@@ -33,11 +33,6 @@ def peak_bytes(device: torch.device | str = "cpu") -> int | None:
     return _status_bytes("VmHWM")
 
 
-def resident_bytes() -> int | None:
-    """Bytes resident now, or None where the system does not tell."""
-    return _status_bytes("VmRSS")
-
-
 def _status_bytes(field: str) -> int | None:
     try:
         lines = STATUS.read_text().splitlines()

@@ -53,7 +53,7 @@ def test_a_counter_that_wraps_counts_on(tmp_path):
     assert meter.joules == pytest.approx(0.25)
 
 
-def test_two_wraps_are_seen_when_sampled_between(tmp_path, monkeypatch):
+def test_two_wraps_are_seen_when_sampled_between(tmp_path):
     path = zone(tmp_path, "intel-rapl:0", "package-0", 900_000, span=1_000_000)
     with EnergyMeter("cpu", tmp_path) as meter:
         for energy in (100_000, 50_000):  # 0.2 J, then 0.95 J more

@@ -1,4 +1,5 @@
 import math
+import weakref
 
 import pytest
 import torch
@@ -76,6 +77,19 @@ class Glutton(Decay):
         return super().init_state(batch, context, device, dtype)
 
 
+class Watched(Decay):
+    """Notes which of the states it has handed out are still alive at every step."""
+
+    def init_state(self, batch, context=0, device=None, dtype=None):
+        state = super().init_state(batch, context, device, dtype)
+        self.__dict__.setdefault("given", []).append(weakref.ref(state["h"]))
+        return state
+
+    def step(self, x_t, state, elapsed=None, shared=None):
+        self.__dict__.setdefault("alive", []).append(sum(ref() is not None for ref in self.given))
+        return super().step(x_t, state)
+
+
 class Broken(Glutton):
     """Fails for another reason than memory."""
 
@@ -131,6 +145,13 @@ def test_training_mode_and_generators_are_left_alone():
     with pytest.raises(StateMismatchError):
         measure.measure(model := build(Liar), quick())
     assert model.training
+
+
+def test_decoding_holds_no_state_but_its_own():
+    model = build(Watched, n_layers=1)
+    measure.measure(model, quick(contexts=[1], repeats=1, warmup=0, decode_tokens=3))
+    steps = model.mixers[0].alive[1:4]  # after the prefill of one token
+    assert steps == [1, 0, 0]  # the first state is gone once the first step has been taken
 
 
 def test_what_runs_out_of_memory_is_skipped_with_the_reason():
@@ -209,6 +230,10 @@ def test_forecast_continues_a_quadratic_exactly():
     assert "130.0 s" in known.refusal(1000, 100.0, 1e9)
     assert "GB" in known.refusal(1000, 200.0, 9_999)
     assert known.refusal(1000, 200.0, 10_000) is None
+    linear = forecast.Forecast(linear=True)
+    linear.add(100, 1.0, 0)
+    linear.add(200, 3.0, 0)
+    assert linear.seconds(400) == 6.0
 
 
 def test_cost_is_the_price_over_the_rate():
