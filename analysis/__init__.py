@@ -1,0 +1,1 @@
+"""From recorded runs to tables and figures. Reads records only, and never imports torch."""

@@ -1,0 +1,121 @@
+"""Records as data frames: one row a run, and one row a run and context."""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+import pandas as pd
+
+from analysis.records import Record
+
+NEUTRAL = ("seed", "records", "force", "progress", "question", "logger")
+"""Configuration keys that do not make a run another experiment: its seed, and where and how it was run."""
+
+
+def runs(records: Iterable[Record]) -> pd.DataFrame:
+    """One row a run, the diverged ones included; figures that a run does not have are missing.
+
+    variant: the same for runs that differ in nothing but the seed. label: how a table calls the variant. machine: the
+    device and its threads; rates compare within one machine only. table: runs compare within one task, size and data.
+    """
+    records = list(records)
+    frame = pd.DataFrame([_row(record) for record in records])
+    if records:
+        frame["table"] = _tables(frame)
+        frame["label"] = _labels(records, frame)
+    return frame
+
+
+def contexts(records: Iterable[Record], labels: Iterable[str]) -> pd.DataFrame:
+    """One row a run and measured context: the run's model, size and label, and the figures of the measurement."""
+    rows = []
+    for record, label in zip(records, labels, strict=True):
+        result = record.result
+        for measured in (result.get("measurement") or {}).get("contexts", []):
+            rows.append({"model": result["model"], "size": result["size"], "label": label, **measured})
+    return pd.DataFrame(rows, columns=None if rows else ["model", "size", "label", "context", "state_bytes"])
+
+
+def _row(record: Record) -> dict[str, Any]:
+    result, training = record.result, record.result["training"]
+    measurement = result.get("measurement") or {}
+    test = (result.get("evaluation") or {}).get("test") or {}
+    row = {"path": str(record.path), "variant": variant(record), "machine": machine(record)}
+    row |= {key: result.get(key) for key in ("key", "name", "status", "model", "solver", "gradient", "size", "task")}
+    row |= {"seed": result["seed"], "parameters": result["parameters"]["total"]}
+    row |= {"non_embedding": result["parameters"]["non_embedding"]}
+    row |= {key: training.get(key) for key in ("tokens", "updates", "epochs", "tokens_per_second", "seconds")}
+    row |= {f"train_{key}": training.get(key) for key in ("flops_per_token", "peak_memory_bytes", "energy_joules")}
+    row |= {f"test_{key}": test.get(key) for key in ("bits_per_byte", "accuracy", "loss")}
+    row |= {"digest": result["data"].get("digest"), "diverged_at": (training.get("divergence") or {}).get("update")}
+    for measured in measurement.get("contexts", []):
+        for key in ("state_bytes", "decode_ms_p50", "decode_tokens_per_second", "first_token_ms"):
+            row[f"{key}_{measured['context']}"] = measured.get(key)
+    return row
+
+
+def variant(record: Record) -> str:
+    """The configuration without its neutral keys, in a canonical form, with the digest of the data."""
+    config = {key: value for key, value in record.config.items() if key not in NEUTRAL}
+    return json.dumps([config, record.result["data"].get("digest")], sort_keys=True)
+
+
+def _tables(frame: pd.DataFrame) -> pd.Series:
+    """task-size, and the digest of the data where that alone would mix two corpora."""
+    plain = frame["task"] + "-" + frame["size"]
+    mixed = frame.groupby(plain)["digest"].transform("nunique") > 1
+    return plain.where(~mixed, plain + "-" + frame["digest"].astype(str).str[:8])
+
+
+def machine(record: Record) -> str:
+    """The device and its threads, as measured or, for a run that was not, as its environment says."""
+    measured, where = record.result.get("measurement"), record.environment
+    if measured:
+        name, gpu, threads = measured["device_name"], measured["device"] == "cuda", measured["threads"]
+    else:
+        name, gpu, threads = where.get("gpu") or where.get("cpu"), where.get("gpu"), where.get("threads")
+    return str(name) if gpu else f"{name}, {threads} thread{'s' if threads != 1 else ''}"
+
+
+def _labels(records: list[Record], frame: pd.DataFrame) -> list[str]:
+    """Model and solver; where variants that share a table would share that too, what sets them apart is added."""
+    base = [", ".join(filter(None, (r.result["model"], r.result.get("solver")))) for r in records]
+    homonyms: dict[tuple, dict[str, dict]] = defaultdict(dict)
+    table = list(zip(frame["table"], base, strict=True))
+    for record, where, what in zip(records, table, frame["variant"], strict=True):
+        homonyms[where][what] = flatten(record.config)
+    labels = []
+    for where, what, label in zip(table, frame["variant"], base, strict=True):
+        differing = _differing_keys(list(homonyms[where].values()))
+        config = homonyms[where][what]
+        parts = [f"{_short(key)}={config.get(key, 'unset')}" for key in differing]
+        labels.append(" ".join([label, *([f"({', '.join(parts)})"] if parts else [])]))
+    return labels
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}; lists are kept as text, and neutral keys are left out."""
+    if not isinstance(config, dict):
+        return {prefix: str(config) if isinstance(config, list) else config}
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if prefix or key not in NEUTRAL:
+            flat |= flatten(value, f"{prefix}.{key}" if prefix else key)
+    return flat
+
+
+def _differing_keys(configs: list[dict[str, Any]]) -> list[str]:
+    """Keys whose values set `configs` apart, shortest first, each way of setting them apart named once."""
+    ways: dict[tuple, str] = {}
+    for key in sorted({key for config in configs for key in config}, key=lambda key: (key.count("."), key)):
+        values = tuple(str(config.get(key, "unset")) for config in configs)
+        if len(set(values)) > 1 and not key.endswith("_target_"):
+            ways.setdefault(values, key)
+    return list(ways.values())
+
+
+def _short(key: str) -> str:
+    """`gradient.name` -> gradient, `trainer.learning_rate` -> learning_rate."""
+    parts = [part for part in key.split(".") if part != "name"]
+    return parts[-1] if parts else key

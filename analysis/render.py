@@ -1,0 +1,99 @@
+"""A table as Markdown, LaTeX and CSV, and figures as people write them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from analysis.statistics import Summary
+
+MISSING = "–"
+LATEX_ESCAPES = {c: "\\" + c for c in "&%$#_{}"} | {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+    "–": "--",
+    "≈": r"$\approx$",
+    "×": r"$\times$",
+}
+
+
+@dataclass(frozen=True)
+class Table:
+    """name: the stem of its files. rows: text as shown, the first column to the left. data: the exact figures."""
+
+    name: str
+    title: str
+    header: list[str]
+    rows: list[list[str]]
+    notes: list[str]
+    data: pd.DataFrame
+
+
+def markdown(table: Table) -> str:
+    """The table in GitHub's Markdown, with its title above and its notes below."""
+    cells = [[cell.replace("|", r"\|") for cell in row] for row in [table.header, *table.rows]]
+    widths = [max(3, *(len(row[i]) for row in cells)) for i in range(len(table.header))]
+    lines = [_line(row, widths) for row in cells]
+    lines.insert(1, "|" + "|".join("-" * (w + 1) + (":" if i else "-") for i, w in enumerate(widths)) + "|")
+    return "\n".join([f"**{table.title}**", "", *lines, "", " ".join(table.notes)]).strip() + "\n"
+
+
+def _line(row: list[str], widths: list[int]) -> str:
+    padded = [c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
+    return "| " + " | ".join(padded) + " |"
+
+
+def latex(table: Table) -> str:
+    """The table as a LaTeX float; needs the booktabs package."""
+    lines = [r"\begin{table}", r"\centering", rf"\caption{{{escape(table.title)}}}", rf"\label{{tab:{table.name}}}"]
+    lines += [rf"\begin{{tabular}}{{l{'r' * (len(table.header) - 1)}}}", r"\toprule"]
+    lines += [" & ".join(map(escape, table.header)) + r" \\", r"\midrule"]
+    lines += [" & ".join(map(escape, row)) + r" \\" for row in table.rows]
+    lines += [r"\bottomrule", r"\end{tabular}", r"\par\smallskip\footnotesize", escape(" ".join(table.notes))]
+    return "\n".join([*lines, r"\end{table}"]) + "\n"
+
+
+def escape(text: str) -> str:
+    """Text that LaTeX prints as it stands."""
+    return "".join(LATEX_ESCAPES.get(character, character) for character in text)
+
+
+def write(table: Table, folder: Path) -> list[Path]:
+    """Writes NAME.md, NAME.tex and NAME.csv into `folder`."""
+    texts = {".md": markdown(table), ".tex": latex(table), ".csv": table.data.to_csv(index=False)}
+    paths = [folder / f"{table.name}{suffix}" for suffix in texts]
+    for path, text in zip(paths, texts.values(), strict=True):
+        path.write_text(text, encoding="utf-8")
+    return paths
+
+
+def spread(summary: Summary, digits: int = 3) -> str:
+    """Mean, and ± standard deviation where there is one, to `digits` decimals."""
+    if summary.mean is None:
+        return MISSING
+    text = f"{summary.mean:,.{digits}f}"
+    return text if summary.std is None else f"{text} ± {summary.std:,.{digits}f}"
+
+
+def count(value: float | None) -> str:
+    """A whole number with its thousands apart."""
+    return MISSING if value is None else f"{value:,.0f}"
+
+
+def si_bytes(size: float | None) -> str:
+    """Bytes to three figures in B, kB, MB or GB (powers of a thousand)."""
+    if size is None:
+        return MISSING
+    for unit in ("B", "kB", "MB"):
+        if size < 999.5:
+            return f"{_three(size)} {unit}"
+        size /= 1000
+    return f"{_three(size)} GB"
+
+
+def _three(value: float) -> str:
+    if value == int(value):
+        return f"{value:.0f}"
+    return f"{value:.{max(0, 3 - len(str(int(value))))}f}"

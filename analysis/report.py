@@ -1,0 +1,102 @@
+"""All that the records give: tables, figures and the sections of the README."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from analysis import figures, frame, memory, quality, render, tables
+from analysis.records import Record, Records
+from analysis.render import Table
+
+NOTHING = "_No recorded runs yet._"
+PARTS = {
+    "loss_by_position": ("Loss by position", "position in the context (tokens)"),
+    "extrapolation": ("Beyond the trained length", "length evaluated (tokens)"),
+}
+"""{part of the evaluation: (title, label of its axis)}"""
+
+
+@dataclass(frozen=True)
+class Report:
+    """comparison: of text tasks. synthetic: of tasks scored by accuracy. figures: by the stem of their files."""
+
+    runs: pd.DataFrame
+    comparison: list[Table]
+    synthetic: list[Table]
+    memory: list[Table]
+    figures: dict[str, "Plot"]
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A figure that is drawn when it is wanted. title: also its alternative text."""
+
+    title: str
+    draw: Callable[[str], Figure]
+
+
+def build(records: Records) -> Report:
+    """Makes every table and curve that the records hold figures for."""
+    runs = frame.runs(records.runs)
+    contexts = frame.contexts(records.runs, list(runs["label"]) if len(runs) else [])
+    sizes = sorted(contexts["size"].unique())
+    return Report(
+        runs,
+        tables.comparisons(runs),
+        tables.comparisons(runs, "test_accuracy"),
+        [table for size in sizes if (table := memory.table(contexts, size))],
+        _memory_plots(contexts, sizes) | _quality_plots(records.runs, runs),
+    )
+
+
+def _memory_plots(contexts: pd.DataFrame, sizes: list[str]) -> dict[str, Plot]:
+    plots = {}
+    for size in sizes:
+        if known := memory.curves(contexts, size):
+            title = f"What generation must keep, {size} parameters"
+            plots[f"memory-{size}"] = Plot(title, partial(figures.memory, known))
+    return plots
+
+
+def _quality_plots(records: list[Record], runs: pd.DataFrame) -> dict[str, Plot]:
+    """Loss by position and by length, for every table that has such figures in two places at least."""
+    plots = {}
+    for name, group in runs.groupby("table", sort=True) if len(runs) else []:
+        members = [records[index] for index in group.index]
+        for part, (what, xlabel) in PARTS.items():
+            metric, known = quality.curves(members, group["label"], part)
+            if any(len(curve) > 1 for curve in known.values()):
+                title = f"{what}, {group['task'].iloc[0]}, {group['size'].iloc[0]} parameters"
+                draw = partial(figures.quality, known, xlabel=xlabel, ylabel=f"{metric.replace('_', ' ')} (test)")
+                plots[f"{part.replace('_', '-')}-{name}"] = Plot(title, draw)
+    return plots
+
+
+def write(report: Report, output: Path) -> list[Path]:
+    """Writes all tables and figures, and runs.csv with one row a run, into the folder `output`."""
+    output.mkdir(parents=True, exist_ok=True)
+    report.runs.drop(columns="variant").to_csv(output / "runs.csv", index=False)
+    paths = [output / "runs.csv"]
+    for table in [*report.comparison, *report.synthetic, *report.memory]:
+        paths += render.write(table, output)
+    for name, plot in report.figures.items():
+        paths += figures.save(plot.draw(title=plot.title), output, name)
+    return paths
+
+
+def sections(report: Report, output: Path, readme: Path) -> dict[str, str]:
+    """The README's generated sections, by name: comparison, synthetic, memory and figures."""
+    folder = Path(os.path.relpath(output, readme.parent)).as_posix()
+    images = [f"![{plot.title}]({folder}/{name}.png)" for name, plot in report.figures.items()]
+    texts = {
+        "comparison": [render.markdown(table) for table in report.comparison],
+        "synthetic": [render.markdown(table) for table in report.synthetic],
+        "memory": [render.markdown(table) for table in report.memory],
+        "figures": images,
+    }
+    return {name: "\n".join(parts) or NOTHING for name, parts in texts.items()}
