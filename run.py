@@ -17,7 +17,7 @@ os.environ.setdefault("LIQUIDBENCH_ROOT", str(ROOT))
 import hydra  # noqa: E402  (its configuration reads LIQUIDBENCH_ROOT)
 from hydra.core.override_parser.overrides_parser import OverridesParser  # noqa: E402
 from hydra.core.override_parser.types import Override  # noqa: E402
-from hydra.errors import HydraException  # noqa: E402
+from hydra.errors import HydraException, InstantiationException  # noqa: E402
 from omegaconf import DictConfig, OmegaConf  # noqa: E402
 from omegaconf.errors import OmegaConfBaseException  # noqa: E402
 
@@ -108,15 +108,22 @@ def preflight(arguments: list[str]) -> None:
         resolve(compose(overrides))
 
 
-@hydra.main(config_path="conf", config_name="config", version_base="1.3")
+@hydra.main(config_path=str(ROOT / "conf"), config_name="config", version_base="1.3")
 def job(config: DictConfig) -> None:
     """Runs one job of the command."""
     from harness.report import show
 
     with told():
         plain = resolve(config)
-        parts = {key: value for key, value in plain.items() if key not in COMPOSED_ONLY}
-        show(hydra.utils.instantiate(parts, _convert_="all").run(plain))
+        show(build({key: value for key, value in plain.items() if key not in COMPOSED_ONLY}).run(plain))
+
+
+def build(node: dict):
+    """Instantiates a checked configuration; an error that a constructor raises for the user arrives unwrapped."""
+    try:
+        return hydra.utils.instantiate(node, _convert_="all")
+    except InstantiationException as error:
+        raise error.__cause__ if isinstance(error.__cause__, UserError) else error from None
 
 
 @contextmanager

@@ -27,10 +27,10 @@ def _headline(result: dict) -> Table:
     table = Table("figure", "value", title=result["name"], title_justify="left")
     counts, training, evaluation = result["parameters"], result["training"], result["evaluation"]
     table.add_row("parameters", f"{counts['total']:,} ({counts['non_embedding']:,} without embeddings)")
-    table.add_row(
-        "trained", f"{training['tokens']:,} tokens, {training['updates']:,} updates, {training['epochs']:.2f} epochs"
-    )
-    table.add_row("training tokens/s", f"{training['tokens_per_second']:,.0f}")
+    epochs = "no example twice" if training["epochs"] is None else f"{training['epochs']:.2f} epochs"
+    table.add_row("trained", f"{training['tokens']:,} tokens, {training['updates']:,} updates, {epochs}")
+    if training["tokens_per_second"]:
+        table.add_row("training tokens/s", f"{training['tokens_per_second']:,.0f}")
     for split in ("validation", "test") if evaluation else ():
         figures = evaluation[split]
         if "bits_per_byte" in figures:

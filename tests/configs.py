@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-import hydra
-
 import run
 from harness.model import ModelSpec
 
@@ -17,4 +15,4 @@ def resolved(*overrides: str) -> dict:
 
 def spec(name: str, *overrides: str) -> ModelSpec:
     """The architecture that `model=NAME` and more overrides give."""
-    return hydra.utils.instantiate(resolved(f"model={name}", *overrides)["model"], _convert_="all")
+    return run.build(resolved(f"model={name}", *overrides)["model"])

@@ -1,9 +1,9 @@
 """Every architecture of conf/model is certified, with no list to maintain."""
 
 import torch
-from harness.certify import certify
 
 import configs
+from harness.certify import certify
 from harness.sizing import SizeConfig, solve
 
 
