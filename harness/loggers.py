@@ -1,0 +1,89 @@
+"""Where else a run's metrics go. The record on disk is always written and stays the source of truth."""
+
+from pathlib import Path
+from typing import Literal
+
+from harness.errors import ConfigError
+
+
+class Logger:
+    """Receives a run as it goes: `start` once, `log` per logged update, `finish` with the record."""
+
+    def start(self, name: str, key: str, config: dict) -> None:
+        """Opens the run. key: the run's key, the same when it is resumed."""
+        raise NotImplementedError
+
+    def log(self, metrics: dict, step: int) -> None:
+        """Receives one line of metrics; step: optimizer updates done."""
+        raise NotImplementedError
+
+    def finish(self, result: dict) -> None:
+        """Receives the finished record and closes the run."""
+        raise NotImplementedError
+
+
+class NoLogger(Logger):
+    """Logs nowhere."""
+
+    def start(self, name: str, key: str, config: dict) -> None:
+        pass
+
+    def log(self, metrics: dict, step: int) -> None:
+        pass
+
+    def finish(self, result: dict) -> None:
+        pass
+
+
+class WandbLogger(Logger):
+    """Weights & Biases through its own client; `offline`, the default, needs neither a key nor a network.
+
+    directory: where wandb keeps its own files; `wandb sync DIRECTORY/wandb/offline-run-*` uploads them later.
+    """
+
+    def __init__(
+        self,
+        project: str = "liquidbench",
+        entity: str | None = None,
+        mode: Literal["offline", "online", "disabled"] = "offline",
+        directory: str = "runs",
+        group: str | None = None,
+        tags: list[str] | None = None,
+    ):
+        self.project, self.entity, self.mode = project, entity, mode
+        self.directory, self.group, self.tags = Path(directory), group, tags
+        self._run = None
+
+    def start(self, name: str, key: str, config: dict) -> None:
+        """Raises ConfigError where wandb is missing or refuses (online without a key, no network)."""
+        try:
+            import wandb
+
+            self.directory.mkdir(parents=True, exist_ok=True)
+            self._run = wandb.init(
+                project=self.project,
+                entity=self.entity,
+                mode=self.mode,
+                dir=str(self.directory),
+                group=self.group,
+                tags=self.tags,
+                name=name,
+                id=key,
+                resume="allow" if self.mode == "online" else None,  # offline, the parts meet under one id when synced
+                config=config,
+                settings=wandb.Settings(console="off", silent=True),
+            )
+        except Exception as error:  # wandb's own errors, ImportError and OSError: none may end in a traceback
+            raise ConfigError(
+                f"logger=wandb with logger.mode={self.mode} cannot start: {' '.join(str(error).split())}.",
+                "wandb installed and, for mode=online, a key and a network.",
+                "run `wandb login`, or use logger.mode=offline or logger=none.",
+            ) from error
+
+    def log(self, metrics: dict, step: int) -> None:
+        self._run.log(metrics, step=step)
+
+    def finish(self, result: dict) -> None:
+        self._run.summary.update(result)
+        self._run.finish()
+        self._run = None

@@ -1,0 +1,70 @@
+"""What a person sees of training: a bar on a terminal, a line now and then elsewhere."""
+
+import math
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+LINES = 10
+"""Plain lines over a whole run."""
+
+
+class TrainingProgress:
+    """Context manager that shows updates, loss, bits per token, tokens/s and the time left.
+
+    updates: in all. done: before this session. Silent unless `enabled`.
+    """
+
+    def __init__(self, enabled: bool, updates: int, done: int = 0, console: Console | None = None):
+        self.updates, self.done, self.started_at = updates, done, done
+        self.console = console or Console()
+        self.plain = enabled and not self.console.is_terminal
+        self._bar = self._task = None
+        if enabled and self.console.is_terminal:
+            columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[figures]}"))
+            self._bar = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=self.console)
+
+    def __enter__(self) -> "TrainingProgress":
+        self._start = time.monotonic()
+        if self._bar is not None:
+            self._bar.start()
+            self._task = self._bar.add_task("training", total=self.updates, completed=self.done, figures="")
+        return self
+
+    def __exit__(self, *exception) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def advance(self, done: int, loss: float, tokens_per_second: float) -> None:
+        """Notes that `done` updates are made; loss: nats per token of the last one."""
+        earlier, self.done = self.done, done
+        figures = f"loss {loss:.3f}, {loss / math.log(2):.3f} bits/token, {tokens_per_second:,.0f} tokens/s"
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, figures=figures)
+        elif self.plain and (earlier == self.started_at or _tenth(done, self.updates) > _tenth(earlier, self.updates)):
+            self._print(f"update {done:,}/{self.updates:,}: {figures}, {_clock(self._seconds_left())} left")
+
+    def note(self, text: str) -> None:
+        """Shows one line."""
+        if self._bar is not None:
+            self._bar.console.print(text, highlight=False)
+        elif self.plain:
+            self._print(text)
+
+    def _print(self, text: str) -> None:
+        self.console.print(text, highlight=False, soft_wrap=True)
+
+    def _seconds_left(self) -> float:
+        per_update = (time.monotonic() - self._start) / max(1, self.done - self.started_at)
+        return per_update * (self.updates - self.done)
+
+
+def _tenth(done: int, updates: int) -> int:
+    return done * LINES // updates
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
