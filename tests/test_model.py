@@ -4,7 +4,6 @@ import pytest
 import torch
 
 import configs
-from harness.model import Width
 from harness.sizing import SizeConfig, solve
 from harness.state import map_tensors, state_bytes, tensors
 
@@ -59,7 +58,7 @@ def test_every_parameter_takes_part(model):
 
 def test_bfloat16_autocast_runs_forward_and_backward(architecture):
     spec = configs.spec(architecture)
-    model = spec.build(64, 1, Width(*solve(spec, 64, SizeConfig(120_000, 1))))
+    model = spec.build(64, 2, solve(spec, 64, SizeConfig(150_000, 2)))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         logits, _ = model(torch.randint(64, (2, 7)))
         logits.float().square().mean().backward()
