@@ -1,0 +1,113 @@
+"""WKV-7: the fused kernels against the torch loop, in values and gradients."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from baselines import rwkv_scan
+
+NAMES = ("r", "w", "k", "v", "a", "b", "state")
+
+
+def inputs(B: int, T: int, H: int, N: int, dtype=torch.float64) -> list[torch.Tensor]:
+    """Vectors as the model makes them: decays in (0.55, 1), a = -kk and b = kk * rate with kk of unit length."""
+    r, w, k, v, kk, rate = (torch.randn(B, T, H, N, dtype=dtype) for _ in range(6))
+    kk = F.normalize(kk, dim=-1)
+    state = torch.randn(B, H, N, N, dtype=dtype)
+    values = [r, torch.exp(-0.6 * torch.sigmoid(w)), k, v, -kk, kk * torch.sigmoid(rate), state]
+    return [value.requires_grad_() for value in values]
+
+
+def run(function, values):
+    """Outputs, and gradients of a loss that weighs every output and the final state differently."""
+    y, final = function(*values)
+    weights = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y)
+    loss = (weights * y).sum() + (torch.cos(torch.arange(final.numel(), dtype=y.dtype)).view_as(final) * final).sum()
+    return (y, final), torch.autograd.grad(loss, values)
+
+
+@pytest.mark.parametrize("T", [1, 15, 16, 17, 40])
+@pytest.mark.parametrize("N", [5, 16])
+def test_the_kernels_agree_with_the_loop(T, N):
+    values = inputs(2, T, 3, N)
+    outputs, gradients = run(rwkv_scan.scan, values)
+    expected_outputs, expected_gradients = run(rwkv_scan.scan_reference, values)
+    for got, expected in zip(outputs, expected_outputs, strict=True):
+        torch.testing.assert_close(got, expected, atol=1e-12, rtol=0)
+    for name, got, expected in zip(NAMES, gradients, expected_gradients, strict=True):
+        assert got.abs().max() > 0
+        torch.testing.assert_close(got, expected, atol=1e-11, rtol=0, msg=lambda text, name=name: f"d{name}: {text}")
+
+
+def test_the_loop_is_the_published_equation():
+    r, w, k, v, a, b, state = (value.detach() for value in inputs(1, 1, 1, 4))
+    r, w, k, v, a, b = (value[0, 0, 0] for value in (r, w, k, v, a, b))
+    expected = state[0, 0] @ torch.diag(w) + torch.outer(state[0, 0] @ a, b) + torch.outer(v, k)
+    y, new = rwkv_scan.step(*(value.view(1, 1, 4) for value in (r, w, k, v, a, b)), state)
+    torch.testing.assert_close(new[0, 0], expected)
+    torch.testing.assert_close(y[0, 0], expected @ r)
+
+
+def test_a_unit_key_written_at_full_rate_is_replaced():
+    """The delta rule: with decay 1 and rate 1, writing (k, v2) over (k, v1) leaves v2 alone under k."""
+    k, first, second = F.normalize(torch.randn(8), dim=0), torch.randn(8), torch.randn(8)
+    keys = torch.stack([k, k]).view(1, 2, 1, 8)
+    values = torch.stack([first, second]).view(1, 2, 1, 8)
+    y, _ = rwkv_scan.scan(keys, torch.ones_like(keys), keys, values, -keys, keys, torch.zeros(1, 1, 8, 8))
+    torch.testing.assert_close(y[0, 0, 0], first)
+    torch.testing.assert_close(y[0, 1, 0], second)
+
+
+def test_float32_and_strided_inputs():
+    values = inputs(2, 33, 2, 16, torch.float32)
+    got = run(rwkv_scan.scan, values)
+    exact = run(rwkv_scan.scan_reference, [value.detach().double().requires_grad_() for value in values])
+    for a, b in zip(got[0] + got[1], exact[0] + exact[1], strict=True):
+        assert (a.double() - b).abs().max() <= 2e-6 * b.abs().max()
+    strided = [value.detach().transpose(1, 2).contiguous().transpose(1, 2).requires_grad_() for value in values[:-1]]
+    state = values[-1].detach().mT.contiguous().mT.requires_grad_()
+    assert not strided[0].is_contiguous()
+    again = run(rwkv_scan.scan, [*strided, state])
+    for a, b in zip(got[0] + got[1], again[0] + again[1], strict=True):
+        assert torch.equal(a, b)
+
+
+def test_it_is_deterministic_and_leaves_its_inputs_alone():
+    values = inputs(3, 20, 2, 16)
+    before = [value.detach().clone() for value in values]
+    first, second = run(rwkv_scan.scan, values), run(rwkv_scan.scan, values)
+    for a, b in zip(first[0] + first[1], second[0] + second[1], strict=True):
+        assert torch.equal(a, b)
+    for a, b in zip(before, values, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_carried_state_continues_the_sequence_and_its_gradient():
+    values = inputs(2, 21, 2, 8)
+
+    def split(*values):
+        *vectors, state = values
+        y1, state = rwkv_scan.scan(*(value[:, :9] for value in vectors), state)
+        y2, state = rwkv_scan.scan(*(value[:, 9:] for value in vectors), state)
+        return torch.cat([y1, y2], dim=1), state
+
+    whole, parts = run(rwkv_scan.scan, values), run(split, values)
+    for a, b in zip(whole[0] + whole[1], parts[0] + parts[1], strict=True):
+        torch.testing.assert_close(a, b, atol=1e-11, rtol=0)
+
+
+def test_only_every_sixteenth_state_is_kept_and_none_without_gradients():
+    values = inputs(1, 40, 1, 8)
+    y, _ = rwkv_scan.scan(*values)
+    assert y.grad_fn.saved_tensors[-1].shape == (1, 1, 3, 8, 8)
+    with torch.no_grad():
+        y, _ = rwkv_scan.scan(*(value.detach() for value in values))
+    assert y.grad_fn is None
+
+
+def test_a_value_that_is_not_finite_stays_visible():
+    values = [value.detach() for value in inputs(1, 8, 1, 8)]
+    values[2][0, 3, 0, 0] = float("nan")
+    y, _ = rwkv_scan.scan(*values)
+    assert y[:, :3].isfinite().all()
+    assert not y[:, 3:].isfinite().any()
