@@ -11,13 +11,14 @@ DESCRIPTION = """Reads recorded runs and writes every table (Markdown, LaTeX, CS
 
 Every run counts, the diverged ones too; a run whose certificates failed is refused and named. Runs that differ only
 in their seed are one row. With --readme, the sections of that file between `<!-- generated:NAME -->` and
-`<!-- /generated:NAME -->` (comparison, synthetic, memory, figures) are written from the records."""
+`<!-- /generated:NAME -->` (example, comparison, synthetic, memory, figures) are written from the records."""
 EPILOG = """examples:
   python -m analysis                                    all of results/ and runs/, into reports/
   python -m analysis runs --output /tmp/tables          one folder, written elsewhere
   python -m analysis --readme README.md                 the README's sections, from results/ alone
   python -m analysis --readme README.md --check         exit 1 where the README differs from the records"""
 SHARED, LOCAL = Path("results"), Path("runs")
+PUBLISHED, OUTPUT = SHARED / "reports", Path("reports")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -31,7 +32,9 @@ def parser() -> argparse.ArgumentParser:
         type=Path,
         help="folders of recorded runs\n(default: results and runs; with --readme results alone)",
     )
-    made.add_argument("--output", type=Path, default=Path("reports"), help="where to write (default: reports)")
+    made.add_argument(
+        "--output", type=Path, help=f"where to write (default: {OUTPUT}; with --readme {PUBLISHED}, which is committed)"
+    )
     made.add_argument("--readme", type=Path, help="file whose generated sections are written")
     made.add_argument("--check", action="store_true", help="write nothing; exit 1 where the README would change")
     return made
@@ -40,6 +43,7 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line; returns the exit status: 0, 1 (README out of date) or 2 (an error, told)."""
     options = parser().parse_args(arguments)
+    options.output = options.output or (PUBLISHED if options.readme else OUTPUT)
     try:
         return _run(options)
     except UserError as error:

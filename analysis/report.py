@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis import figures, frame, memory, quality, render, tables
+from analysis import example, figures, frame, memory, quality, render, tables
 from analysis.records import Record, Records
 from analysis.render import Table
 
@@ -23,13 +23,17 @@ PARTS = {
 
 @dataclass(frozen=True)
 class Report:
-    """comparison: of text tasks. synthetic: of tasks scored by accuracy. figures: by the stem of their files."""
+    """comparison: of text tasks. synthetic: of tasks scored by accuracy. figures: by the stem of their files.
+
+    example: one run, told as a summary.
+    """
 
     runs: pd.DataFrame
     comparison: list[Table]
     synthetic: list[Table]
     memory: list[Table]
     figures: dict[str, "Plot"]
+    example: str
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,7 @@ def build(records: Records) -> Report:
         tables.comparisons(runs, "test_accuracy"),
         [table for size in sizes if (table := memory.table(contexts, size))],
         _memory_plots(contexts, sizes) | _quality_plots(records.runs, runs),
+        example.tell(records.runs),
     )
 
 
@@ -90,10 +95,11 @@ def write(report: Report, output: Path) -> list[Path]:
 
 
 def sections(report: Report, output: Path, readme: Path) -> dict[str, str]:
-    """The README's generated sections, by name: comparison, synthetic, memory and figures."""
+    """The README's generated sections, by name: example, comparison, synthetic, memory and figures."""
     folder = Path(os.path.relpath(output, readme.parent)).as_posix()
     images = [f"![{plot.title}]({folder}/{name}.png)" for name, plot in report.figures.items()]
     texts = {
+        "example": [report.example] if report.example else [],
         "comparison": [render.markdown(table) for table in report.comparison],
         "synthetic": [render.markdown(table) for table in report.synthetic],
         "memory": [render.markdown(table) for table in report.memory],

@@ -1,6 +1,5 @@
 """One run from start to finish: size, certify, train, evaluate, measure, record."""
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,8 +107,3 @@ class Experiment:
         measurement["cost"] = cost(self.measure, measurement, training["tokens_per_second"])
         return {"status": "finished", "training": training, "evaluation": evaluation, "measurement": measurement}
 
-
-def writable(folder: str) -> None:
-    """Raises RecordError unless `folder` can be made and written to."""
-    record.check_writable(Path(folder))
-    shutil.disk_usage(folder)

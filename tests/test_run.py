@@ -65,7 +65,7 @@ def test_a_bad_configuration_is_refused_before_anything_runs(case, monkeypatch, 
 # Overrides that compose, and yet cannot run; {} is the test's folder.
 BAD_INPUTS = {
     "empty corpus": (["task.path={}/empty.txt"], ["empty.txt", "empty"]),
-    "short corpus": (["task.path={}/short.txt"], ["short"]),
+    "short corpus": (["task.path={}/short.txt"], ["8 bytes", "trainer.length"]),
     "not UTF-8": (["task.path={}/latin.txt"], ["latin.txt", "UTF-8"]),
     "no such path": (["task.path={}/nowhere.txt"], ["nowhere.txt"]),
     "unwritable folder": (["records={}/file/runs"], ["file/runs"]),

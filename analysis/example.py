@@ -1,0 +1,38 @@
+"""One run told as a summary: what a reader sees who makes one."""
+
+from analysis.records import Record
+
+
+def tell(records: list[Record]) -> str:
+    """The liquid model solved by rk4 where there is one, or else the first run that ends in text; "" for none."""
+    ended = [record for record in records if (record.result.get("evaluation") or {}).get("sample")]
+    if not ended:
+        return ""
+    liquid = [r for r in ended if (r.result["model"], r.result["solver"]) == ("ltc", "rk4")]
+    return _summary((liquid or ended)[0].result)
+
+
+def _summary(result: dict) -> str:
+    training, evaluation, sample = result["training"], result["evaluation"], result["evaluation"]["sample"]
+    gates = result["certificates"]["gates"]
+    lines = [
+        result["name"],
+        f"  parameters         {result['parameters']['total']:,}",
+        f"  certificates       {sum(gate['passed'] is True for gate in gates)} of {len(gates)} passed",
+        f"  trained            {training['tokens']:,} tokens, {training['updates']:,} updates, "
+        f"{training['tokens_per_second']:,.0f} tokens/s",
+        *(f"  {split:<18} {evaluation[split]['bits_per_byte']:.3f} bits per byte" for split in ("validation", "test")),
+        *(_context(row) for row in result["measurement"]["contexts"] if row["decode_ms_p50"] is not None),
+        "  sample             " + _indented(sample["prompt"] + sample["text"]),
+    ]
+    return "\n".join(["```text", *lines, "```"])
+
+
+def _context(row: dict) -> str:
+    where, held = f"after {row['context']:,} tokens", f"{row['state_bytes']:,} bytes of state"
+    return f"  {where:<22} {held}, {row['decode_ms_p50']:.2f} ms a token"
+
+
+def _indented(text: str) -> str:
+    """The text on one line after another, beneath where it begins, with nothing that could end the fence."""
+    return "\n".join(line.rstrip() for line in text.replace("```", "'''").replace("\n", "\n" + " " * 21).split("\n"))
