@@ -1,0 +1,161 @@
+"""Causal self-attention as in Llama (Touvron et al. 2023, arXiv:2302.13971): rotary positions, no bias."""
+
+import math
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from pydantic import PositiveFloat, PositiveInt
+from torch import Tensor, nn
+
+from baselines.kv_cache import KVCache
+from harness.errors import ConfigError
+from harness.mixer import Flops, Mixer, Trusted
+
+MASK_ELEMENTS = 2**22  # queries of a later chunk are taken in groups whose mask is no larger than this
+
+
+class Attention(Mixer):
+    """Multi-head attention whose state is the keys and values of every token seen.
+
+    head_dim: even, divides d_model. n_kv_heads: key-value heads, each shared by a group of query heads (Ainslie et al.
+    2023, arXiv:2305.13245); None means one for each. rope_theta: base of the rotary frequencies (Su et al. 2021,
+    arXiv:2104.09864). Projections start as N(0, 2 / (5 d_model)) (Nguyen and Salazar 2019, arXiv:1910.05895), the one
+    into the residual stream smaller by sqrt(2 n_layers) (GPT-2).
+    """
+
+    constant_state = False
+
+    def __init__(
+        self,
+        d_model: int,
+        layer: int = 0,
+        n_layers: int = 1,
+        *,
+        head_dim: PositiveInt = 32,
+        n_kv_heads: PositiveInt | None = None,
+        rope_theta: PositiveFloat = 10_000.0,
+    ):
+        super().__init__(d_model, layer, n_layers)
+        self.head_dim, self.rope_theta = head_dim, rope_theta
+        self.n_heads = _count_heads(d_model, head_dim)
+        self.n_kv_heads = _count_kv_heads(self.n_heads, n_kv_heads, head_dim)
+        self.qkv = nn.Linear(d_model, (self.n_heads + 2 * self.n_kv_heads) * head_dim, bias=False)
+        self.out = nn.Linear(d_model, d_model, bias=False)
+        std = math.sqrt(2 / (5 * d_model))
+        nn.init.normal_(self.qkv.weight, std=std)
+        nn.init.normal_(self.out.weight, std=std / math.sqrt(2 * n_layers))
+
+    def forward(
+        self, x: Tensor, state: KVCache | None = None, elapsed: Tensor | None = None, shared: dict | None = None
+    ) -> tuple[Tensor, KVCache]:
+        position, past = (0, 0) if state is None else (state.position, state.length)
+        queries, keys, values = self._project(x, position)
+        if state is None:
+            state = KVCache.of(keys[:, :, :0], values[:, :, :0])
+        cache = state.append(keys, values)
+        if x.shape[1] == 1:
+            y = _attend_one(queries, cache.keys, cache.values)
+        elif past == 0:
+            y = _sdpa(queries, keys, values, is_causal=True)
+        else:
+            y = _attend_after(queries, cache.keys, cache.values, past)
+        return self.out(y.transpose(1, 2).flatten(2)), cache  # (B, heads, T, head_dim) -> (B, T, d_model)
+
+    def step(
+        self, x_t: Tensor, state: KVCache, elapsed: Tensor | None = None, shared: dict | None = None
+    ) -> tuple[Tensor, KVCache]:
+        y, cache = self.forward(x_t.unsqueeze(1), state)
+        return y.squeeze(1), cache
+
+    def init_state(self, batch: int, context: int = 0, device=None, dtype=None) -> KVCache:
+        return KVCache.zeros(batch, self.n_kv_heads, context, self.head_dim, device=device, dtype=dtype)
+
+    def truncate_state(self, state: KVCache, keep: int) -> KVCache:
+        return state.truncate(keep)
+
+    def flops_per_token(self, context: int) -> Flops:
+        attention = self.n_heads * self.head_dim * context
+        projections = self.qkv.weight.numel() + self.out.weight.numel()
+        rotation = 3 * (self.n_heads + self.n_kv_heads) * self.head_dim
+        softmax = 5 * self.n_heads * context  # scale, maximum, difference, exponential and sum
+        return Flops(matmul=2 * projections + 4 * attention, other=rotation + softmax)
+
+    def trusted(self) -> Trusted:
+        from baselines.transformer_trusted import llama_attention
+
+        return llama_attention(self)
+
+    def _project(self, x: Tensor, position: int) -> tuple[Tensor, Tensor, Tensor]:
+        """x (B, T, d_model) -> queries (B, n_heads, T, head_dim), keys and values (B, n_kv_heads, T, head_dim)."""
+        rotated = self.n_heads + self.n_kv_heads
+        heads = self.qkv(x).unflatten(2, (-1, self.head_dim))  # (B, T, n_heads + 2 n_kv_heads, head_dim)
+        wide = torch.promote_types(heads.dtype, torch.float32)
+        cos, sin = _rotary_table(position, x.shape[1], self.head_dim, self.rope_theta, x.device, wide)
+        turned = _rotate(heads[:, :, :rotated].to(wide), cos, sin).to(heads.dtype).transpose(1, 2)
+        return turned[:, : self.n_heads], turned[:, self.n_heads :], heads[:, :, rotated:].transpose(1, 2)
+
+
+@lru_cache(maxsize=1)  # every layer of one call asks for the same
+def _rotary_table(position: int, length: int, head_dim: int, theta: float, device, dtype) -> tuple[Tensor, Tensor]:
+    """Cosine and sine (length, 1, head_dim / 2) of position x theta^(-2 i / head_dim), rounded once from float64."""
+    with torch.inference_mode(False), torch.no_grad():
+        exponents = torch.arange(0, head_dim, 2, dtype=torch.float64, device=device) / head_dim
+        positions = torch.arange(position, position + length, dtype=torch.float64, device=device)
+        angles = positions[:, None, None] * theta**-exponents
+        return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def _rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turns the pairs (i, i + head_dim / 2) of heads (B, T, heads, head_dim), Llama's order."""
+    first, second = heads.chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+
+
+def _sdpa(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+    grouped = queries.shape[1] != keys.shape[1]
+    return F.scaled_dot_product_attention(
+        queries, keys, values, attn_mask=mask, is_causal=is_causal, enable_gqa=grouped
+    )
+
+
+def _attend_after(queries: Tensor, keys: Tensor, values: Tensor, past: int) -> Tensor:
+    """Attention of T queries to `past` earlier tokens and, causally, to their own. keys, values: past + T tokens."""
+    length, total = queries.shape[2], keys.shape[2]
+    group = max(1, MASK_ELEMENTS // total)
+    parts = []
+    for start in range(0, length, group):
+        stop = min(start + group, length)
+        seen = past + stop
+        mask = torch.ones(stop - start, seen, dtype=torch.bool, device=queries.device).tril(past + start)
+        parts.append(_sdpa(queries[:, :, start:stop], keys[:, :, :seen], values[:, :, :seen], mask))
+    return torch.cat(parts, dim=2)
+
+
+def _attend_one(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Attention of the newest token (B, heads, 1, head_dim) to all, its own group of heads reading one set of keys."""
+    batch, n_heads, _, head_dim = query.shape
+    grouped = query.reshape(batch, keys.shape[1], -1, head_dim)  # (B, kv_heads, group, head_dim)
+    scores = (grouped * head_dim**-0.5) @ keys.transpose(2, 3)  # (B, kv_heads, group, tokens)
+    weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(values.dtype)
+    return (weights @ values).reshape(batch, n_heads, 1, head_dim)
+
+
+def _count_heads(d_model: int, head_dim: int) -> int:
+    if d_model % head_dim or head_dim % 2:
+        raise ConfigError(
+            f"model.mixer.head_dim={head_dim} does not fit d_model={d_model}.",
+            "an even head_dim that divides d_model.",
+            f"set model.width_multiple to a multiple of head_dim={head_dim}, which must be even.",
+        )
+    return d_model // head_dim
+
+
+def _count_kv_heads(n_heads: int, n_kv_heads: int | None, head_dim: int) -> int:
+    if n_kv_heads is not None and n_heads % n_kv_heads:
+        raise ConfigError(
+            f"model.mixer.n_kv_heads={n_kv_heads} does not divide the {n_heads} query heads of this width.",
+            "every key-value head shared by the same number of query heads.",
+            f"set model.width_multiple={n_kv_heads * head_dim}.",
+        )
+    return n_kv_heads or n_heads

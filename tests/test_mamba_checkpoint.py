@@ -1,0 +1,95 @@
+"""Checkpoints of mamba-ssm and transformers, loaded into our model."""
+
+from importlib.util import find_spec
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from baselines import mamba_trusted
+from baselines.mamba import Mamba
+from baselines.mamba_checkpoint import load_mamba_checkpoint, translate
+from harness.errors import CheckpointError
+from harness.model import ModelSpec, Width
+
+
+def mamba_ssm(name: str):
+    if find_spec("mamba_ssm") is None:
+        pytest.skip("mamba-ssm is not installed")
+    return mamba_trusted.import_mamba_ssm(name)
+
+
+def small_model(vocab_size=40, n_layers=2):
+    return ModelSpec("mamba", Mamba, tie_embeddings=True).build(vocab_size, n_layers, Width(16, 0))
+
+
+def test_a_checkpoint_of_mamba_ssm_gives_its_logits():
+    head = mamba_ssm("mamba_ssm.models.mixer_seq_simple")
+    config = mamba_ssm("mamba_ssm.models.config_mamba").MambaConfig(
+        d_model=16, n_layer=2, vocab_size=40, ssm_cfg={"use_fast_path": False}, fused_add_norm=False
+    )
+    theirs = head.MambaLMHeadModel(config)
+    for name, p in theirs.named_parameters():
+        if "norm" in name:
+            nn.init.uniform_(p, 0.5, 1.5)
+    model = small_model()
+    load_mamba_checkpoint(model, theirs.state_dict())
+    _on_cpu(theirs)
+    tokens = torch.randint(40, (2, 13))
+    assert_close(model(tokens)[0], theirs(tokens).logits, rtol=1e-4, atol=1e-5)
+
+
+def _on_cpu(theirs) -> None:
+    """Puts torch's RMSNorm and mamba-ssm's reference scan in the place of what runs on a GPU only."""
+    backbone = theirs.backbone
+    for holder, name in [(backbone, "norm_f"), *((layer, "norm") for layer in backbone.layers)]:
+        gpu = getattr(holder, name)
+        cpu = nn.RMSNorm(gpu.weight.shape, eps=gpu.eps)
+        cpu.weight = gpu.weight
+        setattr(holder, name, cpu)
+    for layer in backbone.layers:
+        mixer = Mamba(16)
+        mixer.load_state_dict(layer.mixer.state_dict())
+        trusted = mamba_trusted.mamba_ssm_mixer(mixer)
+        layer.mixer.forward = lambda x, inference_params=None, trusted=trusted: trusted.forward(x)
+
+
+def test_a_checkpoint_of_transformers_gives_its_logits():
+    from transformers import MambaConfig, MambaForCausalLM
+
+    config = MambaConfig(vocab_size=40, hidden_size=16, num_hidden_layers=2, layer_norm_epsilon=1e-5)
+    theirs = MambaForCausalLM(config).eval()
+    model = small_model()
+    load_mamba_checkpoint(model, theirs.state_dict())
+    tokens = torch.randint(40, (2, 13))
+    with mamba_trusted.transformers_in_torch():
+        logits = theirs(tokens, use_cache=False).logits
+    assert_close(model(tokens)[0], logits, rtol=1e-4, atol=1e-5)
+    untied = {name: tensor for name, tensor in theirs.state_dict().items() if name != "lm_head.weight"}
+    other = small_model()
+    load_mamba_checkpoint(other, untied)
+    assert torch.equal(other(tokens)[0], model(tokens)[0])
+
+
+def foreign_names(model) -> dict:
+    """The state dict of a model under mamba-ssm's names."""
+    names = {"embedding": "backbone.embedding", "norm": "backbone.norm_f", "head": "lm_head"}
+    renamed = {}
+    for name, tensor in model.state_dict().items():
+        first, rest = name.split(".", 1)
+        renamed[f"{names.get(first, 'backbone.layers')}.{rest}"] = tensor
+    assert {translate(name) for name in renamed} == set(model.state_dict())
+    return renamed
+
+
+@pytest.mark.parametrize("damage", ["missing", "unknown", "deeper", "shape"])
+def test_a_checkpoint_that_does_not_fit_is_refused(damage):
+    state_dict = foreign_names(small_model())
+    model = small_model(n_layers=4 if damage == "deeper" else 2, vocab_size=48 if damage == "shape" else 40)
+    if damage == "missing":
+        del state_dict["backbone.layers.1.mixer.A_log"]
+    if damage == "unknown":
+        state_dict["backbone.layers.0.norm2.weight"] = torch.ones(16)
+    with pytest.raises(CheckpointError, match="Remedy"):
+        load_mamba_checkpoint(model, state_dict)

@@ -1,0 +1,166 @@
+"""The selective scan: its kernels against the loop over time, mamba-ssm's reference and each other."""
+
+import sys
+from importlib.util import find_spec
+from types import ModuleType
+
+import numba
+import pytest
+import torch
+from torch.testing import assert_close
+
+from baselines import selective_scan as scans
+from baselines.mamba_trusted import import_mamba_ssm
+from baselines.selective_scan import selective_scan, selective_scan_by, selective_scan_reference
+
+NAMES = ("x", "dt", "A", "B", "C", "D", "h0")
+
+
+def inputs(batch=2, length=5, channels=3, states=2, dtype=torch.float64, scale=1.0):
+    """Random inputs of the scan; `scale` multiplies dt."""
+    x, B, C = (torch.randn(batch, length, size, dtype=dtype) for size in (channels, states, states))
+    dt = torch.rand(batch, length, channels, dtype=dtype) * scale
+    A = -torch.rand(channels, states, dtype=dtype) * 16
+    D, h0 = torch.randn(channels, dtype=dtype), torch.randn(batch, channels, states, dtype=dtype)
+    return [t.requires_grad_() for t in (x, dt, A, B, C, D, h0)]
+
+
+def values_and_gradients(function, tensors):
+    """Outputs of a scan, and the gradients of a weighted sum of both outputs by every input."""
+    y, h = function(*tensors)
+    generator = torch.Generator().manual_seed(1)
+    weights = [torch.randn(out.shape, dtype=torch.float64, generator=generator).to(out) for out in (y, h)]
+    loss = (y * weights[0]).sum() + (h * weights[1]).sum()
+    return [y, h, *torch.autograd.grad(loss, tensors)]
+
+
+def check(first, second, tensors, **tolerances):
+    results = zip(values_and_gradients(first, tensors), values_and_gradients(second, tensors), strict=True)
+    for name, (a, b) in zip(("y", "h", *NAMES), results, strict=True):
+        assert_close(a, b, msg=lambda text, name=name: f"{name}: {text}", **tolerances)
+
+
+@pytest.mark.parametrize("sizes", [(2, 37, 70, 5), (1, 1, 3, 16), (3, 16, 64, 1), (2, 33, 65, 2), (1, 4, 130, 3)])
+def test_kernels_equal_the_loop_in_values_and_gradients(sizes):
+    check(selective_scan, selective_scan_reference, inputs(*sizes), rtol=1e-10, atol=1e-11)
+
+
+def test_steps_from_tiny_to_huge():
+    for scale in (1e-6, 1.0, 1e3):
+        check(selective_scan, selective_scan_reference, inputs(2, 19, 7, 4, scale=scale), rtol=1e-10, atol=1e-9)
+
+
+def test_inputs_may_be_laid_out_in_any_order():
+    x, dt, A, B, C, D, h0 = inputs(2, 9, 6, 3)
+
+    def arranged(function):
+        def run(x, dt, A, B, C, D, h0):
+            wide = torch.stack([x, x], dim=2)[:, :, 1]  # a view with gaps
+            A, dt = A.t().contiguous().t(), dt.transpose(1, 2).contiguous().transpose(1, 2)
+            pair = torch.cat([B, C], dim=-1)
+            return function(wide, dt, A, *pair.chunk(2, dim=-1), D.expand(1, -1)[0], h0.mT.contiguous().mT)
+
+        return run
+
+    check(arranged(selective_scan), selective_scan_reference, [x, dt, A, B, C, D, h0], rtol=1e-10, atol=1e-11)
+
+
+def test_float32_is_as_close_to_float64_as_the_loop_is():
+    tensors = inputs(2, 65, 70, 16, dtype=torch.float32)
+    exact = values_and_gradients(selective_scan_reference, [t.detach().double().requires_grad_() for t in tensors])
+    errors = []
+    for function in (selective_scan, selective_scan_reference):
+        results = zip(values_and_gradients(function, tensors), exact, strict=True)
+        errors.append([((a - b).norm() / b.norm()).item() for a, b in results])
+    assert max(errors[0]) < 2e-6
+    assert all(fused < 5 * loop + 1e-7 for fused, loop in zip(*errors, strict=True))
+
+
+def test_parts_of_a_sequence_with_the_state_carried_equal_the_whole():
+    def in_parts(x, dt, A, B, C, D, h):
+        ys = []
+        for part in (slice(0, 1), slice(1, 20), slice(20, 39)):
+            y, h = selective_scan(x[:, part], dt[:, part], A, B[:, part], C[:, part], D, h)
+            ys.append(y)
+        return torch.cat(ys, dim=1), h
+
+    check(in_parts, selective_scan, inputs(2, 39, 5, 3), rtol=1e-10, atol=1e-11)
+
+
+def test_no_initial_state_means_zero():
+    *rest, h0 = inputs()
+    for a, b in zip(selective_scan(*rest), selective_scan(*rest, torch.zeros_like(h0)), strict=True):
+        assert torch.equal(a, b)
+    assert_close(selective_scan_reference(*rest), selective_scan(*rest))
+
+
+def test_results_do_not_depend_on_the_number_of_threads_nor_change_the_inputs():
+    tensors = inputs(3, 21, 140, 4, dtype=torch.float32)
+    before = [t.detach().clone() for t in tensors]
+    runs, threads = [], numba.get_num_threads()
+    try:
+        for count in (1, numba.config.NUMBA_NUM_THREADS):
+            numba.set_num_threads(count)
+            runs.append(values_and_gradients(selective_scan, tensors))
+    finally:
+        numba.set_num_threads(threads)
+    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(tensors, before, strict=True))
+
+
+def test_states_are_kept_for_the_backward_only_where_there_will_be_one(monkeypatch):
+    seen = []
+    forward = scans.selective_scan_cpu.forward
+    monkeypatch.setattr(scans.selective_scan_cpu, "forward", lambda *args: (seen.append(args[7].size), forward(*args)))
+    tensors = inputs(1, 33, 3, 2)
+    with torch.no_grad():
+        quiet = selective_scan(*tensors)
+    recorded = selective_scan(*tensors)
+    assert seen == [0, 3 * 2 * scans.selective_scan_cpu.WIDTH]
+    assert all(torch.equal(a, b) for a, b in zip(quiet, recorded, strict=True))
+
+
+def test_a_diverged_input_stays_visible():
+    tensors = [t.detach() for t in inputs(1, 6, 3, 2, dtype=torch.float32)]
+    tensors[0][0, 2, 1] = float("nan")
+    y, _ = selective_scan(*tensors)
+    assert y[0, 2:, 1].isnan().all()
+    assert y[0, :, (0, 2)].isfinite().all()
+
+
+@pytest.fixture
+def reference():
+    """mamba-ssm's own torch reference."""
+    if find_spec("mamba_ssm") is None:
+        pytest.skip("mamba-ssm is not installed")
+    return import_mamba_ssm("mamba_ssm.ops.selective_scan_interface").selective_scan_ref
+
+
+def test_kernels_equal_mamba_ssm_and_its_kernel_can_carry_a_state(reference):
+    tensors = inputs(2, 23, 6, 4, dtype=torch.float32, scale=0.1)
+
+    def theirs(*tensors):
+        return selective_scan_by(reference, *tensors)
+
+    check(selective_scan, theirs, tensors, rtol=1e-4, atol=1e-4)
+
+    x, dt, A, B, C, D, _ = tensors
+    channels_first = [t.transpose(1, 2) for t in (x, dt, B, C)]
+    y, last = reference(*channels_first[:2], A, *channels_first[2:], D, return_last_state=True)
+    for own in (selective_scan, theirs):
+        assert_close(own(x, dt, A, B, C, D, None), (y.transpose(1, 2), last), rtol=1e-5, atol=1e-5)
+
+
+def test_mamba_ssm_kernel_is_taken_only_where_it_was_compiled(monkeypatch):
+    compiled, interface = ModuleType("selective_scan_cuda"), ModuleType("interface")
+    interface.selective_scan_fn = lambda: None
+    monkeypatch.setitem(sys.modules, "mamba_ssm", ModuleType("mamba_ssm"))
+    monkeypatch.setitem(sys.modules, "mamba_ssm.ops", ModuleType("ops"))
+    monkeypatch.setitem(sys.modules, "mamba_ssm.ops.selective_scan_interface", interface)
+    monkeypatch.setitem(sys.modules, "selective_scan_cuda", None)
+    assert scans.mamba_ssm_kernel() is None
+    monkeypatch.setitem(sys.modules, "selective_scan_cuda", compiled)
+    compiled.fwd = None
+    assert scans.mamba_ssm_kernel() is None
+    compiled.fwd = object()
+    assert scans.mamba_ssm_kernel() is interface.selective_scan_fn
