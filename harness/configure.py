@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
+from pydantic.errors import PydanticInvalidForJsonSchema
 
 from harness.errors import ConfigError
 
@@ -85,7 +86,10 @@ def _converted(value: Any, annotation: Any, full_key: str) -> Any:
 
 
 def _readable(annotation: Any) -> str:
-    schema = TypeAdapter(annotation, config={"arbitrary_types_allowed": True}).json_schema()
+    try:
+        schema = TypeAdapter(annotation, config={"arbitrary_types_allowed": True}).json_schema()
+    except PydanticInvalidForJsonSchema:  # a class of ours: a node with a _target_ of its own
+        return f"a node whose _target_ makes a {getattr(annotation, '__name__', annotation)}"
     options = schema.get("anyOf", [schema])
     return " or ".join(_readable_option(option) for option in options)
 

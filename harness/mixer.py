@@ -49,6 +49,9 @@ class Mixer(nn.Module):
     tolerance: float = 1e-10
     """Float64 agreement promised between the mixer's own paths (whole sequence, prefill + step, chunks)."""
 
+    data_dependent_flops: bool = False
+    """Declares that the operations depend on the data (adaptive steps): `flops_per_token` then states the least."""
+
     def __init__(self, d_model: int, layer: int = 0, n_layers: int = 1):
         super().__init__()
         self.d_model, self.layer, self.n_layers = d_model, layer, n_layers

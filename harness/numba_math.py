@@ -10,16 +10,35 @@ let LLVM assume that NaN and infinity never occur (a diverged run must stay visi
 order, whatever the caller's flags. A Python literal is float64 or int64 in numba and would widen a float32 loop.
 """
 
+import hashlib
 import math
+import re
+from pathlib import Path
 
 import numpy as np
-from numba import types
+from numba import config, types
 from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
+
+def kernel_digest(root: Path) -> str:
+    """Names the sources under `root` that go into compiled kernels: those that import numba or a module like this."""
+    sources = sorted(p for folder in ("arch", "baselines", "harness") for p in (root / folder).rglob("*.py"))
+    texts = [path.read_bytes() for path in sources]
+    kernels = [
+        text for text in texts if re.search(rb"^(?:from|import) (?:numba|harness.numba_math)\b", text, re.MULTILINE)
+    ]
+    return hashlib.sha256(b"\0".join(kernels)).hexdigest()[:16]
+
+
+# With cache=True numba looks only at the file that holds a kernel, and would go on using it after a change to the
+# functions it calls. So the compiled kernels are kept by the digest of all their sources.
+_cache_root = Path(config.CACHE_DIR) if config.CACHE_DIR else Path(__file__).parent / "__pycache__"
+config.CACHE_DIR = str(_cache_root / f"numba-{kernel_digest(Path(__file__).parents[1])}")
+
 FASTMATH = {"reassoc", "contract", "arcp", "nsz"}
 # Reassociation would undo the argument reduction; the check for a zero divisor would keep loops from vectorising.
-_STRICT = {"fastmath": {"contract"}, "error_model": "numpy"}
+_STRICT = {"fastmath": {"contract"}, "error_model": "numpy", "forceinline": True}
 
 _f = np.float32
 ZERO, HALF, ONE, TWO = _f(0), _f(0.5), _f(1), _f(2)
@@ -176,9 +195,9 @@ def _softplus64(x):
     return (0.0 if x < 0.0 else x) + math.log1p(math.exp(-abs(x)))
 
 
-def _phi1_32(x):
+def _phi1_32(x):  # the same argument to each exp, so that LLVM merges them where a loop needs several
     nonzero = ONE if x == ZERO else x
-    return ONE if x == ZERO else -expm1(-nonzero) / nonzero
+    return ONE if x == ZERO else -expm1(-x) / nonzero
 
 
 def _phi1_64(x):
@@ -188,7 +207,7 @@ def _phi1_64(x):
 def _phi1_grad32(x):
     series = P0 + x * (P1 + x * (P2 + x * (P3 + x * (P4 + x * (P5 + x * P6)))))
     large = ONE if abs(x) < HALF else x
-    closed = (exp(-large) - ONE) / large + exp(-large)
+    closed = (exp(-x) - ONE) / large + exp(-x)
     return series if abs(x) < HALF else closed / large
 
 

@@ -1,5 +1,6 @@
 """A configuration is checked against the signatures it will call, before anything runs."""
 
+from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -10,7 +11,9 @@ from harness.errors import ConfigError
 
 
 class Target:
-    def __init__(self, width: PositiveInt, mode: Literal["a", "b"] = "a", scale: float | None = None):
+    def __init__(
+        self, width: PositiveInt, mode: Literal["a", "b"] = "a", scale: float | None = None, part: Path = Path()
+    ):
         self.width = width
 
 
@@ -30,6 +33,7 @@ def test_values_are_converted_to_their_annotations():
         ({"width": "wide"}, ["model.width='wide'", "integer > 0"]),
         ({"width": -3}, ["model.width=-3", "integer > 0"]),
         ({"mode": "c"}, ["model.mode='c'", "one of a, b"]),
+        ({"part": 3}, ["model.part=3"]),
         ({"_target_": "harness.nothing.Here"}, ["model._target_", "cannot be imported"]),
     ],
 )

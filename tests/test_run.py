@@ -45,6 +45,7 @@ BAD_CONFIGURATIONS = {
     "unknown top-level key": (["+sed=1"], ["'sed'", "did you mean 'seed'"]),
     "wrong type": (["trainer.learning_rate=fast"], ["trainer.learning_rate='fast'", "number"]),
     "wrong choice": (["model.mixer.coupling=cubic"], ["model.mixer.coupling='cubic'", "diagonal"]),
+    "name in place of an object": (["model.mixer.solver=rk4"], ["model.mixer.solver='rk4'", "Solver"]),
     "solver on a transformer": (["model=transformer", "solver=rk4"], ["model=transformer has no solver", "model=ltc"]),
     "gradient on a recurrent net": (["model=lstm", "gradient=adjoint"], ["model=lstm has no gradient"]),
     "negative size": (["size.params=-5"], ["size.params=-5", "> 0"]),

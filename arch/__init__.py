@@ -1,0 +1,1 @@
+"""The liquid family: vector fields, solvers, gradients, mixers and their kernels."""

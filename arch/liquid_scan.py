@@ -1,0 +1,145 @@
+"""The liquid scan: a whole sequence of the liquid ODE in one fused CPU kernel, with gradients.
+
+The kernel compiles at first use (some seconds for each of forward and backward, float32 and float64) and is then kept
+on disk by numba.
+"""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from arch.liquid_kernel import Plan, forward, plan
+from arch.liquid_kernel_backward import backward
+from arch.liquid_kernel_solvers import FROZEN, TABLEAUS, method
+
+SMALL_WORK = 1 << 14  # channel-stage updates below which a second thread costs more than it saves
+
+
+def serves(device: torch.device | str, dtype: torch.dtype, solver_name: str, coupling: str, d_state: int) -> bool:
+    """Whether `liquid_scan` can run this case; half precision is computed in float32."""
+    dtypes = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+    return (
+        torch.device(device).type == "cpu"
+        and dtype in dtypes
+        and solver_name in (*TABLEAUS, *FROZEN)
+        and coupling in ("none", "diagonal")
+        and d_state >= 1
+    )
+
+
+def liquid_scan(
+    solver_name: str,
+    substeps: int,
+    gate: str,
+    a: Tensor,
+    A: Tensor,
+    B: Tensor | None,
+    C: Tensor | None,
+    inv_tau: Tensor,
+    omega: Tensor,
+    w: Tensor | None,
+    h0: Tensor,
+    elapsed: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Integrates dh_dn/dt = -(inv_tau_dn + omega_dn f_d) h_dn + f_d B_n A_d with f_d = gate(a_d + w_d y_d).
+
+    y_d = sum_n C_n h_dn, inside the gate too, with the token's own C. Each token crosses `elapsed` in `substeps` equal
+    steps. a, A (batch, T, D); B, C (batch, T, N), or None for ones, and then N = 1; inv_tau >= 0, omega (D, N);
+    w (D,), or None for no coupling; h0 (batch, D, N); elapsed (batch, T), or None for 1, without a gradient.
+    Returns y (batch, T, D) and the last h (batch, D, N), in the widest of the inputs' types, float32 at least.
+    """
+    if elapsed is not None and elapsed.requires_grad:
+        raise ValueError("liquid_scan gives no gradient by elapsed; pass elapsed.detach() or use the reference solver.")
+    if a.shape[1] == 0:
+        raise ValueError("liquid_scan needs at least one token.")
+    if (B is None) != (C is None) or (B is None and h0.shape[-1] != 1):
+        raise ValueError("liquid_scan needs both B and C, or neither and one state per channel.")
+    dtype = torch.float32
+    for x in (a, A, B, C, inv_tau, omega, w, h0):
+        dtype = dtype if x is None else torch.promote_types(dtype, x.dtype)
+    batch, T, D = a.shape
+    solver = method(solver_name)
+    p = plan(solver, gate, w is not None, B is not None, substeps, tuple(h0.shape))
+    ones = torch.ones(1, 1, 1, dtype=dtype)
+    dt = torch.ones(batch, T, dtype=dtype) if elapsed is None else elapsed.to(dtype)
+    inputs = (
+        a,
+        A,
+        ones if B is None else B,
+        ones if C is None else C,
+        inv_tau.transpose(0, 1)[None],  # channels innermost: (1, N, D)
+        omega.transpose(0, 1)[None],
+        (torch.zeros(D, dtype=dtype) if w is None else w)[None, None],
+        h0.transpose(1, 2),
+        dt[..., None] / substeps,
+    )
+    y, last = _LiquidScan.apply(p, solver[1], *(x.to(dtype).contiguous() for x in inputs))
+    return y, last.transpose(1, 2)
+
+
+class _LiquidScan(torch.autograd.Function):
+    """The kernel's calling convention: arrays of three axes, channels innermost, one type, contiguous."""
+
+    @staticmethod
+    def forward(ctx, p: Plan, tableau: np.ndarray, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        a = inputs[0]
+        batch, T, D = a.shape
+        arrays = [x.detach().numpy() for x in inputs]
+        tableau = tableau.astype(arrays[0].dtype)
+        # without projections the read-out is the state, so y itself keeps the token states
+        keep = any(ctx.needs_input_grad) or not p.projected
+        y = torch.empty_like(a)
+        states = torch.empty(batch, (T if keep else 1) * p.n_states, D, dtype=a.dtype) if p.projected else y
+        _run(p, a.shape, forward, p, tableau, *arrays, y.numpy(), states.numpy())
+        ctx.p, ctx.tableau = p, tableau
+        ctx.save_for_backward(*inputs, states)
+        return y, states[:, -p.n_states :].clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gy: Tensor, g_last: Tensor):
+        p = ctx.p
+        *inputs, states = ctx.saved_tensors
+        a, h0 = inputs[0], inputs[7]
+        batch, T, D = a.shape
+        blocks = -(-D // p.width)
+        parts = torch.zeros(2, batch, blocks * (T if p.projected else 1), p.n_states, dtype=a.dtype)
+        g_inv_tau, g_omega, g_h0 = torch.empty(3, *h0.shape, dtype=a.dtype)
+        g_a, g_A, g_w = torch.empty_like(a), torch.empty_like(a), torch.empty(batch, 1, D, dtype=a.dtype)
+        gradients = (g_a, g_A, *parts, g_inv_tau, g_omega, g_w, g_h0)
+        arrays = [tuple(x.numpy() for x in group) for group in (inputs, gradients)]
+        outer = [x.contiguous().numpy() for x in (states, gy, g_last)]
+        _run(p, a.shape, backward, p, ctx.tableau, arrays[0], *outer, arrays[1])
+        g_B, g_C = parts.view(2, batch, blocks, -1, p.n_states).sum(2) if p.projected else (None, None)
+        totals = [x.sum(0, keepdim=True) for x in (g_inv_tau, g_omega, g_w)]
+        return None, None, g_a, g_A, g_B, g_C, *totals, g_h0, None
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="liquid_scan")
+
+
+os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not survive a fork
+
+
+def _run(p: Plan, shape: torch.Size, kernel, *arguments) -> None:
+    """Spreads a kernel's tasks over torch's number of threads, on which the result does not depend.
+
+    Plain threads, the kernels holding no lock, in place of numba's prange, which optimises the whole kernel once more.
+    """
+    batch, T, D = shape
+    tasks = batch * -(-D // p.width)
+    work = batch * T * D * p.n_states * p.substeps * p.stages
+    threads = min(torch.get_num_threads(), tasks) if work > SMALL_WORK else 1
+    bounds = [tasks * i // threads for i in range(threads + 1)]
+    others = [_pool(threads - 1).submit(kernel, *span, *arguments) for span in pairwise(bounds[1:])]
+    kernel(0, bounds[1], *arguments)
+    for other in others:
+        other.result()

@@ -1,0 +1,195 @@
+"""The fused liquid scan against a plain torch loop in float64: values, gradients and its promises."""
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from arch.liquid_scan import liquid_scan, serves
+
+TABLEAUS = {  # A and b, written out here once more: the kernel's own table must not be its oracle
+    "euler": ([[]], [1.0]),
+    "midpoint": ([[], [0.5]], [0.0, 1.0]),
+    "heun": ([[], [1.0]], [0.5, 0.5]),
+    "rk4": ([[], [0.5], [0.0, 0.5], [0.0, 0.0, 1.0]], [1 / 6, 1 / 3, 1 / 3, 1 / 6]),
+}
+SOLVERS = [*TABLEAUS, "semi_implicit", "exponential"]
+NAMES = ("a", "A", "B", "C", "inv_tau", "omega", "w", "h0")
+
+
+def oracle_step(solver, rates, h, dt):
+    """One substep of h (batch, D, N); rates(h) gives (rate, drive)."""
+    if solver in TABLEAUS:
+        k = []
+        for row in TABLEAUS[solver][0]:
+            x = h + dt * sum(weight * k_i for weight, k_i in zip(row, k, strict=True))
+            rate, drive = rates(x)
+            k.append(drive - rate * x)
+        return h + dt * sum(weight * k_i for weight, k_i in zip(TABLEAUS[solver][1], k, strict=True))
+    rate, drive = rates(h)
+    if solver == "semi_implicit":
+        return (h + dt * drive) / (1 + dt * rate)
+    return h * torch.exp(-dt * rate) - drive / rate * torch.expm1(-dt * rate)
+
+
+def oracle(solver, substeps, gate, a, A, B, C, inv_tau, omega, w, h, elapsed):
+    squash = {"sigmoid": torch.sigmoid, "softplus": F.softplus}[gate]
+    ys = []
+    for t in range(a.shape[1]):
+        B_t = torch.ones_like(h[:, :1]) if B is None else B[:, t, None]
+        C_t = torch.ones_like(h[:, :1]) if C is None else C[:, t, None]
+        dt = (torch.ones_like(a[:, t, :1]) if elapsed is None else elapsed[:, t, None])[..., None] / substeps
+
+        def rates(h, t=t, B_t=B_t, C_t=C_t):
+            coupling = 0 if w is None else w * (C_t * h).sum(-1)
+            f = squash(a[:, t] + coupling)[..., None]
+            return inv_tau + omega * f, f * B_t * A[:, t, :, None]
+
+        for _ in range(substeps):
+            h = oracle_step(solver, rates, h, dt)
+        ys.append((C_t * h).sum(-1))
+    return torch.stack(ys, dim=1), h
+
+
+def case(N, coupled, batch=2, T=4, D=7, dtype=torch.float64, seed=0):
+    """The tensors of NAMES."""
+    g = torch.Generator().manual_seed(seed)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=g, dtype=torch.float64).to(dtype)
+
+    B, C = (normal(batch, T, N), normal(batch, T, N)) if N > 1 else (None, None)
+    w = normal(D) if coupled else None
+    return (
+        normal(batch, T, D),
+        normal(batch, T, D),
+        B,
+        C,
+        normal(D, N).exp(),
+        normal(D, N).exp(),
+        w,
+        normal(batch, D, N),
+    )
+
+
+def run(scan, solver, substeps, gate, tensors, elapsed=None):
+    """y, the last h, and the gradient of a fixed random functional of both by every tensor given."""
+    leaves = [x if x is None else x.detach().clone().requires_grad_() for x in tensors]
+    y, last = scan(solver, substeps, gate, *leaves, elapsed)
+    g = torch.Generator().manual_seed(1)
+    loss = sum((x * torch.randn(x.shape, generator=g, dtype=torch.float64)).sum() for x in (y, last))
+    given = [x for x in leaves if x is not None]
+    return [y.detach(), last.detach(), *torch.autograd.grad(loss, given)]
+
+
+def close(result, expected, tolerance):
+    for got, want in zip(result, expected, strict=True):
+        error = (got.double() - want).abs().max() / want.abs().max().clamp_min(1e-3)
+        assert error <= tolerance, (error, want.shape)
+
+
+@pytest.mark.parametrize(("solver", "coupled", "N"), itertools.product(SOLVERS, [False, True], [1, 3]))
+def test_values_and_gradients(solver, coupled, N):
+    elapsed = torch.tensor([[1.0, 0.3, 0.0, 0.7], [0.2, 1.0, 0.5, 1.1]], dtype=torch.float64)
+    for gate, dtype in itertools.product(["sigmoid", "softplus"], [torch.float64, torch.float32]):
+        tensors = case(N, coupled)
+        expected = run(oracle, solver, 2, gate, tensors, elapsed)
+        got = run(liquid_scan, solver, 2, gate, [x if x is None else x.to(dtype) for x in tensors], elapsed)
+        close(got, expected, 1e-12 if dtype == torch.float64 else 2e-4)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.sampled_from(SOLVERS), st.booleans(), st.integers(1, 5), st.integers(1, 5), st.integers(1, 4),
+    st.sampled_from([1, 31, 32, 33, 129, 300]), st.integers(1, 4),
+)  # fmt: skip
+def test_odd_sizes(solver, coupled, N, batch, T, D, substeps):
+    tensors = case(N, coupled, batch, T, D)
+    mild = [x if x is None else x * 0.3 for x in tensors]  # large rates would leave the solvers' region of stability
+    close(run(liquid_scan, solver, substeps, "sigmoid", mild), run(oracle, solver, substeps, "sigmoid", mild), 1e-12)
+
+
+@pytest.mark.parametrize("solver", ["semi_implicit", "exponential"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_large_gates_stay_finite(solver, dtype):
+    for gate, scale in itertools.product(["sigmoid", "softplus"], [1e3, -1e3, 1e6, -1e6]):
+        a, *rest = case(3, True, dtype=dtype)
+        for x in run(liquid_scan, solver, 1, gate, [torch.full_like(a, scale), *rest]):
+            assert torch.isfinite(x).all()
+
+
+def test_exponential_is_exact_where_nothing_decays():
+    a, A, _, _, inv_tau, omega, _, h0 = case(1, False)
+    y, _ = liquid_scan("exponential", 1, "sigmoid", a, A, None, None, 0 * inv_tau, 0 * omega, None, h0, None)
+    torch.testing.assert_close(y, h0[..., 0][:, None] + (torch.sigmoid(a) * A).cumsum(1), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("N", [1, 3])
+def test_carried_state_equals_whole_and_carries_gradient(N):
+    tensors = case(N, True, T=6)
+    whole = run(liquid_scan, "rk4", 2, "sigmoid", tensors)
+
+    def in_parts(solver, substeps, gate, a, A, B, C, inv_tau, omega, w, h, elapsed):
+        ys = []
+        for part in (slice(0, 4), slice(4, 5), slice(5, 6)):
+            B_p, C_p = (None, None) if B is None else (B[:, part], C[:, part])
+            y, h = liquid_scan(solver, substeps, gate, a[:, part], A[:, part], B_p, C_p, inv_tau, omega, w, h, None)
+            ys.append(y)
+        return torch.cat(ys, dim=1), h
+
+    close(run(in_parts, "rk4", 2, "sigmoid", tensors), whole, 1e-13)
+
+
+@pytest.mark.parametrize("N", [1, 3])
+def test_non_contiguous_inputs_are_read_right_and_left_alone(N):
+    tensors = case(N, True)
+    strided = [x if x is None else x.repeat_interleave(2, dim=-1)[..., ::2] for x in tensors]
+    before = [x if x is None else x.clone() for x in strided]
+    close(
+        [x.detach() for x in liquid_scan("heun", 2, "sigmoid", *strided, None)],
+        run(oracle, "heun", 2, "sigmoid", tensors)[:2],
+        1e-12,
+    )
+    assert all(x is None or torch.equal(x, y) for x, y in zip(strided, before, strict=True))
+
+
+@pytest.mark.parametrize("N", [1, 3])
+def test_bitwise_the_same_every_time_whatever_the_threads(N):
+    tensors = case(N, True, batch=3, T=32, D=300, dtype=torch.float32)
+    threads = torch.get_num_threads()
+    runs = []
+    try:
+        for count in (1, 2, 2):
+            torch.set_num_threads(count)
+            runs.append(run(liquid_scan, "semi_implicit", 2, "sigmoid", tensors))
+    finally:
+        torch.set_num_threads(threads)
+    for other in runs[1:]:
+        assert all(torch.equal(x, y) for x, y in zip(runs[0], other, strict=True))
+
+
+@pytest.mark.parametrize("N", [1, 3])
+def test_without_gradients_and_half_precision(N):
+    tensors = case(N, True, dtype=torch.bfloat16)
+    expected = run(oracle, "euler", 1, "sigmoid", [x if x is None else x.double() for x in tensors])[:2]
+    with torch.no_grad():
+        y, last = liquid_scan("euler", 1, "sigmoid", *tensors, None)
+    assert y.dtype == last.dtype == torch.float32
+    close([y, last], expected, 1e-5)
+
+
+def test_refuses_what_it_cannot_do():
+    tensors = case(1, False)
+    with pytest.raises(ValueError, match="elapsed"):
+        liquid_scan("euler", 1, "sigmoid", *tensors, torch.ones(2, 4, requires_grad=True))
+    with pytest.raises(ValueError, match="both B and C"):
+        liquid_scan("euler", 1, "sigmoid", *tensors[:3], torch.ones(2, 4, 1), *tensors[4:], None)
+    with pytest.raises(ValueError, match="at least one token"):
+        liquid_scan("euler", 1, "sigmoid", *case(1, False, T=0), None)
+    assert serves("cpu", torch.bfloat16, "rk4", "diagonal", 16)
+    assert not serves("cpu", torch.float32, "dopri5", "none", 1)
+    assert not serves("cpu", torch.float32, "rk4", "dense", 1)
+    assert not serves("cuda", torch.float32, "rk4", "none", 1)

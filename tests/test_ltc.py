@@ -1,0 +1,218 @@
+"""The liquid mixer: its paths agree, it is causal, its limits are the models that theory says they are."""
+
+import itertools
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from arch.gradients import Adjoint, Backprop, Checkpoint
+from arch.ltc import LTC
+from arch.solvers import Adaptive, Exponential, RungeKutta, SemiImplicit
+from harness.errors import ConfigError
+from harness.state import state_bytes
+
+D, T, B = 8, 6, 2
+SOLVERS = {name: RungeKutta(name) for name in ("euler", "midpoint", "heun", "rk4")}
+SOLVERS |= {"semi_implicit": SemiImplicit(substeps=2), "exponential": Exponential()}
+ADAPTIVE = {name: Adaptive(name, 1e-3, 1e-4) for name in ("dopri5", "adaptive_heun")}
+
+
+def mixer(dtype=torch.float64, **options):
+    """A mixer away from its start: every parameter moved, the coupling made strong."""
+    torch.manual_seed(0)
+    ltc = LTC(D, head_dim=4, **options).to(dtype)
+    with torch.no_grad():
+        for parameter in ltc.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return ltc
+
+
+def inputs(dtype=torch.float64, length=T):
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(B, length, D, generator=generator, dtype=torch.float64)
+    return x.to(dtype), (0.2 + 1.5 * torch.rand(B, length, generator=generator, dtype=torch.float64)).to(dtype)
+
+
+def loop(ltc, x, state, elapsed=None):
+    """`step` over the tokens."""
+    outputs = []
+    for t in range(x.shape[1]):
+        y, state = ltc.step(x[:, t], state, None if elapsed is None else elapsed[:, t])
+        outputs.append(y)
+    return torch.stack(outputs, 1), state
+
+
+def assert_same(ours, expected, tolerance=1e-10):
+    torch.testing.assert_close(ours, expected, rtol=0, atol=tolerance)
+
+
+def assert_paths_agree(ltc, elapsed=None):
+    """Whole sequence, steps, and prefill + the rest, with the gradients of the parameters and of the input."""
+    x, times = inputs(next(ltc.parameters()).dtype)
+    elapsed = times if elapsed else None
+    x.requires_grad_()
+    leaves = [x, *ltc.parameters()]
+
+    def grads(y):
+        return torch.autograd.grad((y * torch.linspace(-1, 1, y.numel()).view_as(y)).sum(), leaves)
+
+    y, state = ltc(x, elapsed=elapsed)
+    gradients = grads(y)
+    stepped, last = loop(ltc, x, ltc.init_state(B, device=x.device, dtype=x.dtype), elapsed)
+    assert_same(stepped, y)
+    assert_same(last, state)
+    for ours, expected in zip(gradients, grads(stepped), strict=True):
+        assert_same(ours, expected)
+    cut = 2
+    early, late = (None, None) if elapsed is None else (elapsed[:, :cut], elapsed[:, cut:])
+    head, carried = ltc(x[:, :cut], elapsed=early)
+    tail, last = ltc(x[:, cut:], carried, elapsed=late)
+    assert_same(torch.cat([head, tail], 1), y)
+    assert_same(last, state)
+    for ours, expected in zip(grads(torch.cat([head, tail], 1)), gradients, strict=True):
+        assert_same(ours, expected)
+
+
+@pytest.mark.parametrize("elapsed", [False, True], ids=["even", "uneven"])
+@pytest.mark.parametrize("name", SOLVERS)
+def test_paths_agree_for_every_solver(name, elapsed):
+    assert_paths_agree(mixer(solver=SOLVERS[name]), elapsed)
+
+
+COUPLINGS = ["none", "diagonal", "heads", "dense"]
+CHOICES = list(itertools.product(COUPLINGS, ["input", "constant"], ["sigmoid", "softplus"]))
+
+
+@pytest.mark.parametrize(("coupling", "reversal", "gate"), CHOICES)
+def test_paths_agree_for_every_coupling_reversal_and_gate(coupling, reversal, gate):
+    assert_paths_agree(mixer(coupling=coupling, reversal=reversal, gate=gate), elapsed=True)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"d_state": 3},
+        {"d_state": 3, "coupling": "dense", "reversal": "constant"},
+        {"leak": False, "d_conv": 0, "expand": 2},
+        {"d_conv": 1},
+        {"gradient": Backprop()},
+        {"kernel": "reference", "gradient": Checkpoint(window_tokens=2)},
+        {"solver": RungeKutta("rk4", 2), "gradient": Adjoint()},
+    ],
+    ids=str,
+)
+def test_paths_agree_for_other_options(options):
+    assert_paths_agree(mixer(**options))
+
+
+@pytest.mark.parametrize("gradient", [Backprop(), Adjoint()], ids=["backprop", "adjoint"])
+@pytest.mark.parametrize("name", ADAPTIVE)
+def test_paths_agree_for_adaptive_solvers(name, gradient):
+    assert_paths_agree(mixer(solver=ADAPTIVE[name], gradient=gradient))
+
+
+def test_an_adaptive_batch_moves_its_rows_within_the_tolerance_it_states():
+    ltc = mixer(solver=Adaptive("dopri5", 1e-4, 1e-6))
+    x, _ = inputs()
+    alone = ltc(x[:1])[0]
+    difference = (ltc(x)[0][:1] - alone).abs().max()
+    assert 0 < difference < ltc.tolerance
+    assert mixer().tolerance == 1e-10
+
+
+@pytest.mark.parametrize("coupling", ["diagonal", "dense"])
+def test_no_token_sees_the_future_or_another_row(coupling):
+    ltc = mixer(coupling=coupling)
+    x, _ = inputs()
+    x.requires_grad_()
+    y, _ = ltc(x)
+    (gradient,) = torch.autograd.grad(y[0, 3].sum(), x)
+    assert (gradient[0, 4:] == 0).all()
+    assert (gradient[1] == 0).all()
+    assert (gradient[0, :4] != 0).all()
+
+
+def test_step_leaves_the_old_state_as_it_was_and_a_state_is_what_init_state_shows():
+    ltc = mixer(d_state=2)
+    x, _ = inputs()
+    _, state = ltc(x)
+    before = {name: tensor.clone() for name, tensor in state.items()}
+    _, after = ltc.step(x[:, 0], state)
+    assert_same(state, before, 0)
+    promised = ltc.init_state(B, context=T)
+    assert {n: (t.shape, t.dtype) for n, t in after.items()} == {n: (t.shape, t.dtype) for n, t in promised.items()}
+    assert state_bytes(after) == B * 8 * (D * 2 + 3 * D)
+    assert all(tensor.untyped_storage().nbytes() == tensor.numel() * 8 for tensor in after.values())
+
+
+def test_the_recurrence_stays_in_float32_under_autocast():
+    ltc = mixer(torch.float32, coupling="dense")
+    x, _ = inputs(torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y, state = ltc(x)
+        stepped, _ = loop(ltc, x, ltc.init_state(B))
+    assert state["h"].dtype == torch.float32
+    exact = ltc(x)[0]
+    assert (y - exact).abs().max() < 0.05 * exact.abs().max()
+    assert (y - stepped).abs().max() < 0.05 * exact.abs().max()
+    y.float().sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in ltc.parameters())
+
+
+@pytest.mark.parametrize("coupling", COUPLINGS)
+@pytest.mark.parametrize("name", SOLVERS)
+def test_the_stated_matrix_products_are_the_ones_counted(name, coupling):
+    ltc = mixer(coupling=coupling, solver=SOLVERS[name], d_state=2)
+    x, _ = inputs()
+    with FlopCounterMode(display=False) as counter:
+        ltc.step(x[:1, 0], ltc.init_state(1))
+    assert counter.get_total_flops() == ltc.flops_per_token(1).matmul
+    assert ltc.flops_per_token(1) == ltc.flops_per_token(10_000)
+
+
+def test_time_constants_start_from_one_token_to_tau_max():
+    for gate, d_state in itertools.product(("sigmoid", "softplus"), (1, 16)):
+        ltc = LTC(64, gate=gate, d_state=d_state, tau_max=1000.0)
+        field = ltc.field(torch.zeros(1, 64))
+        rate, _ = field.split(torch.zeros(1, 64, d_state))
+        assert 0.99 < rate.max() < 1.51  # within the explicit solvers' region of stability
+        assert 0.99 < 1000 * rate[0, -1, 0] / 2 < 1.01
+        steps = field.inv_tau[:, 0].log().diff()
+        torch.testing.assert_close(steps, steps[:1].expand_as(steps))
+
+
+def test_only_meaningful_decay():
+    exempt = {n for n, p in mixer(d_state=2).named_parameters() if getattr(p, "_no_weight_decay", False)}
+    assert exempt == {"log_tau", "log_omega", "gate_bias", "conv_bias", "coupling_weight"}
+    assert "coupling_weight" not in {
+        n for n, p in mixer(coupling="dense").named_parameters() if getattr(p, "_no_weight_decay", False)
+    }
+
+
+def test_the_decoding_path_of_float32_is_near_the_oracle():
+    ltc, x = mixer(torch.float32, d_state=2), inputs(torch.float32)[0]
+    exact, _ = loop(ltc, x, ltc.init_state(B))
+    with torch.no_grad():
+        torch.testing.assert_close(loop(ltc, x, ltc.init_state(B))[0], exact, rtol=0, atol=1e-5)
+
+
+def test_it_can_be_counted_without_being_made():
+    with torch.device("meta"):
+        for coupling in COUPLINGS:
+            assert LTC(64, coupling=coupling, d_state=4).in_proj.weight.is_meta
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"coupling": "heads", "head_dim": 3}, "head_dim=3.*Remedy"),
+        ({"gradient": Adjoint()}, "gradient=adjoint.*semi_implicit"),
+        ({"coupling": "dense", "kernel": "fused"}, "kernel=fused.*coupling=dense"),
+        ({"gradient": Backprop(), "kernel": "fused"}, "kernel=fused.*gradient=backprop"),
+        ({"solver": ADAPTIVE["dopri5"], "kernel": "fused"}, "kernel=fused.*solver=dopri5"),
+    ],
+)
+def test_impossible_combinations_are_told(options, message):
+    with pytest.raises(ConfigError, match=message):
+        LTC(D, **options)
