@@ -5,6 +5,7 @@ on disk by numba.
 """
 
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from itertools import pairwise
@@ -66,21 +67,45 @@ def liquid_scan(
     batch, T, D = a.shape
     solver = method(solver_name)
     p = plan(solver, gate, w is not None, B is not None, substeps, tuple(h0.shape))
-    ones = torch.ones(1, 1, 1, dtype=dtype)
-    dt = torch.ones(batch, T, dtype=dtype) if elapsed is None else elapsed.to(dtype)
+    ones = _ones(dtype)
     inputs = (
         a,
         A,
         ones if B is None else B,
         ones if C is None else C,
-        inv_tau.transpose(0, 1)[None],  # channels innermost: (1, N, D)
-        omega.transpose(0, 1)[None],
-        (torch.zeros(D, dtype=dtype) if w is None else w)[None, None],
+        inv_tau.t().unsqueeze(0),  # channels innermost: (1, N, D)
+        omega.t().unsqueeze(0),
+        torch.zeros(1, 1, D, dtype=dtype) if w is None else w.view(1, 1, D),
         h0.transpose(1, 2),
-        dt[..., None] / substeps,
+        torch.full((batch, T, 1), 1 / substeps, dtype=dtype) if elapsed is None else elapsed.unsqueeze(2) / substeps,
     )
-    y, last = _LiquidScan.apply(p, solver[1], *(x.to(dtype).contiguous() for x in inputs))
+    inputs = [x.to(dtype).contiguous() for x in inputs]
+    if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
+        y, last = _LiquidScan.apply(p, solver[1], *inputs)
+    else:
+        y, states = _forward(p, solver[1], inputs, keep=False)
+        last = states[:, -p.n_states :].clone()  # a state held on its own, not a view that would keep all of y
     return y, last.transpose(1, 2)
+
+
+@cache
+def _ones(dtype: torch.dtype) -> Tensor:
+    """What stands for B and C where there are none; the kernels never write to it."""
+    return torch.ones(1, 1, 1, dtype=dtype)
+
+
+def _forward(p: Plan, tableau: np.ndarray, inputs: Sequence[Tensor], keep: bool) -> tuple[Tensor, Tensor]:
+    """y and the states after each token (batch, T * N, D), or where not kept perhaps after the last only.
+
+    Without projections the read-out is the state: one tensor is both.
+    """
+    a = inputs[0]
+    batch, T, D = a.shape
+    y = torch.empty_like(a)
+    states = torch.empty(batch, (T if keep else 1) * p.n_states, D, dtype=a.dtype) if p.projected else y
+    arrays = [x.detach().numpy() for x in inputs]
+    _run(p, a.shape, forward, p, tableau.astype(arrays[0].dtype), *arrays, y.numpy(), states.numpy())
+    return y, states
 
 
 class _LiquidScan(torch.autograd.Function):
@@ -88,15 +113,7 @@ class _LiquidScan(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, p: Plan, tableau: np.ndarray, *inputs: Tensor) -> tuple[Tensor, Tensor]:
-        a = inputs[0]
-        batch, T, D = a.shape
-        arrays = [x.detach().numpy() for x in inputs]
-        tableau = tableau.astype(arrays[0].dtype)
-        # without projections the read-out is the state, so y itself keeps the token states
-        keep = any(ctx.needs_input_grad) or not p.projected
-        y = torch.empty_like(a)
-        states = torch.empty(batch, (T if keep else 1) * p.n_states, D, dtype=a.dtype) if p.projected else y
-        _run(p, a.shape, forward, p, tableau, *arrays, y.numpy(), states.numpy())
+        y, states = _forward(p, tableau, inputs, keep=True)
         ctx.p, ctx.tableau = p, tableau
         ctx.save_for_backward(*inputs, states)
         return y, states[:, -p.n_states :].clone()
@@ -115,7 +132,7 @@ class _LiquidScan(torch.autograd.Function):
         gradients = (g_a, g_A, *parts, g_inv_tau, g_omega, g_w, g_h0)
         arrays = [tuple(x.numpy() for x in group) for group in (inputs, gradients)]
         outer = [x.contiguous().numpy() for x in (states, gy, g_last)]
-        _run(p, a.shape, backward, p, ctx.tableau, arrays[0], *outer, arrays[1])
+        _run(p, a.shape, backward, p, ctx.tableau.astype(outer[0].dtype), arrays[0], *outer, arrays[1])
         g_B, g_C = parts.view(2, batch, blocks, -1, p.n_states).sum(2) if p.projected else (None, None)
         totals = [x.sum(0, keepdim=True) for x in (g_inv_tau, g_omega, g_w)]
         return None, None, g_a, g_A, g_B, g_C, *totals, g_h0, None
