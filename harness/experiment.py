@@ -106,4 +106,3 @@ class Experiment:
         measurement = measure(model, self.measure)
         measurement["cost"] = cost(self.measure, measurement, training["tokens_per_second"])
         return {"status": "finished", "training": training, "evaluation": evaluation, "measurement": measurement}
-
