@@ -1,5 +1,7 @@
 """One run told as a summary: what a reader sees who makes one."""
 
+import textwrap
+
 from analysis.records import Record
 
 
@@ -34,5 +36,6 @@ def _context(row: dict) -> str:
 
 
 def _indented(text: str) -> str:
-    """The text on one line after another, beneath where it begins, with nothing that could end the fence."""
-    return "\n".join(line.rstrip() for line in text.replace("```", "'''").replace("\n", "\n" + " " * 21).split("\n"))
+    """The text wrapped beneath where it begins, with nothing that could end the fence."""
+    lines = [part for line in text.replace("```", "'''").splitlines() for part in textwrap.wrap(line, 96) or [""]]
+    return "\n".join((" " * 21 + line).rstrip() for line in lines).lstrip()
