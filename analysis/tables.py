@@ -106,9 +106,9 @@ def _notes(runs: pd.DataFrame, machines: list[str]) -> list[str]:
     notes = [f"Data {str(runs['digest'].iloc[0])[:12]}."]
     finished = runs[runs["status"] == "finished"]
     if len(finished):
-        notes.append(
-            f"Trained on {_range(finished['tokens'], count)} tokens, {_range(finished['epochs'], _few)} epochs."
-        )
+        endless = finished["epochs"].isna().all()  # a generated task shows no example twice
+        epochs = "" if endless else f", {_range(finished['epochs'], _few)} epochs"
+        notes.append(f"Trained on {_range(finished['tokens'], count)} tokens{epochs}.")
     if len(machines) == 1:
         notes.append(f"Speeds on {machines[0]}.")
     else:

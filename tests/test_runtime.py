@@ -1,0 +1,23 @@
+"""The process's settings are those asked for."""
+
+import subprocess
+import sys
+
+import pytest
+
+import run
+
+PROGRAM = """
+import torch, numba
+from harness.runtime import use_threads
+use_threads({threads})
+import baselines.selective_scan, arch.liquid_scan
+print(torch.get_num_threads(), min({threads}, numba.config.NUMBA_NUM_THREADS) == numba.get_num_threads())
+"""
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_torch_and_numba_take_the_threads_asked_for(threads):
+    program = [sys.executable, "-c", PROGRAM.format(threads=threads)]
+    done = subprocess.run(program, cwd=run.ROOT, capture_output=True, text=True, timeout=200, check=True)
+    assert done.stdout.split() == [str(threads), "True"]
