@@ -19,9 +19,6 @@ class Divergence:
     reason: str
     value: float
 
-    def to_dict(self) -> dict:
-        return asdict(self)
-
 
 @dataclass
 class Ledger:
@@ -59,7 +56,7 @@ class Ledger:
         self.update_seconds.append(seconds)
 
     def meter(self, joules: float | None, peak_bytes: int | None) -> None:
-        """Enters the energy of a stretch and the peak memory since the session began."""
+        """Enters the energy of a stretch and the peak memory since the process took the run up."""
         unknown = joules is None or self.energy_joules is None
         self.energy_joules = None if unknown else self.energy_joules + joules
         known = [peak for peak in (self.peak_memory_bytes, peak_bytes) if peak is not None]

@@ -1,7 +1,7 @@
 """AdamW's parameter groups and the learning-rate schedule."""
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from torch import nn
 
@@ -16,9 +16,6 @@ class GroupReport:
     name: str
     weight_decay: float
     parameters: int
-
-    def to_dict(self) -> dict:
-        return asdict(self)
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:

@@ -13,7 +13,7 @@ LINES = 10
 class TrainingProgress:
     """Context manager that shows updates, loss, bits per token, tokens/s and the time left.
 
-    updates: in all. done: before this session. Silent unless `enabled`.
+    updates: in all. done: before this process took the run up. Silent unless `enabled`.
     """
 
     def __init__(self, enabled: bool, updates: int, done: int = 0, console: Console | None = None):

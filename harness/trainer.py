@@ -52,7 +52,7 @@ def train(
 
 
 class Trainer:
-    """The parts of one training session; `train` says in which order they run."""
+    """The parts of training; `train` says in which order they run."""
 
     def __init__(self, model: LanguageModel, task: Task, config: TrainerConfig, seed: int, run: Run, logger: Logger):
         self.task, self.config, self.seed, self.run, self.logger = task, config, seed, run, logger

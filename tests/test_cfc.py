@@ -6,6 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from arch.cfc import CfC
 from arch.cfc_scan import ACTIVATIONS, loop, scan
+from oracles import step_loop
 
 MODES = pytest.mark.parametrize("mode", ["default", "pure", "no_gate"])
 
@@ -16,14 +17,6 @@ def cfc(**options) -> CfC:
 
 def tokens(batch=3, length=9, width=6):
     return torch.randn(batch, length, width, dtype=torch.float64)
-
-
-def step_loop(mixer, x, elapsed=None):
-    state, outputs = mixer.init_state(x.shape[0], dtype=x.dtype), []
-    for t, x_t in enumerate(x.unbind(1)):
-        y, state = mixer.step(x_t, state, None if elapsed is None else elapsed[:, t])
-        outputs.append(y)
-    return torch.stack(outputs, 1), state["h"]
 
 
 @MODES
@@ -52,7 +45,8 @@ def test_forward_equals_the_step_loop(mode, timed):
     mixer, x = cfc(mode=mode), tokens()
     elapsed = torch.rand(3, 9, dtype=torch.float64) * 3 if timed else None
     y, state = mixer(x, elapsed=elapsed)
-    stepped, h = step_loop(mixer, x, elapsed)
+    stepped, stepped_state = step_loop(mixer, x, elapsed=elapsed)
+    h = stepped_state["h"]
     torch.testing.assert_close(y, stepped, rtol=0, atol=1e-13)
     torch.testing.assert_close(state["h"], h, rtol=0, atol=1e-13)
 

@@ -8,6 +8,7 @@ from torch.testing import assert_close
 from baselines.kv_cache import GROWTH, SPARE, KVCache
 from baselines.transformer import Attention
 from harness.state import detach, map_tensors, tensors
+from oracles import step_loop
 
 
 def attention():
@@ -16,14 +17,6 @@ def attention():
 
 def tokens(length):
     return torch.randn(2, length, 16, dtype=torch.float64)
-
-
-def steps(mixer, x, state):
-    ys = []
-    for x_t in x.unbind(1):
-        y, state = mixer.step(x_t, state)
-        ys.append(y)
-    return torch.stack(ys, dim=1), state
 
 
 def test_a_truncated_cache_holds_no_more_than_it_shows():
@@ -41,9 +34,9 @@ def test_branches_of_a_cache_do_not_see_each_other():
         _, trunk = mixer(x[:, :5])
         _, trunk = mixer.step(x[:, 5], trunk)
         before = [t.clone() for t in tensors(trunk)]
-        first, left = steps(mixer, x[:, 6:9], trunk)
-        _, right = steps(mixer, -x[:, 6:9], trunk)
-        second, again = steps(mixer, x[:, 6:9], trunk)
+        first, left = step_loop(mixer, x[:, 6:9], trunk)
+        _, right = step_loop(mixer, -x[:, 6:9], trunk)
+        second, again = step_loop(mixer, x[:, 6:9], trunk)
         assert torch.equal(first, second)
         assert all(torch.equal(a, b) for a, b in zip(before, tensors(trunk), strict=True))
         assert all(torch.equal(a, b) for a, b in zip(tensors(left), tensors(again), strict=True))

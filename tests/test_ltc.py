@@ -11,6 +11,7 @@ from arch.ltc import LTC
 from arch.solvers import Adaptive, Exponential, RungeKutta, SemiImplicit
 from harness.errors import ConfigError
 from harness.state import state_bytes
+from oracles import step_loop
 
 D, T, B = 8, 6, 2
 SOLVERS = {name: RungeKutta(name) for name in ("euler", "midpoint", "heun", "rk4")}
@@ -34,15 +35,6 @@ def inputs(dtype=torch.float64, length=T):
     return x.to(dtype), (0.2 + 1.5 * torch.rand(B, length, generator=generator, dtype=torch.float64)).to(dtype)
 
 
-def loop(ltc, x, state, elapsed=None):
-    """`step` over the tokens."""
-    outputs = []
-    for t in range(x.shape[1]):
-        y, state = ltc.step(x[:, t], state, None if elapsed is None else elapsed[:, t])
-        outputs.append(y)
-    return torch.stack(outputs, 1), state
-
-
 def assert_same(ours, expected, tolerance=1e-10):
     torch.testing.assert_close(ours, expected, rtol=0, atol=tolerance)
 
@@ -59,7 +51,7 @@ def assert_paths_agree(ltc, elapsed=None):
 
     y, state = ltc(x, elapsed=elapsed)
     gradients = grads(y)
-    stepped, last = loop(ltc, x, ltc.init_state(B, device=x.device, dtype=x.dtype), elapsed)
+    stepped, last = step_loop(ltc, x, ltc.init_state(B, device=x.device, dtype=x.dtype), elapsed)
     assert_same(stepped, y)
     assert_same(last, state)
     for ours, expected in zip(gradients, grads(stepped), strict=True):
@@ -151,7 +143,7 @@ def test_the_recurrence_stays_in_float32_under_autocast():
     x, _ = inputs(torch.float32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         y, state = ltc(x)
-        stepped, _ = loop(ltc, x, ltc.init_state(B))
+        stepped, _ = step_loop(ltc, x, ltc.init_state(B))
     assert state["h"].dtype == torch.float32
     exact = ltc(x)[0]
     assert (y - exact).abs().max() < 0.05 * exact.abs().max()
@@ -192,9 +184,9 @@ def test_only_meaningful_decay():
 
 def test_the_decoding_path_of_float32_is_near_the_oracle():
     ltc, x = mixer(torch.float32, d_state=2), inputs(torch.float32)[0]
-    exact, _ = loop(ltc, x, ltc.init_state(B))
+    exact, _ = step_loop(ltc, x, ltc.init_state(B))
     with torch.no_grad():
-        torch.testing.assert_close(loop(ltc, x, ltc.init_state(B))[0], exact, rtol=0, atol=1e-5)
+        torch.testing.assert_close(step_loop(ltc, x, ltc.init_state(B))[0], exact, rtol=0, atol=1e-5)
 
 
 def test_it_can_be_counted_without_being_made():

@@ -17,6 +17,7 @@ from harness.errors import ConfigError
 from harness.model import ModelSpec
 from harness.sizing import SizeConfig, count, solve
 from harness.state import tensors
+from oracles import step_loop
 
 CONFIG = Path(__file__).parent.parent / "conf" / "model" / "mamba.yaml"
 
@@ -29,16 +30,6 @@ def mamba_ssm(name: str):
     if find_spec("mamba_ssm") is None:
         pytest.skip("mamba-ssm is not installed")
     return mamba_trusted.import_mamba_ssm(name)
-
-
-def loop(mixer, x, state=None):
-    """The oracle: `step`, token by token."""
-    state = mixer.init_state(x.shape[0], dtype=x.dtype) if state is None else state
-    ys = []
-    for x_t in x.unbind(1):
-        y, state = mixer.step(x_t, state)
-        ys.append(y)
-    return torch.stack(ys, dim=1), state
 
 
 def results(function, mixer, x, state):
@@ -59,7 +50,7 @@ def test_forward_equals_the_loop_of_step_from_a_carried_state(options):
     x = torch.randn(2, 21, 6, dtype=torch.float64, requires_grad=True)
     state = {k: torch.randn_like(v).requires_grad_() for k, v in mixer.init_state(2, dtype=torch.float64).items()}
     fused = results(mixer, mixer, x, state)
-    stepped = results(lambda x, s: loop(mixer, x, s), mixer, x, state)
+    stepped = results(lambda x, s: step_loop(mixer, x, s), mixer, x, state)
     for a, b in zip(fused, stepped, strict=True):
         assert_close(a, b, rtol=1e-10, atol=1e-10)
 
@@ -74,7 +65,7 @@ def test_short_chunks_and_steps_equal_the_whole():
         parts.append(y)
     assert_close(torch.cat(parts, dim=1), whole, rtol=0, atol=1e-12)
     prefix, state = mixer(x[:, :2])
-    rest, state = loop(mixer, x[:, 2:], state)
+    rest, state = step_loop(mixer, x[:, 2:], state)
     assert_close(torch.cat([prefix, rest], dim=1), whole, rtol=0, atol=1e-12)
     for a, b in zip(tensors(state), tensors(last), strict=True):
         assert_close(a, b, rtol=0, atol=1e-12)
@@ -134,7 +125,7 @@ def test_bfloat16_autocast_keeps_the_recurrence_in_float32():
     x = torch.randn(2, 12, 16)
     with torch.autocast("cpu", torch.bfloat16):
         y, state = mixer(x)
-        again, stepped = loop(mixer, x)
+        again, stepped = step_loop(mixer, x)
     exact, _ = mixer(x)
     assert state["ssm"].dtype == stepped["ssm"].dtype == torch.float32
     for out in (y, again):

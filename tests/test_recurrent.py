@@ -6,16 +6,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from baselines.recurrent import GRU, LSTM
 from harness.state import tensors
+from oracles import step_loop
 
 MIXERS = pytest.mark.parametrize("mixer", [LSTM, GRU])
-
-
-def scan(mixer, x):
-    state, outputs = mixer.init_state(x.shape[0], dtype=x.dtype), []
-    for x_t in x.unbind(1):
-        y, state = mixer.step(x_t, state)
-        outputs.append(y)
-    return torch.stack(outputs, 1), state
 
 
 def gradients(mixer, function, x):
@@ -32,11 +25,11 @@ def test_forward_equals_the_step_loop_in_values_and_gradients(mixer, expand, dty
     mixer = mixer(6, expand=expand).to(dtype)
     x = torch.randn(3, 9, 6, dtype=dtype)
     whole, state = mixer(x)
-    stepped, last = scan(mixer, x)
+    stepped, last = step_loop(mixer, x)
     torch.testing.assert_close(whole, stepped, rtol=0, atol=tolerance)
     for a, b in zip(tensors(state), tensors(last), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=tolerance)
-    fused, looped = (gradients(mixer, f, x) for f in (lambda x: mixer(x)[0], lambda x: scan(mixer, x)[0]))
+    fused, looped = (gradients(mixer, f, x) for f in (lambda x: mixer(x)[0], lambda x: step_loop(mixer, x)[0]))
     for a, b in zip(fused, looped, strict=True):
         torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
 

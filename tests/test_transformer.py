@@ -12,6 +12,7 @@ from baselines.kv_cache import KVCache
 from baselines.transformer import Attention
 from harness.errors import ConfigError
 from harness.state import state_bytes, tensors
+from oracles import step_loop
 
 
 def spelt_out(mixer, x, window=None):
@@ -51,14 +52,6 @@ def tokens(length, batch=2, width=16):
     return torch.randn(batch, length, width, dtype=torch.float64)
 
 
-def steps(mixer, x, state):
-    ys = []
-    for x_t in x.unbind(1):
-        y, state = mixer.step(x_t, state)
-        ys.append(y)
-    return torch.stack(ys, dim=1), state
-
-
 @pytest.mark.parametrize("n_kv_heads", [None, 2, 1])
 def test_values_and_gradients_equal_attention_spelt_out(n_kv_heads):
     mixer = attention(n_kv_heads=n_kv_heads)
@@ -93,9 +86,9 @@ def test_chunks_and_steps_equal_the_whole(n_kv_heads, recording, monkeypatch):
         for chunk in x[:, :20].split([1, 3, 1, 9, 6], dim=1):
             y, state = mixer(chunk, state)
             parts.append(y)
-        y, state = steps(mixer, x[:, 20:], state)
+        y, state = step_loop(mixer, x[:, 20:], state)
         assert_close(torch.cat([*parts, y], dim=1), whole, rtol=0, atol=1e-12)
-        from_empty, _ = steps(mixer, x, mixer.init_state(2, dtype=torch.float64))
+        from_empty, _ = step_loop(mixer, x, mixer.init_state(2, dtype=torch.float64))
         assert_close(from_empty, whole, rtol=0, atol=1e-12)
     for a, b in zip(tensors(state), tensors(last), strict=True):
         assert_close(a, b, rtol=0, atol=1e-12)
@@ -107,7 +100,7 @@ def test_gradients_flow_through_the_carried_state():
     def in_parts(x):
         first, state = mixer(x[:, :4])
         second, state = mixer(x[:, 4:6], state)
-        third, _ = steps(mixer, x[:, 6:], state)
+        third, _ = step_loop(mixer, x[:, 6:], state)
         return torch.cat([first, second, third], dim=1)
 
     grads = []
@@ -177,8 +170,8 @@ def test_bfloat16_autocast_follows_float32():
     exact, _ = mixer(x)
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
         prefix, state = mixer(x[:, :8])
-        stepped, _ = steps(mixer, x[:, 8:], state)
-        from_float32, _ = steps(mixer, x, mixer.init_state(2))
+        stepped, _ = step_loop(mixer, x[:, 8:], state)
+        from_float32, _ = step_loop(mixer, x, mixer.init_state(2))
     for y in (torch.cat([prefix, stepped], dim=1), from_float32):
         assert ((y - exact).norm() / exact.norm()).item() < 0.02
 
