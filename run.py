@@ -24,7 +24,8 @@ from omegaconf.errors import OmegaConfBaseException  # noqa: E402
 from harness.configure import checked  # noqa: E402
 from harness.errors import ConfigError, UserError  # noqa: E402
 
-COMPOSED_ONLY = ("solver", "gradient")  # groups that reach the model by interpolation: no keys of Experiment
+GROUPS_OF_THE_MODEL = ("solver", "gradient")
+COMPOSED_ONLY = (*GROUPS_OF_THE_MODEL, "kernel")  # they reach the model by interpolation: no keys of Experiment
 
 
 def compose(overrides: list[str]) -> DictConfig:
@@ -48,13 +49,19 @@ def resolve(config: DictConfig) -> dict:
         ) from error
     for part in ("experiment", "debug"):
         plain.pop(part, None)
+    if plain["kernel"] != "auto" and "kernel" not in plain["model"]["mixer"]:
+        raise ConfigError(
+            f"kernel={plain['kernel']} was given, but model={plain['model']['name']} has no kernels to choose from.",
+            "kernel=auto where the model's mixer takes no `kernel`.",
+            "remove kernel=, or give the mixer a `kernel: ${kernel}` and an operation of harness/kernels.py.",
+        )
     return checked(plain, "", extra=COMPOSED_ONLY)
 
 
 def composition_error(error: Exception, overrides: list[str]) -> ConfigError:
     """Tells a failed composition as one paragraph; a solver given to a model without one gets its own remedy."""
     first = " ".join(str(error).split())
-    for group in COMPOSED_ONLY:
+    for group in GROUPS_OF_THE_MODEL:
         if f"'{group}'" in first or f"override '{group}." in first:
             chosen = next((o for o in overrides if o.startswith("model=")), "the model chosen")
             return ConfigError(

@@ -1,6 +1,7 @@
 """The liquid mixer: a language model's token mixer whose state obeys a liquid time-constant ODE (see arch/field.py)."""
 
 import math
+from collections.abc import Callable
 from typing import Annotated, Literal
 
 import torch
@@ -8,11 +9,13 @@ from pydantic import Field as Bounded
 from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
-from arch import liquid_scan, ltc_trusted
+from arch import ltc_trusted
 from arch.field import Coupling, Field, Gate
 from arch.gradients import Adjoint, Checkpoint, Gradient
+from arch.liquid_scan import LIQUID_SCAN
 from arch.solvers import SemiImplicit, Solver
 from harness.errors import ConfigError
+from harness.kernels import Choice
 from harness.mixer import Flops, Mixer, Trusted
 from harness.state import State
 
@@ -51,7 +54,7 @@ class LTC(Mixer):
         expand: PositiveInt = 1,
         head_dim: PositiveInt = 32,
         tau_max: Annotated[float, Bounded(ge=1)] = 4096.0,
-        kernel: Literal["auto", "reference", "fused"] = "auto",
+        kernel: Choice = "auto",
     ):
         super().__init__(d_model, layer, n_layers)
         self.solver, self.gradient, self.coupling, self.gate, self.kernel = solver, gradient, coupling, gate, kernel
@@ -172,11 +175,14 @@ class LTC(Mixer):
         return self.gradient.scan(self.solver, field, h, elapsed)
 
     def _fused(self, field: Field, h: Tensor, elapsed: Tensor | None) -> tuple[Tensor, Tensor]:
+        run = self._kernel(self.kernel, field)
         rates = (field.inv_tau, field.omega, field.coupling)
-        solver = self.solver
-        return liquid_scan.liquid_scan(
-            solver.name, solver.substeps, field.gate, field.a, field.A, field.B, field.C, *rates, h, elapsed
-        )
+        tokens = (field.a, field.A, field.B, field.C)
+        return run(self.solver.name, self.solver.substeps, field.gate, *tokens, *rates, h, elapsed)
+
+    def _kernel(self, choice: Choice, field: Field) -> Callable:
+        facts = {"solver": self.solver.name, "coupling": self.coupling, "d_state": self.d_state}
+        return LIQUID_SCAN.choose(choice, field.a.device, field.a.dtype, **facts)
 
     def _use_fused(self, field: Field, elapsed: Tensor | None, one_token: bool) -> bool:
         """The kernel is checkpoint's gradient; for any fixed-step gradient it serves where none is asked for.
@@ -187,16 +193,9 @@ class LTC(Mixer):
         timed = elapsed is not None and elapsed.requires_grad  # the kernel has no gradient by the elapsed time
         if self.kernel == "reference" or not self._fusable or oracle or timed:
             return False
-        where = (field.a.device, field.a.dtype, self.solver.name, self.coupling, self.d_state)
-        serves = liquid_scan.serves(*where)
-        if self.kernel == "fused" and not serves:
-            raise ConfigError(
-                f"kernel=fused cannot serve {field.a.dtype} on {field.a.device} with d_state={self.d_state}.",
-                "a device, a type and a d_state that the fused kernel has code for.",
-                "set kernel=auto, which uses the reference there.",
-            )
         wanted = isinstance(self.gradient, Checkpoint) and not one_token
-        return serves and (wanted or not torch.is_grad_enabled())
+        served = self._kernel(self.kernel, field) is not LIQUID_SCAN.reference
+        return served and (wanted or not torch.is_grad_enabled())
 
     def init_state(self, batch: int, context: int = 0, device=None, dtype=None) -> State:
         dtype = dtype or self.in_proj.weight.dtype

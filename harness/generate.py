@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from harness.decode import Decoder
+
 
 @torch.inference_mode()
 def generate(
@@ -22,11 +24,11 @@ def generate(
     generator = torch.Generator().manual_seed(seed)
     tokens: list[Tensor] = []
     logits, state = model(prompt)
-    logits = logits[:, -1]  # (B, V)
+    logits, decoder = logits[:, -1], Decoder(model, state)  # (B, V)
     while len(tokens) < n_tokens:
         tokens.append(choose(logits, temperature, top_p, top_k, generator))
         if len(tokens) < n_tokens:
-            logits, state = model.step(tokens[-1], state)
+            logits = decoder.step(tokens[-1])
     return torch.stack(tokens, dim=1) if tokens else prompt[:, :0]
 
 

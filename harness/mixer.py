@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from harness.state import State
+from harness.state import State, map_tensors
 
 
 class Flops(NamedTuple):
@@ -79,6 +79,13 @@ class Mixer(nn.Module):
     def truncate_state(self, state: State, keep: int) -> State:
         """Forgets all but the last `keep` tokens of a state that grows; a constant state is returned as it is."""
         return state
+
+    def fixed_state(self, state: State, room: int) -> State:
+        """A copy of `state` that `step` takes too and whose tensors keep their shapes for `room` more tokens.
+
+        A CUDA graph can be captured over it. A constant state is fixed already.
+        """
+        return map_tensors(lambda tensor: tensor.clone(), state)
 
     def flops_per_token(self, context: int) -> Flops:
         """Forward floating-point operations of one token that sees `context` tokens, itself included."""

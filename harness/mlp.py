@@ -3,29 +3,39 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from harness.kernels import Choice, Kernel, Operation
 from harness.mixer import Flops, Mixer
 from harness.state import State
+
+
+def swiglu(gate_up: Tensor) -> Tensor:
+    """silu(gate) * up of the halves of the last axis: (..., 2 F) -> (..., F)."""
+    gate, up = gate_up.chunk(2, dim=-1)
+    return F.silu(gate) * up
+
+
+SWIGLU = Operation("swiglu", swiglu, (Kernel("numba", "cpu", "harness.backbone_numba:swiglu"),))
 
 
 class SwiGLU(Mixer):
     """W_down(silu(W_gate x) * W_up x), memoryless: its state is empty."""
 
-    def __init__(self, d_model: int, d_ff: int, layer: int = 0, n_layers: int = 1):
+    def __init__(self, d_model: int, d_ff: int, layer: int = 0, n_layers: int = 1, *, kernel: Choice = "auto"):
         super().__init__(d_model, layer, n_layers)
-        self.d_ff = d_ff
+        self.d_ff, self.kernel = d_ff, kernel
         self.gate_up = nn.Linear(d_model, 2 * d_ff, bias=False)
         self.down = nn.Linear(d_ff, d_model, bias=False)
 
     def forward(
         self, x: Tensor, state: State = None, elapsed: Tensor | None = None, shared: dict | None = None
     ) -> tuple[Tensor, State]:
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
-        return self.down(F.silu(gate) * up), {}
+        gate_up = self.gate_up(x)
+        return self.down(SWIGLU.choose(self.kernel, gate_up.device, gate_up.dtype)(gate_up)), {}
 
     def step(
         self, x_t: Tensor, state: State, elapsed: Tensor | None = None, shared: dict | None = None
     ) -> tuple[Tensor, State]:
-        return self.forward(x_t)
+        return self.down(swiglu(self.gate_up(x_t))), {}
 
     def init_state(self, batch: int, context: int = 0, device=None, dtype=None) -> State:
         return {}

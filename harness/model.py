@@ -8,10 +8,10 @@ import torch
 from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 
+from harness.kernels import Choice
 from harness.mixer import Flops, Mixer
+from harness.norm import RMSNorm
 from harness.state import State
-
-NORMS = {"rmsnorm": nn.RMSNorm, "layernorm": nn.LayerNorm}
 
 
 class Width(NamedTuple):
@@ -28,6 +28,7 @@ class ModelSpec:
     mixer: factory called with (d_model, layer, n_layers). channel_mixer: the same with d_ff, or None for an
     architecture that has none (Mamba). width_multiple: d_model is a multiple of it. d_ff_ratio: the architecture's
     own d_ff / d_model. depth_factor: blocks per layer of the size group (an architecture of half blocks takes two).
+    kernel: of the norms; mixers have their own.
     """
 
     name: str
@@ -39,10 +40,15 @@ class ModelSpec:
     width_multiple: PositiveInt = 8
     d_ff_ratio: NonNegativeFloat = 8 / 3
     depth_factor: PositiveInt = 1
+    kernel: Choice = "auto"
 
     def build(self, vocab_size: int, n_layers: int, width: Width) -> "LanguageModel":
         """Returns the model with `n_layers` x depth_factor blocks of `width`, initialised from torch's generator."""
         return LanguageModel(self, vocab_size, n_layers * self.depth_factor, width)
+
+    def build_norm(self, width: int) -> nn.Module:
+        """A fresh norm over vectors of `width`."""
+        return RMSNorm(width, 1e-5, self.kernel) if self.norm == "rmsnorm" else nn.LayerNorm(width, 1e-5)
 
 
 class Block(nn.Module):
@@ -50,11 +56,11 @@ class Block(nn.Module):
 
     def __init__(self, spec: ModelSpec, width: Width, layer: int, n_layers: int):
         super().__init__()
-        self.norm = NORMS[spec.norm](width.d_model, eps=1e-5)
+        self.norm = spec.build_norm(width.d_model)
         self.mixer = spec.mixer(d_model=width.d_model, layer=layer, n_layers=n_layers)
         self.channel_norm = self.channel_mixer = None
         if spec.channel_mixer is not None:
-            self.channel_norm = NORMS[spec.norm](width.d_model, eps=1e-5)
+            self.channel_norm = spec.build_norm(width.d_model)
             self.channel_mixer = spec.channel_mixer(
                 d_model=width.d_model, d_ff=width.d_ff, layer=layer, n_layers=n_layers
             )
@@ -84,9 +90,9 @@ class LanguageModel(nn.Module):
         self.spec, self.vocab_size, self.n_layers, self.width = spec, vocab_size, n_layers, width
         self.embedding = nn.Embedding(vocab_size, width.d_model)
         nn.init.normal_(self.embedding.weight, std=0.02)
-        self.embedding_norm = NORMS[spec.norm](width.d_model, eps=1e-5) if spec.embedding_norm else nn.Identity()
+        self.embedding_norm = spec.build_norm(width.d_model) if spec.embedding_norm else nn.Identity()
         self.blocks = nn.ModuleList(Block(spec, width, layer, n_layers) for layer in range(n_layers))
-        self.norm = NORMS[spec.norm](width.d_model, eps=1e-5)
+        self.norm = spec.build_norm(width.d_model)
         self.head = nn.Linear(width.d_model, vocab_size, bias=False)
         if spec.tie_embeddings:
             self.head.weight = self.embedding.weight
@@ -141,8 +147,15 @@ class LanguageModel(nn.Module):
 
     def truncate_state(self, state: State, keep: int) -> State:
         """Forgets all but the last `keep` tokens where the state grows with them."""
+        return self._by_part("truncate_state", state, keep)
+
+    def fixed_state(self, state: State, room: int) -> State:
+        """A copy of `state` whose tensors keep their shapes for `room` more tokens."""
+        return self._by_part("fixed_state", state, room)
+
+    def _by_part(self, method: str, state: State, number: int) -> State:
         return [
-            [mixer.truncate_state(part, keep) for (_, mixer), part in zip(block.parts(), parts, strict=True)]
+            [getattr(mixer, method)(part, number) for (_, mixer), part in zip(block.parts(), parts, strict=True)]
             for block, parts in zip(self.blocks, state, strict=True)
         ]
 

@@ -12,7 +12,7 @@ from harness.energy import EnergyMeter
 from harness.flops import train_flops_per_token
 from harness.ledger import FINAL_UPDATES, Ledger, TrainingResult
 from harness.loggers import Logger
-from harness.memory import peak_bytes, reset_peak
+from harness.memory import peak_bytes, reset_peak, reused_memory
 from harness.model import LanguageModel
 from harness.progress import TrainingProgress
 from harness.record import Run
@@ -39,7 +39,7 @@ def train(
     run.describe()
     trainer = Trainer(model, task, config, seed, run, logger)
     ledger = trainer.resume()
-    with TrainingProgress(progress, config.updates, ledger.update) as display:
+    with reused_memory(), TrainingProgress(progress, config.updates, ledger.update) as display:
         reset_peak(trainer.device)
         while ledger.update < config.updates and ledger.divergence is None:
             with EnergyMeter(trainer.device) as meter:
@@ -61,7 +61,8 @@ class Trainer:
         self.model = model.to(self.device).train()
         groups = optimizer.parameter_groups(model, config.weight_decay)
         self.group_reports = optimizer.report(groups)
-        adamw = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2))
+        betas = (config.beta1, config.beta2)
+        adamw = torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, fused=True)
         self.optimizer = self.accelerator.prepare(adamw)
         self.parameters = [p for group in groups for p in group["params"]]
         self.checkpoint_path = run.path / checkpoint.NAME

@@ -1,7 +1,15 @@
-"""What every test shares: a fixed seed, and `architecture`, which runs a test for each file of conf/model."""
+"""What every test shares: a fixed seed, `architecture`, which runs a test for each file of conf/model, and Triton.
+
+Without a GPU the Triton kernels run in its interpreter, which must be asked for before they are imported.
+"""
+
+import os
 
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import configs
 

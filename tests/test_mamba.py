@@ -1,29 +1,20 @@
 """Mamba-1: its paths against each other, third parties' implementations and their checkpoints."""
 
 from importlib.util import find_spec
-from pathlib import Path
 
-import hydra
 import pytest
 import torch
 import torch.nn.functional as F
-from omegaconf import OmegaConf
 from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
+import configs
 from baselines import mamba_trusted
 from baselines.mamba import Mamba
 from harness.errors import ConfigError
-from harness.model import ModelSpec
 from harness.sizing import SizeConfig, count, solve
 from harness.state import tensors
 from oracles import step_loop
-
-CONFIG = Path(__file__).parent.parent / "conf" / "model" / "mamba.yaml"
-
-
-def spec() -> ModelSpec:
-    return hydra.utils.instantiate(OmegaConf.load(CONFIG), _convert_="all")
 
 
 def mamba_ssm(name: str):
@@ -162,8 +153,8 @@ def test_mixer_equals_transformers_where_mamba_ssm_is_absent(monkeypatch, dtype)
 
 @pytest.mark.parametrize(("params", "n_layers"), [(250_000, 3), (1_000_000, 4)])
 def test_sizing_meets_the_budget(params, n_layers):
-    width = solve(spec(), 256, SizeConfig(params, n_layers))
+    width = solve(configs.spec("mamba"), 256, SizeConfig(params, n_layers))
     with torch.device("meta"):
-        model = spec().build(256, n_layers, width)
+        model = configs.spec("mamba").build(256, n_layers, width)
     assert len(model.blocks) == 2 * n_layers
     assert abs(count(model).total - params) <= 0.02 * params

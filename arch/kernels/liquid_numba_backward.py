@@ -5,7 +5,7 @@ Names of rows and the layout of the scratch are the forward's. A row G_NAME is t
 
 from numba import njit
 
-from arch.liquid_kernel import (
+from arch.kernels.liquid_numba_forward import (
     COUPLING,
     G_COUPLING,
     G_DRIVE,
@@ -38,7 +38,7 @@ from arch.liquid_kernel import (
     store,
     substep,
 )
-from arch.liquid_kernel_solvers import (
+from arch.kernels.liquid_numba_solvers import (
     EXPONENTIAL,
     SEMI_IMPLICIT,
     SLOPE,

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from arch.liquid_kernel_solvers import (
+from arch.kernels.liquid_numba_solvers import (
     EXPONENTIAL,
     MAX_STAGES,
     SEMI_IMPLICIT,

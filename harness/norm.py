@@ -1,0 +1,25 @@
+"""RMSNorm with a fused kernel: torch has none for the CPU and composes it of some ten operations."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from harness.kernels import Choice, Kernel, Operation
+
+
+def reference(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x / sqrt(mean(x^2) + eps) * weight over the last axis (Zhang & Sennrich 2019, arXiv:1910.07467)."""
+    return F.rms_norm(x, weight.shape, weight, eps)
+
+
+RMS_NORM = Operation("rms_norm", reference, (Kernel("numba", "cpu", "harness.backbone_numba:rms_norm"),))
+
+
+class RMSNorm(nn.RMSNorm):
+    """nn.RMSNorm through the registry of kernels."""
+
+    def __init__(self, width: int, eps: float, kernel: Choice = "auto"):
+        super().__init__(width, eps)
+        self.kernel = kernel
+
+    def forward(self, x: Tensor) -> Tensor:
+        return RMS_NORM.choose(self.kernel, x.device, x.dtype)(x, self.weight, self.eps)
