@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
+from baselines.fixed_cache import FixedCache
 from baselines.kv_cache import KVCache
 from harness.errors import ConfigError
 from harness.mixer import Flops, Mixer, Trusted
@@ -63,16 +64,26 @@ class Attention(Mixer):
         return self.out(y.transpose(1, 2).flatten(2)), cache  # (B, heads, T, head_dim) -> (B, T, d_model)
 
     def step(
-        self, x_t: Tensor, state: KVCache, elapsed: Tensor | None = None, shared: dict | None = None
-    ) -> tuple[Tensor, KVCache]:
-        y, cache = self.forward(x_t.unsqueeze(1), state)
-        return y.squeeze(1), cache
+        self,
+        x_t: Tensor,
+        state: KVCache | FixedCache,
+        elapsed: Tensor | None = None,
+        shared: dict | None = None,
+    ) -> tuple[Tensor, KVCache | FixedCache]:
+        queries, keys, values = self._project(x_t.unsqueeze(1), state.position)
+        cache = state.append(keys, values)
+        unseen = ~cache.seen if isinstance(cache, FixedCache) else None
+        y = _attend_one(queries, cache.keys, cache.values, unseen)
+        return self.out(y.flatten(1)), cache  # (B, heads, 1, head_dim) -> (B, d_model)
 
     def init_state(self, batch: int, context: int = 0, device=None, dtype=None) -> KVCache:
         return KVCache.zeros(batch, self.n_kv_heads, context, self.head_dim, device=device, dtype=dtype)
 
     def truncate_state(self, state: KVCache, keep: int) -> KVCache:
         return state.truncate(keep)
+
+    def fixed_state(self, state: KVCache | FixedCache, room: int) -> FixedCache:
+        return FixedCache.of(state, room)
 
     def flops_per_token(self, context: int) -> Flops:
         attention = self.n_heads * self.head_dim * context
@@ -86,24 +97,32 @@ class Attention(Mixer):
 
         return llama_attention(self)
 
-    def _project(self, x: Tensor, position: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _project(self, x: Tensor, position: int | Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x (B, T, d_model) -> queries (B, n_heads, T, head_dim), keys and values (B, n_kv_heads, T, head_dim)."""
         rotated = self.n_heads + self.n_kv_heads
         heads = self.qkv(x).unflatten(2, (-1, self.head_dim))  # (B, T, n_heads + 2 n_kv_heads, head_dim)
         wide = torch.promote_types(heads.dtype, torch.float32)
-        cos, sin = _rotary_table(position, x.shape[1], self.head_dim, self.rope_theta, x.device, wide)
+        table = _rotary_table if isinstance(position, int) else _rotary
+        cos, sin = table(position, x.shape[1], self.head_dim, self.rope_theta, x.device, wide)
         turned = _rotate(heads[:, :, :rotated].to(wide), cos, sin).to(heads.dtype).transpose(1, 2)
         return turned[:, : self.n_heads], turned[:, self.n_heads :], heads[:, :, rotated:].transpose(1, 2)
 
 
 @lru_cache(maxsize=1)  # every layer of one call asks for the same
 def _rotary_table(position: int, length: int, head_dim: int, theta: float, device, dtype) -> tuple[Tensor, Tensor]:
-    """Cosine and sine (length, 1, head_dim / 2) of position x theta^(-2 i / head_dim), rounded once from float64."""
     with torch.inference_mode(False), torch.no_grad():
-        exponents = torch.arange(0, head_dim, 2, dtype=torch.float64, device=device) / head_dim
-        positions = torch.arange(position, position + length, dtype=torch.float64, device=device)
-        angles = positions[:, None, None] * theta**-exponents
-        return angles.cos().to(dtype), angles.sin().to(dtype)
+        return _rotary(position, length, head_dim, theta, device, dtype)
+
+
+def _rotary(position: int | Tensor, length: int, head_dim: int, theta: float, device, dtype) -> tuple[Tensor, Tensor]:
+    """Cosine and sine (length, 1, head_dim / 2) of position x theta^(-2 i / head_dim), rounded once from float64.
+
+    position: of the first of `length` tokens, a number or a tensor of one.
+    """
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.float64, device=device) / head_dim
+    positions = position + torch.arange(length, dtype=torch.float64, device=device)
+    angles = positions[:, None, None] * theta**-exponents
+    return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
 def _rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -132,11 +151,16 @@ def _attend_after(queries: Tensor, keys: Tensor, values: Tensor, past: int) -> T
     return torch.cat(parts, dim=2)
 
 
-def _attend_one(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """Attention of the newest token (B, heads, 1, head_dim) to all, its own group of heads reading one set of keys."""
+def _attend_one(query: Tensor, keys: Tensor, values: Tensor, unseen: Tensor | None = None) -> Tensor:
+    """Attention of the newest token (B, heads, 1, head_dim) to all, its own group of heads reading one set of keys.
+
+    unseen: (tokens,) of bool, places that hold no token yet.
+    """
     batch, n_heads, _, head_dim = query.shape
     grouped = query.reshape(batch, keys.shape[1], -1, head_dim)  # (B, kv_heads, group, head_dim)
     scores = (grouped * head_dim**-0.5) @ keys.transpose(2, 3)  # (B, kv_heads, group, tokens)
+    if unseen is not None:
+        scores = scores.masked_fill(unseen, -math.inf)
     weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(values.dtype)
     return (weights @ values).reshape(batch, n_heads, 1, head_dim)
 

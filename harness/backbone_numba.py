@@ -4,17 +4,19 @@ Each walks the rows once, where torch's own composition walks them once an opera
 time; the backward computes again what it can from the inputs. Half precision is computed in float32, a row at a time.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from numba import njit
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from harness.numba_linear import at, matvec
 from harness.numba_math import FASTMATH, one, sigmoid, zero
 from harness.threads import spread
 
 ROWS = 128  # of one task: sums over rows are taken task by task, so that they do not depend on the threads
-WIDE = (torch.float32, torch.float64)
 JIT = {"cache": True, "fastmath": FASTMATH, "error_model": "numpy", "nogil": True}
 
 
@@ -45,16 +47,38 @@ class _SwiGLU(torch.autograd.Function):
         return g.view(*gy.shape[:-1], -1).to(gy.dtype)
 
 
+def frozen_swiglu(gate_up: Tensor, down: Tensor) -> Callable[[Tensor], Tensor]:
+    """W_down(silu(W_gate x) * W_up x) for these weights (2 F, D), (D, F), as a function of x (B, D), float32."""
+    weights = [w.detach().contiguous() for w in (gate_up, down)]  # the function keeps them alive
+    width, hidden = weights[1].shape
+    addresses = [w.data_ptr() for w in weights]
+
+    def run(x: Tensor, weights=weights) -> Tensor:
+        x = x.contiguous()
+        y = torch.empty_like(x)
+        _swiglu_step(x.data_ptr(), *addresses, y.data_ptr(), x.shape[0], width, hidden)
+        return y
+
+    return run
+
+
+def frozen_rms_norm(weight: Tensor, eps: float) -> Callable[[Tensor], Tensor]:
+    """`rms_norm` for this weight (D), as a function of x (B, D), float32."""
+    weight = weight.detach().contiguous()
+    width, address, eps = len(weight), weight.data_ptr(), np.float32(eps)
+
+    def run(x: Tensor, weight=weight) -> Tensor:
+        x = x.contiguous()
+        y = torch.empty_like(x)
+        _rms_norm_step(x.data_ptr(), address, y.data_ptr(), x.shape[0], width, eps)
+        return y
+
+    return run
+
+
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x / sqrt(mean(x^2) + eps) * weight over the last axis (Zhang & Sennrich 2019): (..., D), in the type of x."""
-    if torch.is_grad_enabled() or x.dim() != 2 or x.dtype != weight.dtype or x.dtype not in WIDE:
-        return _RMSNorm.apply(x, weight, eps)
-    y = torch.empty_like(
-        x, memory_format=torch.contiguous_format
-    )  # one token of each sequence, where bookkeeping would cost more than the work
-    source, scale = x.contiguous().numpy(), weight.detach().numpy()
-    _rms_norm(0, _tasks(len(x)), source.dtype.type(eps), source, scale, y.numpy(), np.empty(len(x), source.dtype))
-    return y
+    return _RMSNorm.apply(x, weight, eps)
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -141,3 +165,23 @@ def _rms_norm_vjp(first, last, x, weight, inverse, gy, gx, parts):
                 out[c] = r * (g[c] * weight[c] - source[c] * along)
             for c in range(width):
                 part[c] += g[c] * source[c] * r
+
+
+@njit(**JIT)
+def _swiglu_step(x_at, gate_up_at, down_at, y_at, batch, width, hidden):
+    """Addresses of x, y (batch, width), gate_up (2 hidden, width) and down (width, hidden)."""
+    x, y = at(x_at, (batch, width)), at(y_at, (batch, width))
+    gate_up, down = at(gate_up_at, (2 * hidden, width)), at(down_at, (width, hidden))
+    row = np.empty(2 * hidden, np.float32)
+    for b in range(batch):
+        matvec(gate_up, x[b], row)
+        for c in range(hidden):
+            row[c] = row[c] * sigmoid(row[c]) * row[hidden + c]
+        matvec(down, row[:hidden], y[b])
+
+
+@njit(**JIT)
+def _rms_norm_step(x_at, weight_at, y_at, batch, width, eps):
+    """Addresses of x, y (batch, width) and weight (width)."""
+    x, y, weight = at(x_at, (batch, width)), at(y_at, (batch, width)), at(weight_at, (width,))
+    _rms_norm(0, (batch + ROWS - 1) // ROWS, eps, x, weight, y, np.empty(batch, np.float32))

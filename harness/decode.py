@@ -18,7 +18,8 @@ ROOM = 256
 class Decoder:
     """A model's `step` with its state kept between tokens, in inference mode.
 
-    On the CPU a token is one call of `model.step`, which takes the fused one-token kernels there are. On CUDA the step
+    On the CPU a token is one call of the model's frozen step: one-token kernels over the weights as they stood when the
+    decoder was made. On CUDA the step
     is captured as a graph once, over one preallocated state, and replayed: a token then costs one launch, whatever the
     number of kernels. A state that grows is given a fixed shape with room first, and a new graph when that is used up.
     The state given is never written to.
@@ -27,6 +28,7 @@ class Decoder:
     @torch.inference_mode()
     def __init__(self, model: LanguageModel, state: State):
         self.model, self.state = model, state
+        self._step = model.frozen_step()
         self._replay: Callable[[Tensor], Tensor] | None = None
         self._room: float = 0
 
@@ -37,7 +39,7 @@ class Decoder:
         On CUDA they lie in one buffer, which the next step overwrites.
         """
         if tokens.device.type != "cuda":
-            logits, self.state = self.model.step(tokens, self.state)
+            logits, self.state = self._step(tokens, self.state)
             return logits
         if not self._room:
             self._capture(tokens)

@@ -72,6 +72,13 @@ class Mixer(nn.Module):
         """Maps one token; pure. x_t: (B, d_model), elapsed: (B,). Returns y_t (B, d_model) and the new state."""
         raise NotImplementedError
 
+    def frozen_step(self) -> Callable:
+        """`step` for the weights as they stand, without gradients: what a generation calls at every token.
+
+        A mixer may resolve here once what does not depend on the token. Signature and state are those of `step`.
+        """
+        return self.step
+
     def init_state(self, batch: int, context: int = 0, device=None, dtype=None) -> State:
         """Returns the state held after `context` tokens, zero-filled: all that generation must keep."""
         raise NotImplementedError

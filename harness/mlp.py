@@ -1,5 +1,8 @@
 """The channel mixer of the backbone: SwiGLU (Shazeer 2020, arXiv:2002.05202)."""
 
+from collections.abc import Callable
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -15,6 +18,18 @@ def swiglu(gate_up: Tensor) -> Tensor:
 
 
 SWIGLU = Operation("swiglu", swiglu, (Kernel("numba", "cpu", "harness.backbone_numba:swiglu"),))
+
+
+def frozen_swiglu(gate_up: Tensor, down: Tensor) -> Callable[[Tensor], Tensor]:
+    """The whole channel mixer for weights gate_up (2 F, D) and down (D, F), as a function of x (B, D)."""
+    return lambda x: F.linear(swiglu(F.linear(x, gate_up)), down)
+
+
+FROZEN_SWIGLU = Operation(
+    "frozen_swiglu",
+    frozen_swiglu,
+    (Kernel("numba", "cpu", "harness.backbone_numba:frozen_swiglu", (torch.float32,)),),
+)
 
 
 class SwiGLU(Mixer):
@@ -35,7 +50,12 @@ class SwiGLU(Mixer):
     def step(
         self, x_t: Tensor, state: State, elapsed: Tensor | None = None, shared: dict | None = None
     ) -> tuple[Tensor, State]:
-        return self.down(swiglu(self.gate_up(x_t))), {}
+        return self.forward(x_t)
+
+    def frozen_step(self) -> Callable:
+        weights = self.gate_up.weight, self.down.weight
+        run = FROZEN_SWIGLU.choose(self.kernel, weights[0].device, weights[0].dtype)(*weights)
+        return lambda x_t, state, elapsed=None, shared=None: (run(x_t), state)
 
     def init_state(self, batch: int, context: int = 0, device=None, dtype=None) -> State:
         return {}

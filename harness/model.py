@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 
@@ -131,6 +132,24 @@ class LanguageModel(nn.Module):
         """tokens (B,) -> logits (B, vocab_size) and the new state; pure."""
         return self._run("step", tokens, state, elapsed)
 
+    def frozen_step(self) -> Callable[[Tensor, State], tuple[Tensor, State]]:
+        """`step` for the weights as they stand, without gradients: (tokens (B,), state) -> (logits, new state)."""
+        embedding, head = self.embedding.weight.detach(), self.head.weight.detach()
+        first, last = _frozen(self.embedding_norm), _frozen(self.norm)
+        blocks = [[(_frozen(norm), mixer.frozen_step()) for norm, mixer in block.parts()] for block in self.blocks]
+
+        def step(tokens: Tensor, state: State) -> tuple[Tensor, State]:
+            x, shared, new_state = first(F.embedding(tokens, embedding)), {}, []
+            for parts, held in zip(blocks, state, strict=True):
+                new_state.append(made := [])
+                for (norm, run), old in zip(parts, held, strict=True):
+                    y, new = run(norm(x), old, None, shared)
+                    x = x + y
+                    made.append(new)
+            return F.linear(last(x), head), new_state
+
+        return step
+
     def scan(self, tokens: Tensor, state: State = None, elapsed: Tensor | None = None) -> tuple[Tensor, State]:
         """The oracle of `forward`: a loop of `step` over the tokens (B, T)."""
         state = state or self.init_state(tokens.shape[0])
@@ -164,3 +183,7 @@ class LanguageModel(nn.Module):
         norms = sum(len(block.parts()) for block in self.blocks) + 1
         head = Flops(2 * self.width.d_model * self.vocab_size, 5 * self.width.d_model * norms)
         return sum((mixer.flops_per_token(context) for mixer in self.mixers), head)
+
+
+def _frozen(norm: nn.Module) -> Callable[[Tensor], Tensor]:
+    return norm.frozen() if isinstance(norm, RMSNorm) else norm

@@ -1,5 +1,9 @@
 """RMSNorm with a fused kernel: torch has none for the CPU and composes it of some ten operations."""
 
+from collections.abc import Callable
+from functools import partial
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -14,6 +18,18 @@ def reference(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 RMS_NORM = Operation("rms_norm", reference, (Kernel("numba", "cpu", "harness.backbone_numba:rms_norm"),))
 
 
+def frozen_rms_norm(weight: Tensor, eps: float) -> Callable[[Tensor], Tensor]:
+    """`reference` for one weight, as a function of x (B, D)."""
+    return partial(reference, weight=weight, eps=eps)
+
+
+FROZEN_RMS_NORM = Operation(
+    "frozen_rms_norm",
+    frozen_rms_norm,
+    (Kernel("numba", "cpu", "harness.backbone_numba:frozen_rms_norm", (torch.float32,)),),
+)
+
+
 class RMSNorm(nn.RMSNorm):
     """nn.RMSNorm through the registry of kernels."""
 
@@ -23,3 +39,7 @@ class RMSNorm(nn.RMSNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         return RMS_NORM.choose(self.kernel, x.device, x.dtype)(x, self.weight, self.eps)
+
+    def frozen(self) -> Callable[[Tensor], Tensor]:
+        """This norm for its weight as it stands, as a function of x (B, D)."""
+        return FROZEN_RMS_NORM.choose(self.kernel, self.weight.device, self.weight.dtype)(self.weight, self.eps)
