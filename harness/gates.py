@@ -1,9 +1,12 @@
 """The gates themselves: what the contract of harness/mixer.py promises, each as a measured figure and its tolerance."""
 
+import copy
+
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from harness.case import BATCH, LENGTH, Case, Outcome, distance, gate, state_distance, worst
+from harness.decode import Decoder
 from harness.mixer import Mixer
 from harness.sizing import count
 from harness.state import state_bytes, tensors
@@ -12,6 +15,7 @@ CUTS = (0, 15, 31, 40, 63, LENGTH - 2)  # positions whose future is examined by 
 CHUNKS = (1, 15, 1, 33, 17)
 CONTEXTS = (1, 64, 4096, 8192)
 FLOPS_CONTEXTS = (1, 2, 65)
+SINGLE = 1e-3  # what rounding in float32 may come to over the layers and the tokens of a case
 GRADIENT_FLOOR = 1e-3  # gradients are compared on their own scale, but on no less than this part of the largest
 
 
@@ -109,6 +113,17 @@ def scan_gradients(case: Case) -> Outcome:
     error = worst(errors.values())
     name = max(errors, key=errors.get)
     return Outcome(error, case.model.tolerance, f"{len(errors)} parameters, the largest difference at {name}")
+
+
+@gate
+def generation(case: Case) -> Outcome:
+    """What generation runs, the decoder over one-token kernels in float32, equals `forward` after a prefill."""
+    cut, model = LENGTH // 2, copy.deepcopy(case.model).float()
+    with torch.inference_mode():
+        decoder = Decoder(model, model(case.tokens[:, :cut])[1])
+        made = torch.stack([decoder.step(token).clone() for token in case.tokens[:, cut:].unbind(1)], dim=1)
+    error = distance(made.double(), case.whole[0][:, cut:])
+    return Outcome(error, max(SINGLE, case.model.tolerance), f"{LENGTH - cut} tokens by the decoder in float32")
 
 
 @gate

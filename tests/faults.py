@@ -80,6 +80,15 @@ class WrongStep(Decay):
         return y * (1 + 1e-7), state
 
 
+class WrongGeneration(Decay):
+    def frozen_step(self):
+        def step(x_t, state, elapsed=None, shared=None):
+            y, state = Decay.step(self, x_t, state)
+            return y * 1.1, state
+
+        return step
+
+
 class Forgetful(Decay):
     def forward(self, x, state=None, elapsed=None, shared=None):
         return super().forward(x, None)

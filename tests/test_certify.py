@@ -24,6 +24,7 @@ from faults import (
     Raises,
     SecretlyGrowing,
     WrongFlops,
+    WrongGeneration,
     WrongGradient,
     WrongShape,
     WrongStep,
@@ -64,19 +65,20 @@ def test_an_honest_architecture_passes_every_gate(mixer):
 @pytest.mark.parametrize(
     ("mixer", "gates"),
     [
-        (Future, {"causality", "causality_by_perturbation", "scan_gradients", *PATHS}),
+        (Future, {"causality", "causality_by_perturbation", "scan_gradients", "generation", *PATHS}),
         (HiddenFuture, {"causality_by_perturbation", "scan_gradients", *PATHS}),
         (BatchMean, {"batch_independence", "causality"}),
         (WrongStep, {"prefill_and_step", "scan", "scan_gradients"}),
         (Forgetful, {"chunks"}),
         (WrongGradient, {"scan_gradients"}),
+        (WrongGeneration, {"generation"}),
         (SecretlyGrowing, {"state_growth"}),
         (NotGrowing, {"state_growth"}),
         (WrongShape, {"state_shape"}),
         (WrongFlops, {"flops"}),
         (ContextFlops, {"flops"}),
         (Disagrees, {"trusted"}),
-        (Raises, {"prefill_and_step", "scan", "scan_gradients", "flops"}),
+        (Raises, {"prefill_and_step", "scan", "scan_gradients", "generation", "flops"}),
     ],
 )
 def test_a_planted_fault_fails_its_gates_and_no_other(mixer, gates):
