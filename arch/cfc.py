@@ -1,12 +1,14 @@
 """CfC, the closed-form continuous-time cell (Hasani et al., Nature Machine Intelligence 4, 2022, arXiv:2106.13898)."""
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
-from arch.cfc_scan import HEADS, Cell, Mode, scan
+from arch.cfc_scan import CFC_SCAN, FROZEN_CFC, HEADS, Cell, Mode
+from harness.kernels import Choice
 from harness.mixer import Flops, Mixer, Trusted
 from harness.state import State
 
@@ -32,9 +34,10 @@ class CfC(Mixer):
         backbone_units: PositiveInt | None = None,
         backbone_layers: PositiveInt = 1,
         backbone_activation: Literal["lecun_tanh", "tanh", "relu", "gelu", "silu"] = "lecun_tanh",
+        kernel: Choice = "auto",
     ):
         super().__init__(d_model, layer, n_layers)
-        self.mode, self.activation = mode, backbone_activation
+        self.mode, self.activation, self.kernel = mode, backbone_activation, kernel
         self.d_inner, self.units = expand * d_model, backbone_units or d_model
         # The first layer's product is split: the token's part leaves the loop over time.
         self.input = nn.Linear(d_model, self.units)
@@ -72,13 +75,18 @@ class CfC(Mixer):
         layers = [(layer.weight, layer.bias) for layer in self.hidden]
         return Cell(self.mode, self.activation, self.recurrent, layers, (weight, bias), self.w_tau, self.amplitude)
 
+    def _scan(self, device: torch.device, dtype: torch.dtype) -> Callable:
+        facts = {"mode": self.mode, "activation": self.activation, "layers": len(self.hidden) + 1}
+        return CFC_SCAN.choose(self.kernel, device, dtype, units=self.units, d_inner=self.d_inner, **facts)
+
     def forward(
         self, x: Tensor, state: State = None, elapsed: Tensor | None = None, shared: dict | None = None
     ) -> tuple[Tensor, State]:
         u = self.input(x).to(self.recurrent.dtype).transpose(0, 1)  # (B, T, units) -> (T, B, units)
         h = state["h"] if state else u.new_zeros(x.shape[0], self.d_inner)
         times = None if elapsed is None else elapsed.to(u.dtype).t()[..., None]  # (B, T) -> (T, B, 1)
-        h = scan(self._cell(merged=elapsed is None), u, h, times)  # (T, B, d_inner)
+        with torch.autocast(u.device.type, enabled=False):
+            h = self._scan(u.device, u.dtype)(self._cell(merged=elapsed is None), u, h, times)  # (T, B, d_inner)
         return self.out(h.transpose(0, 1)), {"h": h[-1].clone()}  # a view would keep every h alive
 
     def step(
@@ -89,6 +97,20 @@ class CfC(Mixer):
         with torch.autocast(u.device.type, enabled=False):
             h = self._cell(merged=False).step(u, state["h"], time)
         return self.out(h), {"h": h}
+
+    def frozen_step(self) -> Callable:
+        weight = self.recurrent
+        with torch.no_grad():
+            make = FROZEN_CFC.choose(self.kernel, weight.device, weight.dtype)
+            run = make((self.input.weight, self.input.bias), self._cell(merged=True), self.out.weight)
+
+        def step(x_t: Tensor, state: State, elapsed: Tensor | None = None, shared: dict | None = None):
+            if elapsed is not None:  # its heads are not merged
+                return self.step(x_t, state, elapsed)
+            y, h = run(x_t, state["h"])
+            return y, {"h": h}
+
+        return step
 
     def init_state(self, batch: int, context: int = 0, device=None, dtype=None) -> State:
         return {"h": torch.zeros(batch, self.d_inner, device=device, dtype=dtype)}

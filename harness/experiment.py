@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from pydantic import NonNegativeInt
 
-from harness import record, sizing
+from harness import kernels, record, sizing
 from harness.certify import certify
 from harness.errors import UserError
 from harness.evaluate import EvaluateConfig, evaluate
@@ -55,6 +55,7 @@ class Experiment:
             if run.is_finished():
                 say(f"Already recorded in {run.path}; force=true runs it again.")
                 return run.result()
+            kernels.CHOSEN.clear()
             torch.manual_seed(self.seed)
             model = self.model.build(self.task.vocab_size, self.size.n_layers, width)
             result = names | {
@@ -65,6 +66,7 @@ class Experiment:
             }
             self.logger.start(names["name"], run.key, config)
             result |= self._measured(model, run, say)
+            result["kernels"] = kernels.served(model.head.weight.dtype)
             result = run.finish(result)
             self.logger.finish(result)
             return result

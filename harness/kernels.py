@@ -74,7 +74,27 @@ class Operation:
         options: hashable facts of the call that kernels may refuse. Raises ConfigError where choice is fused and no
         kernel serves.
         """
-        return _chosen(self.name, choice, device.type, dtype, tuple(options.items()))
+        key = (self.name, choice, device.type, dtype, tuple(options.items()))
+        if key not in CHOSEN:
+            CHOSEN[key] = self._choose(*key[1:])
+        return CHOSEN[key][1]
+
+    def _choose(self, choice: Choice, device: str, dtype: torch.dtype, options: tuple) -> tuple[str, Callable]:
+        """The chosen backend by name, and its function."""
+        refusals = []
+        for kernel in self.kernels if choice != "reference" else ():
+            refusal = kernel.refusal(device, dtype, **dict(options))
+            if refusal is None:
+                return kernel.backend, kernel.load()
+            refusals.append(refusal)
+        if choice != "fused":
+            return "reference", self.reference
+        asked = ", ".join([device, str(dtype).removeprefix("torch."), *(f"{key}={value}" for key, value in options)])
+        raise ConfigError(
+            f"kernel=fused cannot serve {self.name} ({asked}).",
+            "; ".join(refusals) + "." if refusals else f"kernel=reference or auto: {self.name} has no kernel.",
+            "set kernel=auto, which takes the reference there, or change what the kernel refuses.",
+        )
 
     def serves(self, device: torch.device | str, dtype: torch.dtype, **options) -> bool:
         """Whether some kernel serves such a call."""
@@ -84,6 +104,8 @@ class Operation:
 
 OPERATIONS: dict[str, Operation] = {}
 """Every operation by name, filled as the modules that define them are imported."""
+CHOSEN: dict[tuple, tuple[str, Callable]] = {}
+"""What `choose` has answered, by what it was asked."""
 
 
 @cache
@@ -91,21 +113,10 @@ def _importable(module: str) -> bool:
     return find_spec(module) is not None
 
 
-@cache
-def _chosen(name: str, choice: Choice, device: str, dtype: torch.dtype, options: tuple) -> Callable:
-    operation, refusals = OPERATIONS[name], []
-    if choice == "reference":
-        return operation.reference
-    for kernel in operation.kernels:
-        refusal = kernel.refusal(device, dtype, **dict(options))
-        if refusal is None:
-            return kernel.load()
-        refusals.append(refusal)
-    if choice == "auto":
-        return operation.reference
-    asked = ", ".join([device, str(dtype).removeprefix("torch."), *(f"{key}={value}" for key, value in options)])
-    raise ConfigError(
-        f"kernel=fused cannot serve {name} ({asked}).",
-        "; ".join(refusals) + "." if refusals else f"kernel=reference or auto: {name} has no kernel.",
-        "set kernel=auto, which takes the reference there, or change what the kernel refuses.",
-    )
+def served(dtype: torch.dtype) -> dict[str, list[str]]:
+    """The backends that calls in this type have been given since `CHOSEN` was last cleared, by operation."""
+    chosen: dict[str, set[str]] = {}
+    for (name, _, _, of, _), (backend, _) in CHOSEN.items():
+        if of == dtype:
+            chosen.setdefault(name, set()).add(backend)
+    return {name: sorted(backends) for name, backends in sorted(chosen.items())}

@@ -5,7 +5,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from arch.cfc import CfC
-from arch.cfc_scan import ACTIVATIONS, loop, scan
+from arch.cfc_scan import ACTIVATIONS, reference
+from arch.kernels.cfc_torch import cfc_scan
 from oracles import step_loop
 
 MODES = pytest.mark.parametrize("mode", ["default", "pure", "no_gate"])
@@ -59,7 +60,7 @@ def test_the_gradient_written_by_hand_equals_autograd(mode, activation):
     leaves = [leaf.double().requires_grad_() for leaf in leaves]
     weights = [p for name, p in mixer.named_parameters() if name.split(".")[0] not in ("input", "out")]
     results = []
-    for function in (scan, loop):
+    for function in (cfc_scan, reference):
         h = function(mixer._cell(merged=False), *leaves)
         weight = torch.linspace(-1, 1, h.numel(), dtype=h.dtype).view_as(h)
         results.append([h, *torch.autograd.grad((h.sin() * weight).sum(), [*leaves, *weights])])

@@ -41,6 +41,9 @@ class Bigram(nn.Module):
     def step(self, tokens, state, elapsed=None):
         return self.table[tokens], state
 
+    def frozen_step(self):
+        return self.step
+
     def truncate_state(self, state, keep):
         return state
 

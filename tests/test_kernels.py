@@ -35,7 +35,7 @@ def operation():
     )
     yield made
     del kernels.OPERATIONS["test_double"]
-    kernels._chosen.cache_clear()
+    kernels.CHOSEN.clear()
 
 
 def test_auto_takes_the_first_kernel_that_serves(operation):
@@ -50,6 +50,15 @@ def test_auto_falls_back_and_reference_is_always_at_hand(operation):
     assert operation.choose("auto", torch.device("cuda"), torch.float32, size=2) is double
     assert operation.choose("reference", torch.device("cpu"), torch.float32, size=2) is double
     assert not operation.serves("cpu", torch.float32, size=3)
+
+
+def test_what_served_is_known_by_type(operation):
+    kernels.CHOSEN.clear()
+    operation.choose("auto", torch.device("cpu"), torch.float32, size=2)
+    operation.choose("auto", torch.device("cpu"), torch.float32, size=3)
+    operation.choose("auto", torch.device("cpu"), torch.float64, size=2)
+    assert kernels.served(torch.float32) == {"test_double": ["plain", "reference"]}
+    assert kernels.served(torch.float64) == {"test_double": ["reference"]}
 
 
 @pytest.mark.parametrize(
@@ -86,6 +95,6 @@ def test_every_registered_kernel_can_be_loaded():
 
 def test_every_recurrence_has_a_kernel_on_either_device():
     operations = _operations()
-    for name in ("liquid_scan", "selective_scan", "rwkv_scan", "cfc_scan"):
+    for name in ("selective_scan", "rwkv_scan", "cfc_scan"):
         devices = {kernel.device for kernel in operations[name].kernels}
         assert devices == {"cpu", "cuda"}, name

@@ -1,0 +1,24 @@
+"""torch's own recurrences behind the operations' signatures: cuDNN on CUDA, oneDNN and ATen's loop on the CPU."""
+
+import torch
+from torch import Tensor
+
+
+def lstm_scan(
+    x: Tensor, h: Tensor, c: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor, bias_hh: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The LSTM over x (B, T, D) from h, c (B, d_inner): h (B, T, d_inner) and the last c."""
+    state = h[None].contiguous(), c[None].contiguous()
+    y, _, c = torch._VF.lstm(x, state, [weight_ih, weight_hh, bias_ih, bias_hh], *_one_layer())
+    return y, c[0]
+
+
+def gru_scan(x: Tensor, h: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor, bias_hh: Tensor) -> Tensor:
+    """The GRU over x (B, T, D) from h (B, d_inner): h (B, T, d_inner)."""
+    return torch._VF.gru(x, h[None].contiguous(), [weight_ih, weight_hh, bias_ih, bias_hh], *_one_layer())[0]
+
+
+def _one_layer() -> tuple[bool, int, float, bool, bool, bool]:
+    """Biases, layers, dropout, whether a backward may follow (cuDNN keeps what it needs only then), two directions,
+    batch first."""
+    return True, 1, 0.0, torch.is_grad_enabled(), False, True
