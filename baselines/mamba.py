@@ -1,6 +1,7 @@
 """Mamba-1 (Gu and Dao 2023, arXiv:2312.00752): a gated block around a short convolution and a selective scan."""
 
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -8,8 +9,10 @@ import torch.nn.functional as F
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from baselines.selective_scan import scan_step, selective_scan
+from baselines.selective_scan import SELECTIVE_SCAN, scan_step
+from harness.causal_conv import CAUSAL_CONV, step_reference
 from harness.errors import ConfigError
+from harness.kernels import Choice, Kernel, Operation
 from harness.mixer import Flops, Mixer, Trusted
 from harness.state import State
 
@@ -22,7 +25,7 @@ class Mamba(Mixer):
     Parameters have the names and shapes of mamba-ssm's `Mamba`, so that its state dicts load. d_state: N, states per
     channel. d_conv: taps of the convolution. expand: d_inner / d_model. dt_rank: rank of the step size's projection,
     "auto" for d_model / 16. dt_min, dt_max: range of the initial step sizes. The state: `conv`, the last d_conv - 1
-    inputs of the convolution (B, d_inner, d_conv - 1), and `ssm` (B, d_inner, d_state), float32 or wider.
+    inputs of the convolution (B, d_conv - 1, d_inner), and `ssm` (B, d_inner, d_state), float32 or wider.
     """
 
     def __init__(
@@ -37,6 +40,7 @@ class Mamba(Mixer):
         dt_rank: PositiveInt | Literal["auto"] = "auto",
         dt_min: PositiveFloat = 0.001,
         dt_max: PositiveFloat = 0.1,
+        kernel: Choice = "auto",
     ):
         super().__init__(d_model, layer, n_layers)
         if dt_min > dt_max:
@@ -46,7 +50,7 @@ class Mamba(Mixer):
                 "swap them, or leave both out for 0.001 and 0.1.",
             )
         self.d_state, self.d_conv, self.expand = d_state, d_conv, expand
-        self.d_inner = expand * d_model
+        self.d_inner, self.kernel = expand * d_model, kernel
         self.dt_rank = math.ceil(d_model / 16) if dt_rank == "auto" else dt_rank
         self.in_proj = nn.Linear(d_model, 2 * self.d_inner, bias=False)
         self.conv1d = nn.Conv1d(self.d_inner, self.d_inner, d_conv, groups=self.d_inner)
@@ -69,30 +73,31 @@ class Mamba(Mixer):
     def forward(
         self, x: Tensor, state: State = None, elapsed: Tensor | None = None, shared: dict | None = None
     ) -> tuple[Tensor, State]:
+        state = state or self.init_state(x.shape[0], device=x.device, dtype=x.dtype)
         x, z = self.in_proj(x).chunk(2, dim=-1)  # (B, T, d_inner) each
-        if state is None:
-            state = {"conv": x.new_zeros(x.shape[0], self.d_inner, self.d_conv - 1), "ssm": None}
-        window = torch.cat([state["conv"].to(x).transpose(1, 2), x], dim=1)  # (B, d_conv - 1 + T, d_inner)
-        x, dt, B, C = self._select(F.silu(self._convolve(window)))
-        y, ssm = selective_scan(x, dt, *self._constants(x.dtype, B, C), state["ssm"])
-        last = window[:, window.shape[1] - self.d_conv + 1 :].transpose(1, 2)
-        conv = last.clone(memory_format=torch.contiguous_format)  # a view would keep the whole sequence
+        convolve = CAUSAL_CONV.choose(self.kernel, x.device, x.dtype)
+        x, conv = convolve(x, *self._taps(), state["conv"], True)
+        x, dt, B, C = self._select(x)
+        scan = SELECTIVE_SCAN.choose(self.kernel, x.device, x.dtype, d_state=self.d_state)
+        y, ssm = scan(x, dt, *self._constants(x.dtype, B, C), state["ssm"].to(x.dtype))
         return self.out_proj(y.to(z) * F.silu(z)), {"conv": conv, "ssm": ssm}
 
     def step(
         self, x_t: Tensor, state: State, elapsed: Tensor | None = None, shared: dict | None = None
     ) -> tuple[Tensor, State]:
         x, z = self.in_proj(x_t).chunk(2, dim=-1)  # (B, d_inner) each
-        window = torch.cat([state["conv"].to(x), x.unsqueeze(-1)], dim=-1)  # (B, d_inner, d_conv)
-        x = F.silu((window * self.conv1d.weight.squeeze(1).to(x)).sum(-1) + self.conv1d.bias.to(x))
+        x, conv = step_reference(x, *self._taps(), state["conv"], True)
         x, dt, B, C = self._select(x)
         y, ssm = scan_step(x, dt, *self._constants(x.dtype, B, C), state["ssm"])
-        return self.out_proj(y.to(z) * F.silu(z)), {"conv": window[..., 1:].contiguous(), "ssm": ssm}
+        return self.out_proj(y.to(z) * F.silu(z)), {"conv": conv, "ssm": ssm}
+
+    def frozen_step(self) -> Callable:
+        return MAMBA_STEP.choose(self.kernel, self.D.device, self.D.dtype)(self)
 
     def init_state(self, batch: int, context: int = 0, device=None, dtype=None) -> State:
         wide = torch.promote_types(dtype or torch.get_default_dtype(), torch.float32)
         return {
-            "conv": torch.zeros(batch, self.d_inner, self.d_conv - 1, device=device, dtype=dtype),
+            "conv": torch.zeros(batch, self.d_conv - 1, self.d_inner, device=device, dtype=dtype),
             "ssm": torch.zeros(batch, self.d_inner, self.d_state, device=device, dtype=wide),
         }
 
@@ -110,14 +115,9 @@ class Mamba(Mixer):
         except ImportError:
             return transformers_mixer(self)
 
-    def _convolve(self, window: Tensor) -> Tensor:
-        """Causal depthwise convolution over time: (B, d_conv - 1 + T, d_inner) -> (B, T, d_inner)."""
-        length = window.shape[1] - self.d_conv + 1
-        taps = self.conv1d.weight.squeeze(1).to(window)  # (d_inner, d_conv)
-        y = self.conv1d.bias.to(window)
-        for k in range(self.d_conv):
-            y = torch.addcmul(y, window[:, k : k + length], taps[:, k])
-        return y
+    def _taps(self) -> tuple[Tensor, Tensor]:
+        """The convolution's weight (d_conv, d_inner) and bias (d_inner)."""
+        return self.conv1d.weight.squeeze(1).t(), self.conv1d.bias
 
     def _select(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """x (.., d_inner) -> x, dt (.., d_inner), B, C (.., d_state), float32 or wider."""
@@ -129,3 +129,15 @@ class Mamba(Mixer):
     def _constants(self, dtype: torch.dtype, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """A, B, C, D as the scan takes them."""
         return -torch.exp(self.A_log.to(dtype)), B, C, self.D.to(dtype)
+
+
+def reference_step(mixer: Mamba) -> Callable:
+    """`step` as it is."""
+    return mixer.step
+
+
+MAMBA_STEP = Operation(
+    "mamba_step",
+    reference_step,
+    (Kernel("numba", "cpu", "baselines.kernels.selective_numba_step:mamba_step", (torch.float32,)),),
+)

@@ -5,6 +5,7 @@ of the official x070 files, so that weights travel (baselines/rwkv_checkpoint.py
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from baselines import rwkv_scan
 from harness.errors import ConfigError
+from harness.kernels import Choice, Kernel, Operation
 from harness.mixer import Flops, Mixer, Trusted
 from harness.state import State
 
@@ -66,6 +68,7 @@ class TimeMix(Mixer):
         rate_rank: PositiveInt | None = None,
         value_rank: PositiveInt | None = None,
         gate_rank: PositiveInt | None = None,
+        kernel: Choice = "auto",
     ):
         super().__init__(d_model, layer, n_layers)
         if d_model % head_dim:
@@ -74,7 +77,7 @@ class TimeMix(Mixer):
                 "a d_model that is a multiple of head_dim.",
                 f"set model.width_multiple to a multiple of {head_dim}, or change head_dim.",
             )
-        self.head_dim, self.n_heads = head_dim, d_model // head_dim
+        self.head_dim, self.n_heads, self.kernel = head_dim, d_model // head_dim, kernel
         ranks = {"w": decay_rank or auto_rank(d_model, 2.5), "a": rate_rank or auto_rank(d_model, 2.5)}
         if layer > 0:
             ranks["v"] = value_rank or auto_rank(d_model, 1.7)
@@ -130,7 +133,10 @@ class TimeMix(Mixer):
     ) -> tuple[Tensor, State]:
         vectors, gate = self._vectors(x, shifted(x, state), shared)
         wkv = self.init_state(len(x), device=x.device, dtype=x.dtype)["wkv"] if state is None else state["wkv"]
-        y, wkv = rwkv_scan.scan(*vectors, wkv.to(vectors[0].dtype))
+        r = vectors[0]
+        scan = rwkv_scan.RWKV_SCAN.choose(self.kernel, r.device, r.dtype, head_dim=self.head_dim)
+        with torch.autocast(r.device.type, enabled=False):
+            y, wkv = scan(*vectors, wkv.to(r.dtype))
         return self._read(y, vectors, gate), {"shift": x[:, -1].clone(), "wkv": wkv}
 
     def step(
@@ -139,6 +145,9 @@ class TimeMix(Mixer):
         vectors, gate = self._vectors(x_t, state["shift"], shared)
         y, wkv = rwkv_scan.step(*vectors, state["wkv"].to(vectors[0].dtype))
         return self._read(y, vectors, gate), {"shift": x_t, "wkv": wkv}
+
+    def frozen_step(self) -> Callable:
+        return TIME_MIX_STEP.choose(self.kernel, self.w0.device, self.w0.dtype)(self)
 
     def _vectors(self, x: Tensor, previous: Tensor, shared: dict | None) -> tuple[tuple[Tensor, ...], Tensor]:
         """x (..., C) -> the recurrence's r, w, k, v, a, b (..., H, N), in float32 at least, and the gate (..., C)."""
@@ -161,13 +170,17 @@ class TimeMix(Mixer):
             if shared is not None:
                 shared["v_first"] = v
             return v
+        return v + (self.first_value(shared) - v) * torch.sigmoid(self.v0 + x @ self.v1 @ self.v2)
+
+    def first_value(self, shared: dict | None) -> Tensor:
+        """What layer 0 left; raises ConfigError where there is none."""
         if shared is None or "v_first" not in shared:
             raise ConfigError(
                 f"The RWKV-7 time mixing of layer {self.layer} found no value of layer 0.",
                 "a stack whose layer 0 is RWKV-7 too and leaves it in shared['v_first'].",
                 "call it within such a model, or build it with layer=0.",
             )
-        return v + (shared["v_first"] - v) * torch.sigmoid(self.v0 + x @ self.v1 @ self.v2)
+        return shared["v_first"]
 
     def _heads(self, x: Tensor) -> Tensor:
         return widened(x).unflatten(-1, (self.n_heads, self.head_dim))  # (..., C) -> (..., H, N)
@@ -201,9 +214,9 @@ class TimeMix(Mixer):
 class ChannelMix(Mixer):
     """The channel mixer of RWKV-7: value(relu(key(x + (x_prev - x) x_k))^2)."""
 
-    def __init__(self, d_model: int, d_ff: int, layer: int = 0, n_layers: int = 1):
+    def __init__(self, d_model: int, d_ff: int, layer: int = 0, n_layers: int = 1, *, kernel: Choice = "auto"):
         super().__init__(d_model, layer, n_layers)
-        self.d_ff = d_ff
+        self.d_ff, self.kernel = d_ff, kernel
         self.x_k = nn.Parameter(torch.empty(d_model))
         self.key = nn.Linear(d_model, d_ff, bias=False)
         self.value = nn.Linear(d_ff, d_model, bias=False)
@@ -230,6 +243,9 @@ class ChannelMix(Mixer):
     ) -> tuple[Tensor, State]:
         return self._mix(x_t, state["shift"]), {"shift": x_t}
 
+    def frozen_step(self) -> Callable:
+        return CHANNEL_MIX_STEP.choose(self.kernel, self.x_k.device, self.x_k.dtype)(self)
+
     def _mix(self, x: Tensor, previous: Tensor) -> Tensor:
         return self.value(F.relu(self.key(x + (previous - x) * self.x_k)).square())
 
@@ -243,3 +259,16 @@ class ChannelMix(Mixer):
         from baselines import rwkv_checkpoint
 
         return Trusted("rwkv", rwkv_checkpoint.packaged_channel_mix(self))
+
+
+def reference_step(mixer: Mixer) -> Callable:
+    """`step` as it is."""
+    return mixer.step
+
+
+def _step_operation(name: str) -> Operation:
+    kernel = Kernel("numba", "cpu", f"baselines.kernels.rwkv_numba_step:{name}", (torch.float32,))
+    return Operation(name, reference_step, (kernel,))
+
+
+TIME_MIX_STEP, CHANNEL_MIX_STEP = _step_operation("time_mix_step"), _step_operation("channel_mix_step")

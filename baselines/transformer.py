@@ -1,19 +1,19 @@
 """Causal self-attention as in Llama (Touvron et al. 2023, arXiv:2302.13971): rotary positions, no bias."""
 
 import math
+from collections.abc import Callable
 from functools import lru_cache
 
 import torch
-import torch.nn.functional as F
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
+from baselines.attention import ATTENTION, weigh
 from baselines.fixed_cache import FixedCache
 from baselines.kv_cache import KVCache
 from harness.errors import ConfigError
+from harness.kernels import Choice, Kernel, Operation
 from harness.mixer import Flops, Mixer, Trusted
-
-MASK_ELEMENTS = 2**22  # queries of a later chunk are taken in groups whose mask is no larger than this
 
 
 class Attention(Mixer):
@@ -36,9 +36,10 @@ class Attention(Mixer):
         head_dim: PositiveInt = 32,
         n_kv_heads: PositiveInt | None = None,
         rope_theta: PositiveFloat = 10_000.0,
+        kernel: Choice = "auto",
     ):
         super().__init__(d_model, layer, n_layers)
-        self.head_dim, self.rope_theta = head_dim, rope_theta
+        self.head_dim, self.rope_theta, self.kernel = head_dim, rope_theta, kernel
         self.n_heads = _count_heads(d_model, head_dim)
         self.n_kv_heads = _count_kv_heads(self.n_heads, n_kv_heads, head_dim)
         self.qkv = nn.Linear(d_model, (self.n_heads + 2 * self.n_kv_heads) * head_dim, bias=False)
@@ -56,11 +57,10 @@ class Attention(Mixer):
             state = KVCache.of(keys[:, :, :0], values[:, :, :0])
         cache = state.append(keys, values)
         if x.shape[1] == 1:
-            y = _attend_one(queries, cache.keys, cache.values)
-        elif past == 0:
-            y = _sdpa(queries, keys, values, is_causal=True)
+            y = weigh(queries, cache.keys, cache.values)
         else:
-            y = _attend_after(queries, cache.keys, cache.values, past)
+            attend = ATTENTION.choose(self.kernel, queries.device, queries.dtype)
+            y = attend(queries, cache.keys, cache.values) if past else attend(queries, keys, values)
         return self.out(y.transpose(1, 2).flatten(2)), cache  # (B, heads, T, head_dim) -> (B, T, d_model)
 
     def step(
@@ -72,9 +72,12 @@ class Attention(Mixer):
     ) -> tuple[Tensor, KVCache | FixedCache]:
         queries, keys, values = self._project(x_t.unsqueeze(1), state.position)
         cache = state.append(keys, values)
-        unseen = ~cache.seen if isinstance(cache, FixedCache) else None
-        y = _attend_one(queries, cache.keys, cache.values, unseen)
+        unseen = ~cache.seen.unsqueeze(0) if isinstance(cache, FixedCache) else None
+        y = weigh(queries, cache.keys, cache.values, unseen)
         return self.out(y.flatten(1)), cache  # (B, heads, 1, head_dim) -> (B, d_model)
+
+    def frozen_step(self) -> Callable:
+        return ATTENTION_STEP.choose(self.kernel, self.out.weight.device, self.out.weight.dtype)(self)
 
     def init_state(self, batch: int, context: int = 0, device=None, dtype=None) -> KVCache:
         return KVCache.zeros(batch, self.n_kv_heads, context, self.head_dim, device=device, dtype=dtype)
@@ -131,40 +134,6 @@ def _rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 
 
-def _sdpa(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-    grouped = queries.shape[1] != keys.shape[1]
-    return F.scaled_dot_product_attention(
-        queries, keys, values, attn_mask=mask, is_causal=is_causal, enable_gqa=grouped
-    )
-
-
-def _attend_after(queries: Tensor, keys: Tensor, values: Tensor, past: int) -> Tensor:
-    """Attention of T queries to `past` earlier tokens and, causally, to their own. keys, values: past + T tokens."""
-    length, total = queries.shape[2], keys.shape[2]
-    group = max(1, MASK_ELEMENTS // total)
-    parts = []
-    for start in range(0, length, group):
-        stop = min(start + group, length)
-        seen = past + stop
-        mask = torch.ones(stop - start, seen, dtype=torch.bool, device=queries.device).tril(past + start)
-        parts.append(_sdpa(queries[:, :, start:stop], keys[:, :, :seen], values[:, :, :seen], mask))
-    return torch.cat(parts, dim=2)
-
-
-def _attend_one(query: Tensor, keys: Tensor, values: Tensor, unseen: Tensor | None = None) -> Tensor:
-    """Attention of the newest token (B, heads, 1, head_dim) to all, its own group of heads reading one set of keys.
-
-    unseen: (tokens,) of bool, places that hold no token yet.
-    """
-    batch, n_heads, _, head_dim = query.shape
-    grouped = query.reshape(batch, keys.shape[1], -1, head_dim)  # (B, kv_heads, group, head_dim)
-    scores = (grouped * head_dim**-0.5) @ keys.transpose(2, 3)  # (B, kv_heads, group, tokens)
-    if unseen is not None:
-        scores = scores.masked_fill(unseen, -math.inf)
-    weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(values.dtype)
-    return (weights @ values).reshape(batch, n_heads, 1, head_dim)
-
-
 def _count_heads(d_model: int, head_dim: int) -> int:
     if d_model % head_dim or head_dim % 2:
         raise ConfigError(
@@ -183,3 +152,15 @@ def _count_kv_heads(n_heads: int, n_kv_heads: int | None, head_dim: int) -> int:
             f"set model.width_multiple={n_kv_heads * head_dim}.",
         )
     return n_kv_heads or n_heads
+
+
+def reference_step(mixer: Attention) -> Callable:
+    """`step` as it is."""
+    return mixer.step
+
+
+ATTENTION_STEP = Operation(
+    "attention_step",
+    reference_step,
+    (Kernel("numba", "cpu", "baselines.kernels.attention_numba_step:attention_step", (torch.float32,)),),
+)

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from baselines import rwkv_scan
+from baselines.kernels.rwkv_numba import rwkv_scan as fused
 
 NAMES = ("r", "w", "k", "v", "a", "b", "state")
 
@@ -30,7 +31,7 @@ def run(function, values):
 @pytest.mark.parametrize("N", [5, 16])
 def test_the_kernels_agree_with_the_loop(T, N):
     values = inputs(2, T, 3, N)
-    outputs, gradients = run(rwkv_scan.scan, values)
+    outputs, gradients = run(fused, values)
     expected_outputs, expected_gradients = run(rwkv_scan.scan_reference, values)
     for got, expected in zip(outputs, expected_outputs, strict=True):
         torch.testing.assert_close(got, expected, atol=1e-12, rtol=0)
@@ -53,21 +54,21 @@ def test_a_unit_key_written_at_full_rate_is_replaced():
     k, first, second = F.normalize(torch.randn(8), dim=0), torch.randn(8), torch.randn(8)
     keys = torch.stack([k, k]).view(1, 2, 1, 8)
     values = torch.stack([first, second]).view(1, 2, 1, 8)
-    y, _ = rwkv_scan.scan(keys, torch.ones_like(keys), keys, values, -keys, keys, torch.zeros(1, 1, 8, 8))
+    y, _ = fused(keys, torch.ones_like(keys), keys, values, -keys, keys, torch.zeros(1, 1, 8, 8))
     torch.testing.assert_close(y[0, 0, 0], first)
     torch.testing.assert_close(y[0, 1, 0], second)
 
 
 def test_float32_and_strided_inputs():
     values = inputs(2, 33, 2, 16, torch.float32)
-    got = run(rwkv_scan.scan, values)
+    got = run(fused, values)
     exact = run(rwkv_scan.scan_reference, [value.detach().double().requires_grad_() for value in values])
     for a, b in zip(got[0] + got[1], exact[0] + exact[1], strict=True):
         assert (a.double() - b).abs().max() <= 2e-6 * b.abs().max()
     strided = [value.detach().transpose(1, 2).contiguous().transpose(1, 2).requires_grad_() for value in values[:-1]]
     state = values[-1].detach().mT.contiguous().mT.requires_grad_()
     assert not strided[0].is_contiguous()
-    again = run(rwkv_scan.scan, [*strided, state])
+    again = run(fused, [*strided, state])
     for a, b in zip(got[0] + got[1], again[0] + again[1], strict=True):
         assert torch.equal(a, b)
 
@@ -75,7 +76,7 @@ def test_float32_and_strided_inputs():
 def test_it_is_deterministic_and_leaves_its_inputs_alone():
     values = inputs(3, 20, 2, 16)
     before = [value.detach().clone() for value in values]
-    first, second = run(rwkv_scan.scan, values), run(rwkv_scan.scan, values)
+    first, second = run(fused, values), run(fused, values)
     for a, b in zip(first[0] + first[1], second[0] + second[1], strict=True):
         assert torch.equal(a, b)
     for a, b in zip(before, values, strict=True):
@@ -87,27 +88,27 @@ def test_a_carried_state_continues_the_sequence_and_its_gradient():
 
     def split(*values):
         *vectors, state = values
-        y1, state = rwkv_scan.scan(*(value[:, :9] for value in vectors), state)
-        y2, state = rwkv_scan.scan(*(value[:, 9:] for value in vectors), state)
+        y1, state = fused(*(value[:, :9] for value in vectors), state)
+        y2, state = fused(*(value[:, 9:] for value in vectors), state)
         return torch.cat([y1, y2], dim=1), state
 
-    whole, parts = run(rwkv_scan.scan, values), run(split, values)
+    whole, parts = run(fused, values), run(split, values)
     for a, b in zip(whole[0] + whole[1], parts[0] + parts[1], strict=True):
         torch.testing.assert_close(a, b, atol=1e-11, rtol=0)
 
 
 def test_only_every_sixteenth_state_is_kept_and_none_without_gradients():
     values = inputs(1, 40, 1, 8)
-    y, _ = rwkv_scan.scan(*values)
+    y, _ = fused(*values)
     assert y.grad_fn.saved_tensors[-1].shape == (1, 1, 3, 8, 8)
     with torch.no_grad():
-        y, _ = rwkv_scan.scan(*(value.detach() for value in values))
+        y, _ = fused(*(value.detach() for value in values))
     assert y.grad_fn is None
 
 
 def test_a_value_that_is_not_finite_stays_visible():
     values = [value.detach() for value in inputs(1, 8, 1, 8)]
     values[2][0, 3, 0, 0] = float("nan")
-    y, _ = rwkv_scan.scan(*values)
+    y, _ = fused(*values)
     assert y[:, :3].isfinite().all()
     assert not y[:, 3:].isfinite().any()

@@ -4,14 +4,15 @@ import sys
 from importlib.util import find_spec
 from types import ModuleType
 
-import numba
 import pytest
 import torch
 from torch.testing import assert_close
 
-from baselines import selective_scan as scans
+from baselines.kernels import selective_mamba_ssm, selective_numba
+from baselines.kernels.selective_mamba_ssm import scan_by
+from baselines.kernels.selective_numba import selective_scan
 from baselines.mamba_trusted import import_mamba_ssm
-from baselines.selective_scan import selective_scan, selective_scan_by, selective_scan_reference
+from baselines.selective_scan import selective_scan_reference
 
 NAMES = ("x", "dt", "A", "B", "C", "D", "h0")
 
@@ -95,28 +96,27 @@ def test_no_initial_state_means_zero():
 
 
 def test_results_do_not_depend_on_the_number_of_threads_nor_change_the_inputs():
-    tensors = inputs(3, 21, 140, 4, dtype=torch.float32)
+    tensors = inputs(3, 80, 140, 4, dtype=torch.float32)
     before = [t.detach().clone() for t in tensors]
-    runs, threads = [], numba.get_num_threads()
+    runs, threads = [], torch.get_num_threads()
     try:
-        for count in (1, numba.config.NUMBA_NUM_THREADS):
-            numba.set_num_threads(count)
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
             runs.append(values_and_gradients(selective_scan, tensors))
     finally:
-        numba.set_num_threads(threads)
-    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+        torch.set_num_threads(threads)
+    assert all(torch.equal(a, b) for run in runs[1:] for a, b in zip(runs[0], run, strict=True))
     assert all(torch.equal(a, b) for a, b in zip(tensors, before, strict=True))
 
 
 def test_states_are_kept_for_the_backward_only_where_there_will_be_one(monkeypatch):
-    seen = []
-    forward = scans.selective_scan_cpu.forward
-    monkeypatch.setattr(scans.selective_scan_cpu, "forward", lambda *args: (seen.append(args[7].size), forward(*args)))
+    seen, forward = [], selective_numba._forward
+    monkeypatch.setattr(selective_numba, "_forward", lambda inputs, kept: (seen.append(kept), forward(inputs, kept))[1])
     tensors = inputs(1, 33, 3, 2)
     with torch.no_grad():
         quiet = selective_scan(*tensors)
     recorded = selective_scan(*tensors)
-    assert seen == [0, 3 * 2 * scans.selective_scan_cpu.WIDTH]
+    assert seen == [0, 3]
     assert all(torch.equal(a, b) for a, b in zip(quiet, recorded, strict=True))
 
 
@@ -140,7 +140,7 @@ def test_kernels_equal_mamba_ssm_and_its_kernel_can_carry_a_state(reference):
     tensors = inputs(2, 23, 6, 4, dtype=torch.float32, scale=0.1)
 
     def theirs(*tensors):
-        return selective_scan_by(reference, *tensors)
+        return scan_by(reference, *tensors)
 
     check(selective_scan, theirs, tensors, rtol=1e-4, atol=1e-4)
 
@@ -158,9 +158,9 @@ def test_mamba_ssm_kernel_is_taken_only_where_it_was_compiled(monkeypatch):
     monkeypatch.setitem(sys.modules, "mamba_ssm.ops", ModuleType("ops"))
     monkeypatch.setitem(sys.modules, "mamba_ssm.ops.selective_scan_interface", interface)
     monkeypatch.setitem(sys.modules, "selective_scan_cuda", None)
-    assert scans.mamba_ssm_kernel() is None
+    assert selective_mamba_ssm.kernel() is None
     monkeypatch.setitem(sys.modules, "selective_scan_cuda", compiled)
     compiled.fwd = None
-    assert scans.mamba_ssm_kernel() is None
+    assert selective_mamba_ssm.kernel() is None
     compiled.fwd = object()
-    assert scans.mamba_ssm_kernel() is interface.selective_scan_fn
+    assert selective_mamba_ssm.kernel() is interface.selective_scan_fn

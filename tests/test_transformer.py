@@ -7,7 +7,7 @@ import torch
 from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
-from baselines import transformer
+from baselines import attention as operation
 from baselines.kv_cache import KVCache
 from baselines.transformer import Attention
 from harness.errors import ConfigError
@@ -78,7 +78,7 @@ def test_equals_llama(dtype, tolerance, n_kv_heads):
 @pytest.mark.parametrize("n_kv_heads", [None, 2])
 @pytest.mark.parametrize("recording", [False, True])
 def test_chunks_and_steps_equal_the_whole(n_kv_heads, recording, monkeypatch):
-    monkeypatch.setattr(transformer, "MASK_ELEMENTS", 40)  # so that a chunk takes several masks
+    monkeypatch.setattr(operation, "MASK_ELEMENTS", 40)  # so that a chunk takes several masks
     mixer, x = attention(n_kv_heads=n_kv_heads), tokens(23)
     with torch.set_grad_enabled(recording):
         whole, last = mixer(x)

@@ -1,0 +1,94 @@
+"""Compiles every Triton kernel that a call would launch for one kind of GPU, without a GPU and without running it.
+
+The program prints a line for each operation and type with the kernels compiled, and fails at the first that does not
+compile. It must start without TRITON_INTERPRET, so it is a process of its own.
+"""
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime.jit import JITFunction
+
+TARGET = GPUTarget("cuda", 90, 32)
+compiled: list[str] = []
+
+
+class NoGPU:
+    """What Triton asks of a driver before it compiles."""
+
+    def get_current_target(self):
+        return TARGET
+
+    def get_current_device(self):
+        return 0
+
+    def get_current_stream(self, device=0):
+        return 0
+
+    def get_active_torch_device(self):
+        return torch.device("cpu")
+
+
+def compile_in_place_of_running() -> None:
+    """Makes a launch compile its kernel and leave its outputs as they are."""
+    triton.runtime.driver.set_active(NoGPU())
+    run = JITFunction.run
+
+    def warm_up(self, *args, grid, warmup, **options):
+        run(self, *args, grid=grid, warmup=True, **options)
+        compiled.append(self.__name__)
+
+    JITFunction.run = warm_up
+
+
+def differentiate(outputs) -> None:
+    """Runs the backward of every output."""
+    tensors = [x for x in (outputs if isinstance(outputs, tuple) else (outputs,)) if x.requires_grad]
+    torch.autograd.backward(tensors, [torch.ones_like(x) for x in tensors])
+
+
+def leaf(*shape: int, dtype=torch.float32) -> torch.Tensor:
+    return torch.rand(shape).to(dtype).requires_grad_()
+
+
+def selective_scan(dtype):
+    from baselines.kernels.selective_triton import selective_scan
+
+    B, T, D, N = 2, 40, 96, 16
+    x, dt = leaf(B, T, D, dtype=dtype), leaf(B, T, D, dtype=dtype)
+    inputs = (x, dt, leaf(D, N), leaf(B, T, N, dtype=dtype), leaf(B, T, N, dtype=dtype), leaf(D), leaf(B, D, N))
+    differentiate(selective_scan(*inputs))
+
+
+def rwkv_scan(dtype):
+    from baselines.kernels.rwkv_triton import rwkv_scan
+
+    B, T, H, N = 2, 40, 2, 64
+    differentiate(rwkv_scan(*(leaf(B, T, H, N, dtype=dtype) for _ in range(6)), leaf(B, H, N, N)))
+
+
+def causal_conv(dtype):
+    from harness.causal_conv_triton import causal_conv
+
+    for silu in (False, True):
+        inputs = [leaf(2, 40, 96, dtype=dtype), leaf(4, 96), leaf(96), leaf(2, 3, 96, dtype=dtype)]
+        differentiate(causal_conv(*inputs, silu))
+
+
+def linear_scan(dtype):
+    from arch.kernels.linear_scan_triton import run
+
+    for reverse in (False, True):
+        with torch.no_grad():
+            run(leaf(2, 400, 96, dtype=dtype), leaf(2, 400, 96, dtype=dtype), leaf(2, 96, dtype=dtype), reverse)
+
+
+CALLS = {call.__name__: call for call in (selective_scan, rwkv_scan, causal_conv, linear_scan)}
+
+if __name__ == "__main__":
+    compile_in_place_of_running()
+    for name, call in CALLS.items():
+        for dtype in (torch.float32, torch.bfloat16):
+            compiled.clear()
+            call(dtype)
+            print(name, dtype, *compiled, flush=True)
