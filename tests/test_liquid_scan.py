@@ -201,7 +201,7 @@ def test_refuses_what_it_cannot_do():
 
 
 def test_a_first_call_in_inference_mode_leaves_later_training_alone():
-    module._ones.cache_clear()
+    module._constant.cache_clear()
     with torch.inference_mode():
         liquid_scan("euler", 1, "sigmoid", *(case(1, True, dtype=torch.float32)), None)
     tensors = [None if x is None else x.requires_grad_() for x in case(1, True, dtype=torch.float32)]

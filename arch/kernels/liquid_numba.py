@@ -4,11 +4,8 @@ The kernel compiles at first use (some seconds for each of forward and backward,
 on disk by numba.
 """
 
-import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache, reduce
-from itertools import pairwise
 
 import numpy as np
 import torch
@@ -16,14 +13,16 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from arch.kernels.liquid_numba_backward import backward
-from arch.kernels.liquid_numba_forward import Plan, forward, plan
+from arch.kernels.liquid_numba_forward import forward
+from arch.kernels.liquid_numba_rows import WIDTH, Plan, plan
 from arch.kernels.liquid_numba_solvers import method
+from harness.threads import spread
 
-SMALL_WORK = 1 << 14  # channel-stage updates below which a second thread costs more than it saves
+NOTHING = (0, 0, 0)
 
 
 def liquid_scan(
-    solver_name: str,
+    solver: str,
     substeps: int,
     gate: str,
     a: Tensor,
@@ -36,119 +35,151 @@ def liquid_scan(
     h0: Tensor,
     elapsed: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Integrates dh_dn/dt = -(inv_tau_dn + omega_dn f_d) h_dn + f_d B_n A_d with f_d = gate(a_d + w_d y_d).
+    """The operation `liquid_scan` (arch/liquid_scan.py): dh_dn/dt = -(inv_tau_dn + omega_dn f_d) h_dn + f_d B_n A_d.
 
-    y_d = sum_n C_n h_dn, inside the gate too, with the token's own C. Each token crosses `elapsed` in `substeps` equal
-    steps. a, A (batch, T, D); B, C (batch, T, N), or None for ones, and then N = 1; inv_tau >= 0, omega (D, N);
-    w (D,), or None for no coupling; h0 (batch, D, N); elapsed (batch, T), or None for 1, without a gradient.
-    Returns y (batch, T, D) and the last h (batch, D, N), in the widest of the inputs' types, float32 at least.
+    Takes no dense coupling and no gradient by elapsed. Computes in the widest of the inputs' types, float32 at least.
+    Only a state in some tokens is kept for the backward, no more than `a` takes. Raises ValueError.
     """
-    _check(a, B, C, h0, elapsed)
+    _check(a, B, C, w, h0, elapsed)
     given = (x.dtype for x in (a, A, B, C, inv_tau, omega, w, h0) if x is not None)
     dtype = reduce(torch.promote_types, given, torch.float32)
-    batch, T, D = a.shape
-    solver = method(solver_name)
-    p = plan(solver, gate, w is not None, B is not None, substeps, tuple(h0.shape))
-    ones = _ones(dtype)
-    inputs = (
+    kind, tableau = method(solver)
+    head = 0 if w is None else w.shape[-1] if w.dim() == 3 else 1
+    p = plan(kind, tableau.shape[1], gate, head, B is not None, substeps, h0.shape[-1])
+    inputs = [
         a,
         A,
-        ones if B is None else B,
-        ones if C is None else C,
-        inv_tau.t().unsqueeze(0),  # channels innermost: (1, N, D)
-        omega.t().unsqueeze(0),
-        torch.zeros(1, 1, D, dtype=dtype) if w is None else w.view(1, 1, D),
+        B,
+        C,
+        inv_tau.t(),  # channels innermost: (N, D)
+        omega.expand_as(inv_tau).t(),
+        w,
         h0.transpose(1, 2),
-        torch.full((batch, T, 1), 1 / substeps, dtype=dtype) if elapsed is None else elapsed.unsqueeze(2) / substeps,
-    )
-    inputs = [x.to(dtype).contiguous() for x in inputs]
-    if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
-        y, last = _LiquidScan.apply(p, solver[1], *inputs)
+        None if elapsed is None else elapsed / substeps,
+    ]
+    inputs = [None if x is None else rows(x.to(dtype)) for x in inputs]
+    tableau = tableau.astype(np.float32 if dtype == torch.float32 else np.float64)
+    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs):
+        y, last = _LiquidScan.apply(p, tableau, *inputs)
     else:
-        y, states = _forward(p, solver[1], inputs, keep=False)
-        last = states[:, -p.n_states :].clone()  # a state held on its own, not a view that would keep all of y
+        y, last, _ = _forward(p, tableau, inputs, keep=False)
     return y, last.transpose(1, 2)
 
 
-def _check(a: Tensor, B: Tensor | None, C: Tensor | None, h0: Tensor, elapsed: Tensor | None) -> None:
+def rows(x: Tensor) -> Tensor:
+    """x itself where its last axis is contiguous, else a contiguous copy."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _check(a: Tensor, B: Tensor | None, C: Tensor | None, w: Tensor | None, h0: Tensor, elapsed: Tensor | None) -> None:
     if elapsed is not None and elapsed.requires_grad:
         raise ValueError("liquid_scan gives no gradient by elapsed; pass elapsed.detach() or use the reference solver.")
     if a.shape[1] == 0:
         raise ValueError("liquid_scan needs at least one token.")
     if (B is None) != (C is None) or (B is None and h0.shape[-1] != 1):
         raise ValueError("liquid_scan needs both B and C, or neither and one state per channel.")
+    if w is not None and (w.dim() == 2 or (w.dim() == 3 and (w.shape[-1] < 4 or WIDTH % w.shape[-1]))):
+        raise ValueError(
+            f"liquid_scan couples channels one by one or in heads of 4 to {WIDTH}, not as {tuple(w.shape)}."
+        )
 
 
 @cache
-def _ones(dtype: torch.dtype) -> Tensor:
-    """What stands for B and C where there are none; the kernels never write to it."""
-    with torch.inference_mode(False):  # a call without gradients may make what a later one saves for its backward
-        return torch.ones(1, 1, 1, dtype=dtype)
+def _constant(dtype: torch.dtype, value: float, length: int) -> Tensor:
+    """What stands for inputs that are not given; the kernels never write to it."""
+    with torch.inference_mode(False):  # a call without gradients may make what a later one needs
+        return torch.full((length,), value, dtype=dtype)
 
 
-def _forward(p: Plan, tableau: np.ndarray, inputs: Sequence[Tensor], keep: bool) -> tuple[Tensor, Tensor]:
-    """y and the states after each token (batch, T * N, D), or where not kept perhaps after the last only.
+def _weight_rows(w: Tensor | None) -> Tensor | None:
+    """(heads, P, P) -> (2 P, D): row p holds W[h, q, p] in lane q of head h, row P + q holds it in lane p."""
+    if w is None or w.dim() == 1:
+        return w
+    return torch.cat([w.permute(2, 0, 1).flatten(1), w.transpose(0, 1).flatten(1)])
 
-    Without projections the read-out is the state: one tensor is both.
+
+def _place(x: Tensor, batch: int | None, token: int | None) -> tuple[int, int, int]:
+    """A tensor's line of the kernels' table; batch, token: its axes of that meaning, or None for one for all."""
+    size = x.element_size()
+    return x.data_ptr(), *(0 if axis is None else x.stride(axis) * size for axis in (batch, token))
+
+
+def _places(p: Plan, inputs: Sequence[Tensor | None]) -> list[tuple[int, int, int]]:
+    a, A, B, C, inv_tau, omega, w, h0, dt = inputs
+    one = _constant(a.dtype, 1.0, 1)
+    return [
+        _place(a, 0, 1),
+        _place(A, 0, 1),
+        _place(one, None, None) if B is None else _place(B, 0, 1),
+        _place(one, None, None) if C is None else _place(C, 0, 1),
+        _place(inv_tau, None, 0),
+        _place(omega, None, 0),
+        NOTHING if w is None else _place(w, None, 0),
+        _place(h0, 0, 1),
+        _place(_constant(a.dtype, 1 / p.substeps, 1), None, None) if dt is None else _place(dt, 0, 1),
+    ]
+
+
+def _forward(p: Plan, tableau: np.ndarray, inputs: Sequence[Tensor | None], keep: bool) -> tuple[Tensor, ...]:
+    """y (batch, T, D), the last state (batch, N, D) and the states kept, a chunk's after another's (batch, .. N, D).
+
+    Without projections the read-out is the state, and y is what is kept.
     """
+    inputs = [*inputs[:6], _weight_rows(inputs[6]), *inputs[7:]]  # held while the kernel runs, as all it is given
     a = inputs[0]
     batch, T, D = a.shape
-    y = torch.empty_like(a)
-    states = torch.empty(batch, (T if keep else 1) * p.n_states, D, dtype=a.dtype) if p.projected else y
-    arrays = [x.detach().numpy() for x in inputs]
-    _run(p, a.shape, forward, p, tableau.astype(arrays[0].dtype), *arrays, y.numpy(), states.numpy())
-    return y, states
+    y, last = a.new_empty(a.shape), a.new_empty(batch, p.n_states, D)
+    marks = (T - 1) // p.chunk if keep and p.projected else 0
+    kept = a.new_empty(batch, marks * p.n_states, D)
+    table = [*_places(p, inputs), _place(y, 0, 1), _place(last, 0, 1), _place(kept, 0, 1)]
+    _run(forward, p, a.shape, tableau, table, marks > 0)
+    return y, last, kept if p.projected else y
 
 
 class _LiquidScan(torch.autograd.Function):
-    """The kernel's calling convention: arrays of three axes, channels innermost, one type, contiguous."""
+    """The kernel's calling convention: one type, channels innermost."""
 
     @staticmethod
-    def forward(ctx, p: Plan, tableau: np.ndarray, *inputs: Tensor) -> tuple[Tensor, Tensor]:
-        y, states = _forward(p, tableau, inputs, keep=True)
+    def forward(ctx, p: Plan, tableau: np.ndarray, *inputs: Tensor | None) -> tuple[Tensor, Tensor]:
+        y, last, kept = _forward(p, tableau, inputs, keep=True)
         ctx.p, ctx.tableau = p, tableau
-        ctx.save_for_backward(*inputs, states)
-        return y, states[:, -p.n_states :].clone()
+        ctx.save_for_backward(*inputs, kept)
+        return y, last
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gy: Tensor, g_last: Tensor):
         p = ctx.p
-        *inputs, states = ctx.saved_tensors
-        a, h0 = inputs[0], inputs[7]
+        *inputs, kept = ctx.saved_tensors
+        a, w, h0 = inputs[0], inputs[6], inputs[7]
         batch, T, D = a.shape
-        blocks = -(-D // p.width)
-        parts = torch.zeros(2, batch, blocks * (T if p.projected else 1), p.n_states, dtype=a.dtype)
-        g_inv_tau, g_omega, g_h0 = torch.empty(3, *h0.shape, dtype=a.dtype)
-        g_a, g_A, g_w = torch.empty_like(a), torch.empty_like(a), torch.empty(batch, 1, D, dtype=a.dtype)
+        blocks = -(-D // int(WIDTH))
+        g_a, g_A = a.new_empty(a.shape), a.new_empty(a.shape)
+        parts = a.new_empty(2, batch, T, blocks * p.n_states if p.projected else 0)  # a block's beside another's
+        g_inv_tau, g_omega, g_h0 = a.new_empty(3, *h0.shape)
+        g_w = a.new_empty(batch, p.head or 1, D)
+        gy, g_last, inputs[6] = rows(gy), rows(g_last), _weight_rows(w)
+        given = [_place(gy, 0, 1), _place(g_last, 0, 1), _marks(p, kept)]
         gradients = (g_a, g_A, *parts, g_inv_tau, g_omega, g_w, g_h0)
-        arrays = [tuple(x.numpy() for x in group) for group in (inputs, gradients)]
-        outer = [x.contiguous().numpy() for x in (states, gy, g_last)]
-        _run(p, a.shape, backward, p, ctx.tableau.astype(outer[0].dtype), arrays[0], *outer, arrays[1])
-        g_B, g_C = parts.view(2, batch, blocks, -1, p.n_states).sum(2) if p.projected else (None, None)
-        totals = [x.sum(0, keepdim=True) for x in (g_inv_tau, g_omega, g_w)]
-        return None, None, g_a, g_A, g_B, g_C, *totals, g_h0, None
+        table = [*_places(p, inputs), *given, *(_place(g, 0, 1) for g in gradients)]
+        _run(backward, p, a.shape, ctx.tableau, table)
+        g_B, g_C = parts.view(2, batch, T, blocks, -1).sum(3) if p.projected else (None, None)
+        totals = [x.sum(0) for x in (g_inv_tau, g_omega)]
+        return None, None, g_a, g_A, g_B, g_C, *totals, None if w is None else _gradient_of(w, g_w.sum(0)), g_h0, None
 
 
-@cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, thread_name_prefix="liquid_scan")
+def _gradient_of(w: Tensor, rows: Tensor) -> Tensor:
+    """The gradient by w from its rows (P, D): row p holds that of W[h, q, p] in lane q of head h."""
+    return rows[0] if w.dim() == 1 else rows.view(len(rows), *w.shape[:2]).permute(1, 2, 0)
 
 
-os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not survive a fork
+def _marks(p: Plan, kept: Tensor) -> tuple[int, int, int]:
+    """The place of the states kept before the tokens chunk, 2 chunk, ...; without projections they are rows of y."""
+    address, batch, token = _place(kept, 0, 1)
+    return (address, batch, token) if p.projected else (address + (p.chunk - 1) * token, batch, p.chunk * token)
 
 
-def _run(p: Plan, shape: torch.Size, kernel, *arguments) -> None:
-    """Spreads a kernel's tasks over torch's number of threads, on which the result does not depend.
-
-    Plain threads, the kernels holding no lock, in place of numba's prange, which optimises the whole kernel once more.
-    """
+def _run(kernel, p: Plan, shape: torch.Size, tableau: np.ndarray, table: list, *more) -> None:
     batch, T, D = shape
-    tasks = batch * -(-D // p.width)
     work = batch * T * D * p.n_states * p.substeps * p.stages
-    threads = min(torch.get_num_threads(), tasks) if work > SMALL_WORK else 1
-    bounds = [tasks * i // threads for i in range(threads + 1)]
-    others = [_pool(threads - 1).submit(kernel, *span, *arguments) for span in pairwise(bounds[1:])]
-    kernel(0, bounds[1], *arguments)
-    for other in others:
-        other.result()
+    spread(kernel, batch * -(-D // int(WIDTH)), work, p, tableau, np.array(table, dtype=np.int64), T, D, *more)
