@@ -24,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException  # noqa: E402
 from harness.configure import checked  # noqa: E402
 from harness.errors import ConfigError, UserError  # noqa: E402
 
-GROUPS_OF_THE_MODEL = ("solver", "gradient")
+GROUPS_OF_THE_MODEL = ("solver", "gradient", "parallel")
 COMPOSED_ONLY = (*GROUPS_OF_THE_MODEL, "kernel")  # they reach the model by interpolation: no keys of Experiment
 
 

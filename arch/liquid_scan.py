@@ -49,13 +49,13 @@ def _cross(solver: Solver, field: Field, h: Tensor, elapsed: Tensor | None) -> T
     return solver.integrate(field, h, elapsed)
 
 
-def numba_refuses(solver: str, coupling: str, d_state: int) -> str | None:
-    """What the CPU kernel has no code for."""
+def numba_refuses(solver: str, coupling: str, d_state: int, head_dim: int = 1) -> str | None:
+    """What the CPU kernel has no code for; it couples heads that lie within one of its blocks of channels."""
     if solver not in ("euler", "midpoint", "heun", "rk4", "semi_implicit", "exponential"):
         return f"solver={solver} chooses its own steps"
-    if coupling not in ("none", "diagonal"):
-        return f"coupling={coupling} mixes channels"
-    return None
+    if coupling == "heads" and (head_dim < 4 or 64 % head_dim):
+        return f"coupling=heads of head_dim={head_dim} does not fit its blocks, as 4 to 64 channels of a power of 2 do"
+    return "coupling=dense mixes all channels" if coupling == "dense" else None
 
 
 LIQUID_SCAN = Operation(

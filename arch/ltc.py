@@ -11,24 +11,26 @@ from torch import Tensor, nn
 
 from arch import ltc_trusted
 from arch.field import Coupling, Field, Gate
-from arch.gradients import Adjoint, Checkpoint, Gradient
-from arch.liquid_scan import LIQUID_SCAN
+from arch.gradients import Checkpoint, Gradient
+from arch.recurrence import Parallel, Recurrence, Sequential
 from arch.solvers import SemiImplicit, Solver
+from harness.causal_conv import CAUSAL_CONV, step_reference
 from harness.errors import ConfigError
 from harness.kernels import Choice
-from harness.mixer import Flops, Mixer, Trusted
+from harness.mixer import Flops, Mixer, Trusted, step_operation
 from harness.state import State
 
-DEFAULT_SOLVER, DEFAULT_GRADIENT = SemiImplicit(), Checkpoint()
+DEFAULT_SOLVER, DEFAULT_GRADIENT, SEQUENTIAL = SemiImplicit(), Checkpoint(), Sequential()
 
 
 class LTC(Mixer):
     """x -> short convolution -> (a, A[, B, C]) -> the flow of h over each token's elapsed time -> y -> out projection.
 
-    Options, beside the solver and the gradient: coupling (what of the state the gate sees; `head_dim` is the block of
-    `heads`), reversal (A from the token, or one learned constant per channel), gate, leak (whether 1/tau is there at
-    all), d_state (states per channel), d_conv (taps of the convolution, 0 for none), expand (d_inner / d_model),
-    tau_max (the longest time constant at the start, in tokens), kernel (fused, reference, or fused where it serves).
+    Options, beside the solver, the gradient and how a sequence's tokens are run (parallel): coupling (what of the state
+    the gate sees; `head_dim` is the block of `heads`), reversal (A from the token, or one learned constant per
+    channel), gate, leak (whether 1/tau is there at all), d_state (states per channel), d_conv (taps of the convolution,
+    0 for none), expand (d_inner / d_model), tau_max (the longest time constant at the start, in tokens), kernel (fused,
+    reference, or fused where it serves).
     coupling=dense, reversal=constant, d_conv=0 is the published cell, eq. 1 of Hasani et al. (2021).
 
     Time constants start log-spaced over the channels, in the leak and in the gate alike: the gate's bias starts where
@@ -45,6 +47,7 @@ class LTC(Mixer):
         *,
         solver: Solver = DEFAULT_SOLVER,
         gradient: Gradient = DEFAULT_GRADIENT,
+        parallel: Parallel = SEQUENTIAL,
         coupling: Coupling = "diagonal",
         reversal: Literal["input", "constant"] = "input",
         gate: Gate = "sigmoid",
@@ -61,6 +64,9 @@ class LTC(Mixer):
         self.d_state, self.d_conv, self.d_inner = d_state, d_conv, expand * d_model
         self.leak, self.head_dim = leak, head_dim
         self._check()
+        self.recurrence = Recurrence(solver, gradient, parallel, coupling, d_state, head_dim, kernel)
+        if parallel.name == "newton":  # the error left is of the order of the last update's square
+            self.tolerance = max(self.tolerance, 10 * parallel.tolerance**2)
         if solver.adaptive:  # the rows of a batch share their step sizes, so each moves within the solver's tolerance
             self.tolerance = 10 * solver.rtol
             self.data_dependent_flops = True
@@ -78,26 +84,12 @@ class LTC(Mixer):
         self._init_coupling()
 
     def _check(self) -> None:
-        self.gradient.check(self.solver)
         if self.coupling == "heads" and self.d_inner % self.head_dim:
             raise ConfigError(
                 f"coupling=heads cannot cut {self.d_inner} channels into heads of head_dim={self.head_dim}.",
                 "a head_dim that divides expand * d_model.",
                 "change head_dim, or set the model's width_multiple to a multiple of it.",
             )
-        if self.kernel == "fused" and not (self._fusable and isinstance(self.gradient, Checkpoint)):
-            raise ConfigError(
-                f"kernel=fused cannot serve coupling={self.coupling}, solver={self.solver.name}, "
-                f"gradient={self.gradient.name}.",
-                "coupling none or diagonal, a solver of fixed steps, and gradient=checkpoint.",
-                "set kernel=auto, or change those.",
-            )
-
-    @property
-    def _fusable(self) -> bool:
-        """Whether a kernel may stand for the configured flow; the adjoint's rk4 is another rule than the kernel's."""
-        fixed = not self.solver.adaptive and not isinstance(self.gradient, Adjoint)
-        return fixed and self.coupling in ("none", "diagonal")
 
     def _init_rates(self, tau_max: float) -> None:
         fastest, slowest = float(self.d_state), max(tau_max, self.d_state)
@@ -139,63 +131,39 @@ class LTC(Mixer):
     def forward(
         self, x: Tensor, state: State = None, elapsed: Tensor | None = None, shared: dict | None = None
     ) -> tuple[Tensor, State]:
-        return self._run(x, state or self.init_state(x.shape[0], device=x.device, dtype=x.dtype), elapsed, False)
+        state = state or self.init_state(x.shape[0], device=x.device, dtype=x.dtype)
+        x, conv = self.convolve(x, state)
+        return self._run(self.recurrence.sequence, x, state["h"], elapsed, conv)
 
     def step(
         self, x_t: Tensor, state: State, elapsed: Tensor | None = None, shared: dict | None = None
     ) -> tuple[Tensor, State]:
-        y, state = self._run(x_t.unsqueeze(1), state, None if elapsed is None else elapsed.unsqueeze(1), True)
+        x, conv = x_t, {}
+        if self.d_conv:
+            x, conv["conv"] = step_reference(x_t, self.conv_weight, self.conv_bias, state["conv"], False)
+        elapsed = None if elapsed is None else elapsed.unsqueeze(1)
+        y, state = self._run(self.recurrence.token, x.unsqueeze(1), state["h"], elapsed, conv)
         return y.squeeze(1), state
 
-    def _run(self, x: Tensor, state: State, elapsed: Tensor | None, one_token: bool) -> tuple[Tensor, State]:
-        x, conv = self.convolve(x, state)
-        field = self.field(x)
-        with torch.autocast(x.device.type, enabled=False):
-            h = state["h"].to(field.a.dtype)
-            elapsed = None if elapsed is None else elapsed.to(field.a.dtype)
-            recurrence = self._fused if self._use_fused(field, elapsed, one_token) else self._reference
-            y, h = recurrence(field, h, elapsed)
-        return self.out_proj(y.to(x.dtype)), {"h": h, **conv}
+    def frozen_step(self) -> Callable:
+        weight = self.out_proj.weight
+        fixed = self.recurrence.served("cpu", torch.float32)
+        return LIQUID_STEP.choose(self.kernel, weight.device, weight.dtype, fixed=fixed)(self)
 
     def convolve(self, x: Tensor, state: State) -> tuple[Tensor, dict[str, Tensor]]:
         """Causal depthwise convolution of x (B, T, d_model) after the inputs kept in the state, and those to keep."""
         if not self.d_conv:
             return x, {}
-        length = x.shape[1]
-        x = torch.cat([state["conv"].to(x.dtype), x], dim=1)  # (B, d_conv - 1 + T, d_model)
-        kept = {"conv": x[:, length:].clone()}  # a clone: a view would keep the whole sequence alive
-        weight, y = self.conv_weight.to(x.dtype), self.conv_bias.to(x.dtype)
-        if length == 1:
-            return (x * weight).sum(1, keepdim=True) + y, kept
-        for tap in range(self.d_conv):
-            y = torch.addcmul(y, x[:, tap : tap + length], weight[tap])
-        return y, kept
+        run = CAUSAL_CONV.choose(self.kernel, x.device, x.dtype)
+        x, kept = run(x, self.conv_weight, self.conv_bias, state["conv"], False)
+        return x, {"conv": kept}
 
-    def _reference(self, field: Field, h: Tensor, elapsed: Tensor | None) -> tuple[Tensor, Tensor]:
-        return self.gradient.scan(self.solver, field, h, elapsed)
-
-    def _fused(self, field: Field, h: Tensor, elapsed: Tensor | None) -> tuple[Tensor, Tensor]:
-        run = self._kernel(self.kernel, field)
-        rates = (field.inv_tau, field.omega, field.coupling)
-        tokens = (field.a, field.A, field.B, field.C)
-        return run(self.solver.name, self.solver.substeps, field.gate, *tokens, *rates, h, elapsed)
-
-    def _kernel(self, choice: Choice, field: Field) -> Callable:
-        facts = {"solver": self.solver.name, "coupling": self.coupling, "d_state": self.d_state}
-        return LIQUID_SCAN.choose(choice, field.a.device, field.a.dtype, **facts)
-
-    def _use_fused(self, field: Field, elapsed: Tensor | None, one_token: bool) -> bool:
-        """The kernel is checkpoint's gradient; for any fixed-step gradient it serves where none is asked for.
-
-        One token (`step`) keeps the reference in float64, so that there it is the kernel's oracle.
-        """
-        oracle = one_token and field.a.dtype == torch.float64
-        timed = elapsed is not None and elapsed.requires_grad  # the kernel has no gradient by the elapsed time
-        if self.kernel == "reference" or not self._fusable or oracle or timed:
-            return False
-        wanted = isinstance(self.gradient, Checkpoint) and not one_token
-        served = self._kernel(self.kernel, field) is not LIQUID_SCAN.reference
-        return served and (wanted or not torch.is_grad_enabled())
+    def _run(self, run: Callable, x: Tensor, h: Tensor, elapsed: Tensor | None, conv: dict) -> tuple[Tensor, State]:
+        field = self.field(x)
+        with torch.autocast(x.device.type, enabled=False):
+            elapsed = None if elapsed is None else elapsed.to(field.a.dtype)
+            y, h = run(field, h.to(field.a.dtype), elapsed)
+        return self.out_proj(y.to(x.dtype)), {"h": h, **conv}
 
     def init_state(self, batch: int, context: int = 0, device=None, dtype=None) -> State:
         dtype = dtype or self.in_proj.weight.dtype
@@ -226,3 +194,10 @@ def _undecayed(value: Tensor) -> nn.Parameter:
     parameter = nn.Parameter(value)
     parameter._no_weight_decay = True
     return parameter
+
+
+def _step_refuses(fixed: bool) -> str | None:
+    return None if fixed else "it takes what the fused scan takes"
+
+
+LIQUID_STEP = step_operation("liquid_step", "arch.kernels.liquid_numba_step:liquid_step", _step_refuses)

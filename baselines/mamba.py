@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from baselines.selective_scan import SELECTIVE_SCAN, scan_step
 from harness.causal_conv import CAUSAL_CONV, step_reference
 from harness.errors import ConfigError
-from harness.kernels import Choice, Kernel, Operation
-from harness.mixer import Flops, Mixer, Trusted
+from harness.kernels import Choice
+from harness.mixer import Flops, Mixer, Trusted, step_operation
 from harness.state import State
 
 DT_FLOOR = 1e-4
@@ -131,13 +131,4 @@ class Mamba(Mixer):
         return -torch.exp(self.A_log.to(dtype)), B, C, self.D.to(dtype)
 
 
-def reference_step(mixer: Mamba) -> Callable:
-    """`step` as it is."""
-    return mixer.step
-
-
-MAMBA_STEP = Operation(
-    "mamba_step",
-    reference_step,
-    (Kernel("numba", "cpu", "baselines.kernels.selective_numba_step:mamba_step", (torch.float32,)),),
-)
+MAMBA_STEP = step_operation("mamba_step", "baselines.kernels.selective_numba_step:mamba_step")

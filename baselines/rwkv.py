@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from baselines import rwkv_scan
 from harness.errors import ConfigError
-from harness.kernels import Choice, Kernel, Operation
-from harness.mixer import Flops, Mixer, Trusted
+from harness.kernels import Choice
+from harness.mixer import Flops, Mixer, Trusted, step_operation
 from harness.state import State
 
 DECAY_SCALE = math.exp(-0.5)
@@ -261,14 +261,6 @@ class ChannelMix(Mixer):
         return Trusted("rwkv", rwkv_checkpoint.packaged_channel_mix(self))
 
 
-def reference_step(mixer: Mixer) -> Callable:
-    """`step` as it is."""
-    return mixer.step
-
-
-def _step_operation(name: str) -> Operation:
-    kernel = Kernel("numba", "cpu", f"baselines.kernels.rwkv_numba_step:{name}", (torch.float32,))
-    return Operation(name, reference_step, (kernel,))
-
-
-TIME_MIX_STEP, CHANNEL_MIX_STEP = _step_operation("time_mix_step"), _step_operation("channel_mix_step")
+_STEPS = "baselines.kernels.rwkv_numba_step"
+TIME_MIX_STEP = step_operation("time_mix_step", f"{_STEPS}:time_mix_step")
+CHANNEL_MIX_STEP = step_operation("channel_mix_step", f"{_STEPS}:channel_mix_step")

@@ -12,8 +12,8 @@ from baselines.attention import ATTENTION, weigh
 from baselines.fixed_cache import FixedCache
 from baselines.kv_cache import KVCache
 from harness.errors import ConfigError
-from harness.kernels import Choice, Kernel, Operation
-from harness.mixer import Flops, Mixer, Trusted
+from harness.kernels import Choice
+from harness.mixer import Flops, Mixer, Trusted, step_operation
 
 
 class Attention(Mixer):
@@ -154,13 +154,4 @@ def _count_kv_heads(n_heads: int, n_kv_heads: int | None, head_dim: int) -> int:
     return n_kv_heads or n_heads
 
 
-def reference_step(mixer: Attention) -> Callable:
-    """`step` as it is."""
-    return mixer.step
-
-
-ATTENTION_STEP = Operation(
-    "attention_step",
-    reference_step,
-    (Kernel("numba", "cpu", "baselines.kernels.attention_numba_step:attention_step", (torch.float32,)),),
-)
+ATTENTION_STEP = step_operation("attention_step", "baselines.kernels.attention_numba_step:attention_step")

@@ -4,8 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
+from harness.kernels import Kernel, Operation, always
 from harness.state import State, map_tensors
 
 
@@ -104,3 +106,15 @@ class Mixer(nn.Module):
         Raises ImportError where one exists but is not installed.
         """
         return None
+
+
+def step_operation(name: str, path: str, refuses: Callable[..., str | None] = always) -> Operation:
+    """The operation of a mixer's whole token, its implementations called with the mixer for a function like `step`.
+
+    path: "module:function" of the CPU's, which takes the weights as they stand, in float32.
+    """
+    return Operation(name, _own_step, (Kernel("numba", "cpu", path, (torch.float32,), refuses),))
+
+
+def _own_step(mixer: Mixer) -> Callable:
+    return mixer.step

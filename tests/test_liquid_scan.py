@@ -37,6 +37,13 @@ def oracle_step(solver, rates, h, dt):
     return h * torch.exp(-dt * rate) - drive / rate * torch.expm1(-dt * rate)
 
 
+def couple(w, y):
+    """w (D,) channel by channel, or (heads, P, P) head by head; y (batch, D)."""
+    if w.dim() == 1:
+        return w * y
+    return torch.einsum("hqp,bhp->bhq", w, y.unflatten(1, w.shape[:2])).flatten(1)
+
+
 def oracle(solver, substeps, gate, a, A, B, C, inv_tau, omega, w, h, elapsed):
     squash = {"sigmoid": torch.sigmoid, "softplus": F.softplus}[gate]
     ys = []
@@ -46,7 +53,7 @@ def oracle(solver, substeps, gate, a, A, B, C, inv_tau, omega, w, h, elapsed):
         dt = (torch.ones_like(a[:, t, :1]) if elapsed is None else elapsed[:, t, None])[..., None] / substeps
 
         def rates(h, t=t, B_t=B_t, C_t=C_t):
-            coupling = 0 if w is None else w * (C_t * h).sum(-1)
+            coupling = 0 if w is None else couple(w, (C_t * h).sum(-1))
             f = squash(a[:, t] + coupling)[..., None]
             return inv_tau + omega * f, f * B_t * A[:, t, :, None]
 
@@ -101,6 +108,33 @@ def test_values_and_gradients(solver, coupled, N):
         expected = run(oracle, solver, 2, gate, tensors, elapsed)
         got = run(liquid_scan, solver, 2, gate, [x if x is None else x.to(dtype) for x in tensors], elapsed)
         close(got, expected, 1e-12 if dtype == torch.float64 else 2e-4)
+
+
+@pytest.mark.parametrize(("solver", "head_dim", "N"), itertools.product(SOLVERS, [4, 32], [1, 3]))
+def test_heads(solver, head_dim, N):
+    a, A, B, C, inv_tau, omega, _, h0 = case(N, False, T=19, D=96)
+    w = torch.randn(96 // head_dim, head_dim, head_dim, dtype=torch.float64) / head_dim
+    tensors = (a, A, B, C, inv_tau * 0.3, omega * 0.3, w, h0)
+    for dtype in (torch.float64, torch.float32):
+        got = run(liquid_scan, solver, 2, "sigmoid", [x if x is None else x.to(dtype) for x in tensors])
+        close(got, run(oracle, solver, 2, "sigmoid", tensors), 1e-12 if dtype == torch.float64 else 2e-4)
+
+
+@pytest.mark.parametrize(("N", "substeps"), itertools.product([1, 16], [1, 12]))
+def test_training_keeps_no_more_than_twice_its_inputs_and_outputs(N, substeps, monkeypatch):
+    tensors = [x if x is None else x.float().requires_grad_() for x in case(N, True, batch=1, T=256, D=256)]
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
+        y, last = liquid_scan("rk4", substeps, "sigmoid", *tensors, None)
+    made, original = [], torch.Tensor.new_empty
+    monkeypatch.setattr(torch.Tensor, "new_empty", lambda *args: made.append(original(*args)) or made[-1])
+    gy, g_last = torch.ones_like(y), torch.ones_like(last)
+    torch.autograd.backward([y, last], [gy, g_last])
+    storages = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in [*kept, *made, gy]}
+    inputs_and_outputs = sum(x.nbytes for x in [*tensors, y, last] if x is not None)
+    gradients = sum(x.nbytes for x in tensors if x is not None)
+    assert len(made) >= 4
+    assert sum(storages.values()) - gradients <= 2 * inputs_and_outputs
 
 
 @settings(max_examples=25, deadline=None)
@@ -198,6 +232,8 @@ def test_refuses_what_it_cannot_do():
     assert serves(torch.bfloat16, "rk4", "diagonal", 16)
     assert not serves(torch.float32, "dopri5", "none", 1)
     assert not serves(torch.float32, "rk4", "dense", 1)
+    assert LIQUID_SCAN.serves("cpu", torch.float32, solver="rk4", coupling="heads", d_state=1, head_dim=32)
+    assert not LIQUID_SCAN.serves("cpu", torch.float32, solver="rk4", coupling="heads", d_state=1, head_dim=128)
 
 
 def test_a_first_call_in_inference_mode_leaves_later_training_alone():

@@ -8,6 +8,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from arch.gradients import Adjoint, Backprop, Checkpoint
 from arch.ltc import LTC
+from arch.newton import Newton
+from arch.recurrence import Sequential
 from arch.solvers import Adaptive, Exponential, RungeKutta, SemiImplicit
 from harness.errors import ConfigError
 from harness.state import state_bytes
@@ -91,11 +93,55 @@ def test_paths_agree_for_every_coupling_reversal_and_gate(coupling, reversal, ga
         {"gradient": Backprop()},
         {"kernel": "reference", "gradient": Checkpoint(window_tokens=2)},
         {"solver": RungeKutta("rk4", 2), "gradient": Adjoint()},
+        {"parallel": Newton(tolerance=1e-8)},
+        {"parallel": Newton(tolerance=1e-8), "coupling": "none", "d_state": 3, "kernel": "reference"},
     ],
     ids=str,
 )
 def test_paths_agree_for_other_options(options):
     assert_paths_agree(mixer(**options))
+
+
+def test_newtons_method_gives_the_sequential_states_and_tells_how_it_converged():
+    x, _ = inputs()
+    sequential, newton = (mixer(parallel=way) for way in (Sequential(), Newton()))
+    assert_same(newton(x)[0], sequential(x)[0], newton.tolerance)
+    tally = newton.recurrence.tally
+    assert (tally.calls, tally.fallbacks) == (1, 0)
+    assert 1 < tally.iterations < 20
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"solver": RungeKutta("rk4")},
+        {"d_state": 3, "gate": "softplus"},
+        {"reversal": "constant", "d_conv": 0, "expand": 2},
+        {"d_state": 2, "reversal": "constant", "coupling": "heads"},
+        {"leak": False, "d_conv": 1, "coupling": "none", "solver": Exponential()},
+    ],
+    ids=str,
+)
+def test_the_fused_token_is_the_step(options):
+    ltc = mixer(torch.float32, **options)
+    x, times = inputs(torch.float32)
+    with torch.no_grad():
+        run, state = ltc.frozen_step(), ltc(x[:, :3])[1]
+        assert run != ltc.step  # the kernel serves
+        before = {name: tensor.clone() for name, tensor in state.items()}
+        assert_same(run(x[:, 3], state), ltc.step(x[:, 3], state), 1e-5)
+        assert_same(run(x[:, 3], state, times[:, 3]), ltc.step(x[:, 3], state, times[:, 3]), 1e-5)
+        assert_same(state, before, 0)
+
+
+def test_what_the_scan_does_not_take_a_token_does_not_either():
+    for options in (
+        {"coupling": "dense"},
+        {"kernel": "reference"},
+        {"solver": ADAPTIVE["dopri5"], "gradient": Backprop()},
+    ):
+        ltc = mixer(torch.float32, **options)
+        assert ltc.frozen_step() == ltc.step
 
 
 @pytest.mark.parametrize("gradient", [Backprop(), Adjoint()], ids=["backprop", "adjoint"])
@@ -203,6 +249,10 @@ def test_it_can_be_counted_without_being_made():
         ({"coupling": "dense", "kernel": "fused"}, "kernel=fused.*coupling=dense"),
         ({"gradient": Backprop(), "kernel": "fused"}, "kernel=fused.*gradient=backprop"),
         ({"solver": ADAPTIVE["dopri5"], "kernel": "fused"}, "kernel=fused.*solver=dopri5"),
+        ({"coupling": "heads", "head_dim": 2, "kernel": "fused"}, "kernel=fused.*head_dim=2"),
+        ({"parallel": Newton(), "d_state": 2}, "parallel=newton.*d_state=2.*Remedy"),
+        ({"parallel": Newton(), "coupling": "dense"}, "parallel=newton.*coupling=dense"),
+        ({"parallel": Newton(), "gradient": Backprop()}, "parallel=newton.*gradient=backprop"),
     ],
 )
 def test_impossible_combinations_are_told(options, message):

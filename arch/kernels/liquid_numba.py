@@ -43,9 +43,7 @@ def liquid_scan(
     _check(a, B, C, w, h0, elapsed)
     given = (x.dtype for x in (a, A, B, C, inv_tau, omega, w, h0) if x is not None)
     dtype = reduce(torch.promote_types, given, torch.float32)
-    kind, tableau = method(solver)
-    head = 0 if w is None else w.shape[-1] if w.dim() == 3 else 1
-    p = plan(kind, tableau.shape[1], gate, head, B is not None, substeps, h0.shape[-1])
+    p, tableau = plan_of(solver, substeps, gate, w, B, h0.shape[-1])
     inputs = [
         a,
         A,
@@ -64,6 +62,15 @@ def liquid_scan(
     else:
         y, last, _ = _forward(p, tableau, inputs, keep=False)
     return y, last.transpose(1, 2)
+
+
+def plan_of(
+    solver: str, substeps: int, gate: str, w: Tensor | None, B: Tensor | None, n_states: int
+) -> tuple[Plan, np.ndarray]:
+    """What the kernels are to do for such a call, and the solver's tableau in float64."""
+    kind, tableau = method(solver)
+    head = 0 if w is None else w.shape[-1] if w.dim() == 3 else 1
+    return plan(kind, tableau.shape[1], gate, head, B is not None, substeps, n_states), tableau
 
 
 def rows(x: Tensor) -> Tensor:
@@ -91,7 +98,7 @@ def _constant(dtype: torch.dtype, value: float, length: int) -> Tensor:
         return torch.full((length,), value, dtype=dtype)
 
 
-def _weight_rows(w: Tensor | None) -> Tensor | None:
+def weight_rows(w: Tensor | None) -> Tensor | None:
     """(heads, P, P) -> (2 P, D): row p holds W[h, q, p] in lane q of head h, row P + q holds it in lane p."""
     if w is None or w.dim() == 1:
         return w
@@ -125,7 +132,7 @@ def _forward(p: Plan, tableau: np.ndarray, inputs: Sequence[Tensor | None], keep
 
     Without projections the read-out is the state, and y is what is kept.
     """
-    inputs = [*inputs[:6], _weight_rows(inputs[6]), *inputs[7:]]  # held while the kernel runs, as all it is given
+    inputs = [*inputs[:6], weight_rows(inputs[6]), *inputs[7:]]  # held while the kernel runs, as all it is given
     a = inputs[0]
     batch, T, D = a.shape
     y, last = a.new_empty(a.shape), a.new_empty(batch, p.n_states, D)
@@ -158,7 +165,7 @@ class _LiquidScan(torch.autograd.Function):
         parts = a.new_empty(2, batch, T, blocks * p.n_states if p.projected else 0)  # a block's beside another's
         g_inv_tau, g_omega, g_h0 = a.new_empty(3, *h0.shape)
         g_w = a.new_empty(batch, p.head or 1, D)
-        gy, g_last, inputs[6] = rows(gy), rows(g_last), _weight_rows(w)
+        gy, g_last, inputs[6] = rows(gy), rows(g_last), weight_rows(w)
         given = [_place(gy, 0, 1), _place(g_last, 0, 1), _marks(p, kept)]
         gradients = (g_a, g_A, *parts, g_inv_tau, g_omega, g_w, g_h0)
         table = [*_places(p, inputs), *given, *(_place(g, 0, 1) for g in gradients)]
