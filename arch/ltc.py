@@ -185,6 +185,12 @@ class LTC(Mixer):
         other = evals * D * (5 + 10 * N) + 2 * D * N + 2 * self.d_conv * self.d_model
         return Flops(products + coupled * matrix, other + coupled * (not matrix))
 
+    def counts(self) -> dict[str, int]:
+        """How Newton's method converged: calls, iterations in all, and sequences left to the sequential scan."""
+        tally = self.recurrence.tally
+        names = ("calls", "iterations", "fallbacks") if tally.calls else ()
+        return {f"newton_{name}": getattr(tally, name) for name in names}
+
     def trusted(self) -> Trusted | None:
         return ltc_trusted.trusted(self)
 

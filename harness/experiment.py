@@ -66,14 +66,16 @@ class Experiment:
             }
             self.logger.start(names["name"], run.key, config)
             result |= self._measured(model, run, say)
-            result["kernels"] = kernels.served(model.head.weight.dtype)
+            result |= {"kernels": kernels.served(model.head.weight.dtype), "counts": model.counts()}
             result = run.finish(result)
             self.logger.finish(result)
             return result
 
     def _names(self, config: dict) -> dict[str, Any]:
-        solver, gradient = (config.get(part, {}).get("name") for part in ("solver", "gradient"))
-        parts = [self.model.name, solver, gradient, self.size.label, self.task.name, f"seed{self.seed}"]
+        solver, gradient, parallel = (config.get(part, {}).get("name") for part in ("solver", "gradient", "parallel"))
+        if parallel == "sequential":  # the usual way is not named
+            parallel = None
+        parts = [self.model.name, solver, gradient, parallel, self.size.label, self.task.name, f"seed{self.seed}"]
         return {
             "name": "-".join(part for part in parts if part),
             "model": self.model.name,

@@ -100,6 +100,10 @@ class Mixer(nn.Module):
         """Forward floating-point operations of one token that sees `context` tokens, itself included."""
         raise NotImplementedError
 
+    def counts(self) -> dict[str, int]:
+        """What the mixer has counted of its own work since it was made, for the record; most count nothing."""
+        return {}
+
     def trusted(self) -> Trusted | None:
         """Returns an implementation its own community trusts, with this mixer's weights; None where there is none.
 

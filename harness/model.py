@@ -1,5 +1,6 @@
 """The only backbone: embed -> [norm, mixer, norm, channel mixer] x L -> norm -> head."""
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -177,6 +178,13 @@ class LanguageModel(nn.Module):
             [getattr(mixer, method)(part, number) for (_, mixer), part in zip(block.parts(), parts, strict=True)]
             for block, parts in zip(self.blocks, state, strict=True)
         ]
+
+    def counts(self) -> dict[str, int]:
+        """The sum of what the mixers have counted of their work."""
+        total: Counter[str] = Counter()
+        for mixer in self.mixers:
+            total.update(mixer.counts())
+        return dict(total)
 
     def flops_per_token(self, context: int) -> Flops:
         """Forward operations of one token that sees `context` tokens; training costs three times as many."""

@@ -106,9 +106,10 @@ def test_newtons_method_gives_the_sequential_states_and_tells_how_it_converged()
     x, _ = inputs()
     sequential, newton = (mixer(parallel=way) for way in (Sequential(), Newton()))
     assert_same(newton(x)[0], sequential(x)[0], newton.tolerance)
-    tally = newton.recurrence.tally
-    assert (tally.calls, tally.fallbacks) == (1, 0)
-    assert 1 < tally.iterations < 20
+    counts = newton.counts()
+    assert (counts["newton_calls"], counts["newton_fallbacks"]) == (1, 0)
+    assert 1 < counts["newton_iterations"] < 20
+    assert sequential.counts() == {}
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,8 @@ BAD_CONFIGURATIONS = {
     "wrong choice": (["model.mixer.coupling=cubic"], ["model.mixer.coupling='cubic'", "diagonal"]),
     "name in place of an object": (["model.mixer.solver=rk4"], ["model.mixer.solver='rk4'", "Solver"]),
     "solver on a transformer": (["model=transformer", "solver=rk4"], ["model=transformer has no solver", "model=ltc"]),
+    "newton on a recurrent net": (["model=lstm", "parallel=newton"], ["model=lstm has no parallel"]),
+    "newton on a dense coupling": (["model=ltc", "parallel=newton", "model.mixer.coupling=dense"], ["coupling=dense"]),
     "gradient on a recurrent net": (["model=lstm", "gradient=adjoint"], ["model=lstm has no gradient"]),
     "negative size": (["size.params=-5"], ["size.params=-5", "> 0"]),
     "missing path": (["task=text"], ["task.path"]),
@@ -101,10 +103,20 @@ def test_a_run_leaves_a_record_and_is_not_run_twice(monkeypatch, tmp_path, tiny,
     assert result["status"] == "finished"
     assert result["certificates"]["passed"] is True
     assert result["evaluation"]["test"]["bits_per_byte"] > 0
+    assert result["kernels"] | {"liquid_scan": ["numba"], "rms_norm": ["numba"]} == result["kernels"]
     before = path.stat().st_mtime_ns
     command(monkeypatch, "model=ltc", "solver=rk4", *tiny)
     assert "Already recorded" in capsys.readouterr().out
     assert path.stat().st_mtime_ns == before
+
+
+def test_newtons_method_over_time_is_certified_and_counted(monkeypatch, tmp_path, tiny):
+    command(monkeypatch, "model=ltc", "parallel=newton", *tiny)
+    (path,) = (tmp_path / "runs").glob("ltc-semi_implicit-checkpoint-newton-*/result.json")
+    result = json.loads(path.read_text())
+    assert result["certificates"]["passed"] is True
+    assert result["counts"]["newton_iterations"] > result["counts"]["newton_calls"] > 0
+    assert result["kernels"]["liquid_tokens"] == ["numba"]
 
 
 def test_a_corrupt_record_is_told(monkeypatch, tmp_path, tiny):
