@@ -133,6 +133,12 @@ def build(node: dict):
         raise error.__cause__ if isinstance(error.__cause__, UserError) else error from None
 
 
+def model_and_size(overrides: list[str]):
+    """The ModelSpec and the SizeConfig that a command with these overrides would build."""
+    plain = resolve(compose(overrides))
+    return build(plain["model"]), build(plain["size"])
+
+
 @contextmanager
 def told() -> Iterator[None]:
     """Ends the command with one paragraph and a non-zero status where the user made a mistake."""

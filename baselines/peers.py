@@ -1,0 +1,64 @@
+"""Other packages' Mamba as mixers of the backbone, and the rwkv package as a decoder: peers of the bench."""
+
+import tempfile
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from io import StringIO
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from baselines.mamba_trusted import transformers_in_torch
+from baselines.rwkv_checkpoint import export_x070, rwkv_package
+from harness.mixer import Mixer
+from harness.model import LanguageModel
+from harness.state import State
+
+
+class MambaPy(Mixer):
+    """mambapy's MambaBlock at Mamba's own sizes, its scan the parallel one of Blelloch in torch; training only."""
+
+    def __init__(self, d_model: int, layer: int = 0, n_layers: int = 1):
+        super().__init__(d_model, layer, n_layers)
+        from mambapy.mamba import MambaBlock, MambaConfig
+
+        self.block = MambaBlock(MambaConfig(d_model=d_model, n_layers=n_layers))
+
+    def forward(
+        self, x: Tensor, state: State = None, elapsed: Tensor | None = None, shared: dict | None = None
+    ) -> tuple[Tensor, State]:
+        return self.block(x), {}
+
+
+class TransformersMamba(Mixer):
+    """transformers' MambaMixer at Mamba's own sizes, on its loop over time where mamba-ssm has no kernel."""
+
+    def __init__(self, d_model: int, layer: int = 0, n_layers: int = 1):
+        super().__init__(d_model, layer, n_layers)
+        from transformers import MambaConfig
+        from transformers.models.mamba.modeling_mamba import MambaMixer
+
+        self.block = MambaMixer(MambaConfig(hidden_size=d_model, num_hidden_layers=n_layers), layer_idx=layer)
+
+    def forward(
+        self, x: Tensor, state: State = None, elapsed: Tensor | None = None, shared: dict | None = None
+    ) -> tuple[Tensor, State]:
+        with transformers_in_torch():
+            return self.block(x), {}
+
+
+def rwkv_package_decoder(model: LanguageModel) -> Callable[[int], Tensor]:
+    """The rwkv package with this model's weights, in float32 on the CPU: token -> logits (V), its state carried."""
+    with tempfile.TemporaryDirectory() as folder, redirect_stdout(StringIO()):
+        path = Path(folder) / "weights"
+        torch.save(export_x070(model), path.with_suffix(".pth"))
+        net = rwkv_package().RWKV_x070(model=str(path), strategy="cpu fp32")
+    state = None
+
+    def step(token: int) -> Tensor:
+        nonlocal state
+        logits, state = net.forward([token], state)
+        return logits
+
+    return step
