@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: run test lint tables clean
+.PHONY: run test lint tables bench clean
 
 run: $(VENV)/.installed
 	$(BIN)/python run.py model=ltc solver=rk4
@@ -31,6 +31,12 @@ $(VENV)/.installed-test: $(VENV)/.installed
 	$(PIP) --editable .[test]
 	MAMBA_SKIP_CUDA_BUILD=TRUE MAMBA_FORCE_BUILD=TRUE $(PIP) --no-build-isolation --no-deps mamba-ssm
 	touch $@
+
+bench: $(VENV)/.installed
+	$(PIP) --editable .[peers]
+	$(BIN)/python -m harness.bench kernels
+	$(BIN)/python -m harness.bench models
+	$(BIN)/python -m harness.bench newton
 
 clean:
 	rm -rf $(VENV) runs reports

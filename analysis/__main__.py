@@ -11,7 +11,8 @@ DESCRIPTION = """Reads recorded runs and writes every table (Markdown, LaTeX, CS
 
 Every run counts, the diverged ones too; a run whose certificates failed is refused and named. Runs that differ only
 in their seed are one row. With --readme, the sections of that file between `<!-- generated:NAME -->` and
-`<!-- /generated:NAME -->` (example, comparison, synthetic, memory, figures) are written from the records."""
+`<!-- /generated:NAME -->` (example, comparison, synthetic, memory, figures, kernels, models,
+newton) are written from the records."""
 EPILOG = """examples:
   python -m analysis                                    all of results/ and runs/, into reports/
   python -m analysis runs --output /tmp/tables          one folder, written elsewhere

@@ -9,10 +9,11 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis import example, figures, frame, memory, quality, render, tables
+from analysis import bench, example, figures, frame, memory, quality, render, tables
 from analysis.records import Record, Records
 from analysis.render import Table
 
+BENCH = Path("results") / "bench"
 NOTHING = "_No recorded runs yet._"
 PARTS = {
     "loss_by_position": ("Loss by position", "position in the context (tokens)"),
@@ -91,11 +92,11 @@ def write(report: Report, output: Path) -> list[Path]:
         paths += render.write(table, output)
     for name, plot in report.figures.items():
         paths += figures.save(plot.draw(title=plot.title), output, name)
-    return paths
+    return paths + bench.draw(BENCH, output)
 
 
 def sections(report: Report, output: Path, readme: Path) -> dict[str, str]:
-    """The README's generated sections, by name: example, comparison, synthetic, memory and figures."""
+    """The README's generated sections, by name: example, comparison, synthetic, memory, figures and the bench's."""
     folder = Path(os.path.relpath(output, readme.parent)).as_posix()
     images = [f"![{plot.title}]({folder}/{name}.png)" for name, plot in report.figures.items()]
     texts = {
@@ -105,4 +106,5 @@ def sections(report: Report, output: Path, readme: Path) -> dict[str, str]:
         "memory": [render.markdown(table) for table in report.memory],
         "figures": images,
     }
-    return {name: "\n".join(parts) or NOTHING for name, parts in texts.items()}
+    made = {name: "\n".join(parts) or NOTHING for name, parts in texts.items()}
+    return made | bench.sections(readme.parent / BENCH, folder)

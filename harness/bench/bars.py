@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from harness.bench.store import Row
+from harness.bench.table import Row
 
 
 @dataclass(frozen=True)

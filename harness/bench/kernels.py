@@ -7,7 +7,8 @@ import torch
 
 from harness.bench.bandwidth import copy_rate, floor_ms
 from harness.bench.comparison import Comparison
-from harness.bench.store import Row, Store
+from harness.bench.store import Store
+from harness.bench.table import Row
 from harness.bench.timing import Contestant, Limits, Times, measure
 from harness.configure import locate
 

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from harness import sizing
-from harness.bench.store import Row, Store
+from harness.bench.store import Store
+from harness.bench.table import Row
 from harness.bench.timing import Limits
 from harness.configure import locate
 from harness.decode import Decoder

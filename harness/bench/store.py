@@ -3,15 +3,14 @@
 import json
 from datetime import date
 from pathlib import Path
-from typing import Any
 
+from harness.bench.table import Row, read
 from harness.environment import environment
 from harness.errors import RecordError
 from harness.files import replacing
 
 FACTS = ("cpu", "threads", "gpu")
 PEERS = ("torch", "numba", "ncps", "torchdiffeq", "mambapy", "transformers", "rwkv", "pararnn-torch")
-Row = dict[str, Any]
 
 
 class Store:
@@ -59,19 +58,3 @@ class Store:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(self.path) as file:
             file.write(json.dumps(self.content, indent=1, allow_nan=False).encode() + b"\n")
-
-
-def read(path: Path) -> dict[str, Any]:
-    """The content of a subject's file."""
-    try:
-        content = json.loads(path.read_text())
-        if content.keys() >= {"machine", "rows", "skipped"}:
-            return content
-        problem = "it lacks the machine or the rows"
-    except (OSError, ValueError) as error:
-        problem = str(error)
-    raise RecordError(
-        f"{path} cannot be read: {problem}.",
-        "a file that `python -m harness.bench` wrote.",
-        "move the file away and measure again.",
-    )

@@ -1,12 +1,15 @@
-"""The bench's tables in Markdown, from its files alone."""
+"""The bench's tables in Markdown, from its files alone; imports no torch."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
-from harness.bench.store import Row, read
+from harness.errors import RecordError
 
 SUBJECTS = ("kernels", "models", "newton")
+Row = dict[str, Any]
 
 
 def sections(folder: Path) -> dict[str, str]:
@@ -16,6 +19,22 @@ def sections(folder: Path) -> dict[str, str]:
         path = folder / f"{subject}.json"
         made[subject] = TABLES[subject](read(path)) if path.exists() else "*Not measured yet: `make bench`.*\n"
     return made
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The content of a subject's file."""
+    try:
+        content = json.loads(path.read_text())
+        if content.keys() >= {"machine", "rows", "skipped"}:
+            return content
+        problem = "it lacks the machine or the rows"
+    except (OSError, ValueError) as error:
+        problem = str(error)
+    raise RecordError(
+        f"{path} cannot be read: {problem}.",
+        "a file that `python -m harness.bench` wrote.",
+        "move the file away and measure again.",
+    )
 
 
 def kernels(content: dict) -> str:
@@ -33,7 +52,7 @@ def kernels(content: dict) -> str:
 
 
 def _cell(row: Row) -> str:
-    """`time (times the first's)`, the time of forward and backward scaled to the length where it was not timed there."""
+    """`time (times the first's)` of forward and backward, scaled to the length where it was not timed there."""
     what = "forward" if pd.isna(row["training_ms"]) else "training"
     ms = row[f"{what}_us"] * row["batch"] * row["length"] / 1e3
     marks = ("†" if what == "forward" else "") + ("*" if row["measured_length"] != row["length"] else "")

@@ -1,0 +1,178 @@
+"""The bench: what it times, what it keeps, what it skips, and how it holds ratios to bars."""
+
+import importlib.util
+import json
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import run
+from analysis.__main__ import main as analyse
+from harness.bench import __main__ as command
+from harness.bench import kernels, table, timing
+from harness.bench.bandwidth import floor_ms
+from harness.bench.bars import Bar
+from harness.bench.comparison import Comparison, layer
+from harness.bench.store import Store
+from harness.bench.timing import Call, Contestant, Limits
+from harness.configure import locate
+from harness.errors import RecordError
+
+CPU = torch.device("cpu")
+CONFIGS = {subject: yaml.safe_load((run.ROOT / f"conf/bench/{subject}.yaml").read_text()) for subject in table.SUBJECTS}
+
+
+def sleeper(seconds_per_token: float, **options) -> Contestant:
+    """Something that takes a known time a token, forward and again with its backward."""
+
+    def make(batch: int, length: int, channels: int) -> Call:
+        x = torch.ones(batch, length, channels, requires_grad=True)
+
+        def run() -> torch.Tensor:
+            time.sleep(seconds_per_token * length)
+            return 2 * x
+
+        return Call(run, [x])
+
+    return Contestant(f"{seconds_per_token} s", make, **options)
+
+
+def test_contestants_are_timed_by_turns_and_a_slow_one_at_the_length_it_can_bear():
+    quick, slow, short = sleeper(0), sleeper(0.002), sleeper(1e-5, longest=20, training=False)
+    times = timing.measure([quick, slow, short], 1, 512, 3, Limits(seconds=0.6, rounds=3), CPU)
+    assert [times[c.name].length for c in (quick, slow, short)] == [512, 64, 20]
+    assert len(times[quick.name].training_ms) == 3
+    assert times[slow.name].median(True) >= 2 * 64
+    assert len(times[slow.name].training_ms) < 3
+    assert times[short.name].median(True) is None
+    assert times[short.name].call.inputs[0].grad is None
+    assert times[quick.name].call.inputs[0].grad.sum() == 2 * 512 * 3
+
+
+def test_the_floor_counts_every_byte_that_must_move():
+    x = torch.zeros(10, 100, requires_grad=True)  # 4,000 bytes
+    call = Call(lambda: x[:, :25] * 2, [x])  # gives 1,000
+    assert floor_ms(call, 1e6, training=False) == pytest.approx(5.0)
+    assert floor_ms(call, 1e6, training=True) == pytest.approx(5.0 + 9.0)
+
+
+def test_rows_relate_a_tokens_time_to_the_firsts():
+    fast, slow = sleeper(1e-4), sleeper(4e-4, longest=32)
+    times = timing.measure([fast, slow], 2, 64, 3, Limits(rounds=1), CPU)
+    first, second = kernels.as_rows("sleep", 2, 64, times, rate=1e9)
+    assert (first["training_ratio"], second["measured_length"]) == (1, 32)
+    assert second["training_ratio"] == pytest.approx(second["training_us"] / first["training_us"])
+    assert 2 < second["forward_ratio"] < 6
+    assert first["training_us"] == pytest.approx(1e3 * first["training_ms"] / 128)
+
+
+def test_a_bar_is_met_missed_or_not_measured():
+    rows = [
+        {"operation": "scan", "length": 4, "contestant": name, "training_us": us}
+        for name, us in (("ours", 2.0), ("theirs", 30.0), ("untrained", None))
+    ]
+    where = {"operation": "scan", "length": 4}
+    verdicts = [Bar(where, "ours", "theirs", by).verdict(rows) for by in (15, 15.1)]
+    assert [verdict["met"] for verdict in verdicts] == [True, False]
+    assert verdicts[0]["measured"] == 15
+    assert Bar(where, "ours", "untrained", 1).verdict(rows)["met"] is None
+    assert Bar(where | {"length": 5}, "ours", "theirs", 1).verdict(rows)["met"] is None
+
+
+def test_a_peer_that_is_not_installed_is_skipped_with_a_line(tmp_path):
+    said, store = [], Store(tmp_path / "kernels.json")
+    absent = Contestant("theirs", sleeper(0).make, needs=("no_such_package",))
+    found = kernels.present(Comparison("sleep", [sleeper(0), absent]), store, said.append)
+    assert [contestant.name for contestant in found] == ["0 s"]
+    assert "skipped theirs: no_such_package not installed (pip install -e .[peers])" in said
+    assert "no_such_package" in store.content["skipped"]["sleep: theirs"]
+
+
+def test_measurements_are_kept_taken_up_again_and_measured_again_by_force(tmp_path, monkeypatch, capsys):
+    quick = ["kernels", "--quick", "--out", str(tmp_path)]
+    config = CONFIGS["kernels"] | {"comparisons": ["baselines.bench.gru"]}
+    monkeypatch.setattr(command.yaml, "safe_load", lambda _: config)
+    command.main(quick)
+    rows = json.loads((tmp_path / "kernels.json").read_text())["rows"]
+    assert [row["contestant"] for row in rows] == ["fused", "torch loop", "torch.nn.GRU"]
+    assert "**GRU, 16 channels**" in capsys.readouterr().out
+    command.main(quick)
+    assert json.loads((tmp_path / "kernels.json").read_text())["rows"] == rows
+    command.main([*quick, "--force"])
+    assert json.loads((tmp_path / "kernels.json").read_text())["rows"] != rows
+
+
+def test_rows_of_another_machine_are_not_added_to(tmp_path):
+    path = tmp_path / "kernels.json"
+    Store(path).note(machine={"cpu": "another"})
+    with pytest.raises(RecordError, match=r"another machine.*--force"):
+        Store(path)
+    assert Store(path, force=True).rows == []
+    path.write_text("{")
+    with pytest.raises(RecordError, match="cannot be read"):
+        Store(path)
+
+
+@pytest.mark.parametrize("subject", ["models", "newton"])
+def test_every_subject_runs(subject, monkeypatch, capsys):
+    config = CONFIGS[subject]
+    if subject == "models":
+        config["models"] = {name: config["models"][name] for name in ("ltc", "transformer", "mamba", "rwkv")}
+        config["peers"] = {"mamba by transformers": config["peers"]["mamba by transformers"]}
+    monkeypatch.setattr(command.yaml, "safe_load", lambda _: config)
+    command.main([subject, "--quick"])
+    printed = capsys.readouterr().out
+    wanted = {"models": "| rwkv by the rwkv package", "newton": "| 1 x 16"}
+    assert wanted[subject] in printed
+
+
+@pytest.mark.parametrize("path", CONFIGS["kernels"]["comparisons"])
+def test_every_comparison_has_contestants_that_run_and_bars_name_them(path):
+    comparison = locate(path, "comparisons")(CPU)
+    names = [contestant.name for contestant in comparison.contestants]
+    assert len(set(names)) == len(names) > 1
+    for contestant in comparison.contestants:
+        if "compile" in contestant.name or any(importlib.util.find_spec(name) is None for name in contestant.needs):
+            continue
+        call = contestant.make(2, 3, 16)
+        assert call.run().shape[:2] == (2, 3)
+    for bar in CONFIGS["kernels"]["bars"]:
+        if bar["where"]["operation"] == comparison.operation:
+            assert {bar["faster"], bar["than"]} <= set(names)
+
+
+def test_the_contestants_of_the_liquid_scan_compute_the_same_thing():
+    contestants = {c.name: c for c in locate("arch.bench.liquid_scan", "comparisons")(CPU).contestants}
+    fused, loop = (contestants[name].make(2, 5, 16).run() for name in ("fused, semi_implicit x 6", "torch loop"))
+    torch.testing.assert_close(fused, loop)
+    rk4, peer = (contestants[n].make(2, 5, 16).run() for n in ("fused, rk4", "torchdiffeq rk4, a token a call"))
+    torch.testing.assert_close(rk4, peer, atol=5e-3, rtol=0)  # theirs is the 3/8 rule
+
+
+def test_bars_of_models_name_what_is_measured():
+    config = CONFIGS["models"]
+    names = {*config["models"], *config["peers"], *config["decoders"]}
+    for bar in config["bars"]:
+        assert {bar["faster"], bar["than"]} <= names
+
+
+def test_the_readmes_sections_come_from_what_was_measured(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    store = Store(Path("results/bench/kernels.json"))
+    call = layer(torch.nn.Identity(), 1, 4, 2, CPU)
+    times = timing.measure([Contestant("fused", lambda *_: call)], 1, 4, 2, Limits(rounds=1), CPU)
+    store.note(copy_bytes_per_second=1e9, channels=2)
+    store.add(kernels.as_rows("identity", 1, 4, times, 1e9))
+    bar = Bar({"operation": "identity"}, "fused", "fused", 2.0)
+    store.note(bars=[bar.verdict(store.rows)])
+    sections = "\n".join(f"<!-- generated:{name} -->\n<!-- /generated:{name} -->" for name in table.SUBJECTS)
+    Path("README.md").write_text(sections)
+    Path("results/none").mkdir()
+    assert analyse(["results", "--readme", "README.md"]) == 0
+    text = Path("README.md").read_text()
+    assert "**identity, 2 channels**" in text
+    assert "| missed" in text
+    assert text.count("Not measured yet") == 2
