@@ -32,10 +32,9 @@ def liquid_scan(device: torch.device) -> Comparison:
         inputs = _inputs(*size, device)
         return _call(inputs, lambda: LIQUID_SCAN.reference("semi_implicit", SUBSTEPS, "sigmoid", *inputs, None)[0])
 
-    token = torch.compile(_token, dynamic=False)
-
     def compiled(*size: int) -> Call:
-        inputs = _inputs(*size, device)
+        torch.compiler.reset()  # else the shapes of all cells would add up to more versions than it takes
+        token, inputs = torch.compile(_token, dynamic=False), _inputs(*size, device)
         return _call(inputs, lambda: _token_by_token(token, *inputs))
 
     def ncps(batch: int, length: int, channels: int) -> Call:

@@ -1,5 +1,6 @@
 """The process's settings are those asked for."""
 
+import os
 import subprocess
 import sys
 
@@ -21,3 +22,12 @@ def test_torch_and_numba_take_the_threads_asked_for(threads):
     program = [sys.executable, "-c", PROGRAM.format(threads=threads)]
     done = subprocess.run(program, cwd=run.ROOT, capture_output=True, text=True, timeout=200, check=True)
     assert done.stdout.split() == [str(threads), "True"]
+
+
+@pytest.mark.parametrize(("given", "expected"), [({}, "10000"), ({"OMP_WAIT_POLICY": "active"}, "None")])
+def test_openmps_threads_do_not_spin_on_the_kernels_cores_unless_told(given, expected):
+    program = "import os, harness; print(os.environ.get('GOMP_SPINCOUNT'))"
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("OMP_WAIT", "GOMP_"))}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=run.ROOT, capture_output=True, text=True, env=environment | given, check=True)
+    assert done.stdout.strip() == expected

@@ -11,6 +11,7 @@ from harness.bench.store import Store
 from harness.bench.table import Row
 from harness.bench.timing import Contestant, Limits, Times, measure
 from harness.configure import locate
+from harness.memory import reused_memory
 
 
 def run(config: dict, store: Store, device: torch.device, limits: Limits, say: Callable[[str], None]) -> None:
@@ -22,7 +23,8 @@ def run(config: dict, store: Store, device: torch.device, limits: Limits, say: C
         contestants = present(comparison, store, say)
         for batch, length in config["cells"]:
             if not store.has(operation=comparison.operation, batch=batch, length=length):
-                times = measure(contestants, batch, length, config["channels"], limits, device)
+                with reused_memory():  # as in training
+                    times = measure(contestants, batch, length, config["channels"], limits, device)
                 rows = as_rows(comparison.operation, batch, length, times, rate)
                 store.add(rows)
                 say("\n".join(map(described, rows)))
