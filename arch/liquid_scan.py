@@ -49,6 +49,16 @@ def _cross(solver: Solver, field: Field, h: Tensor, elapsed: Tensor | None) -> T
     return solver.integrate(field, h, elapsed)
 
 
+def check(a: Tensor, B: Tensor | None, C: Tensor | None, h0: Tensor, elapsed: Tensor | None) -> None:
+    """Raises ValueError for a call that no kernel can serve."""
+    if elapsed is not None and elapsed.requires_grad:
+        raise ValueError("liquid_scan gives no gradient by elapsed; pass elapsed.detach() or use the reference solver.")
+    if a.shape[1] == 0:
+        raise ValueError("liquid_scan needs at least one token.")
+    if (B is None) != (C is None) or (B is None and h0.shape[-1] != 1):
+        raise ValueError("liquid_scan needs both B and C, or neither and one state per channel.")
+
+
 def numba_refuses(solver: str, coupling: str, d_state: int, head_dim: int = 1) -> str | None:
     """What the CPU kernel has no code for; it couples heads that lie within one of its blocks of channels."""
     if solver not in ("euler", "midpoint", "heun", "rk4", "semi_implicit", "exponential"):
@@ -58,8 +68,18 @@ def numba_refuses(solver: str, coupling: str, d_state: int, head_dim: int = 1) -
     return "coupling=dense mixes all channels" if coupling == "dense" else None
 
 
+def triton_refuses(solver: str, coupling: str, d_state: int, head_dim: int = 1) -> str | None:
+    """What the CUDA kernel has no code for."""
+    if coupling == "heads":
+        return "coupling=heads mixes channels"
+    return numba_refuses(solver, coupling, d_state, head_dim)
+
+
 LIQUID_SCAN = Operation(
     "liquid_scan",
     reference,
-    (Kernel("numba", "cpu", "arch.kernels.liquid_numba:liquid_scan", refuses=numba_refuses),),
+    (
+        Kernel("numba", "cpu", "arch.kernels.liquid_numba:liquid_scan", refuses=numba_refuses),
+        Kernel("triton", "cuda", "arch.kernels.liquid_triton:liquid_scan", refuses=triton_refuses, needs=("triton",)),
+    ),
 )

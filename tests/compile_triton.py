@@ -83,7 +83,30 @@ def linear_scan(dtype):
             run(leaf(2, 400, 96, dtype=dtype), leaf(2, 400, 96, dtype=dtype), leaf(2, 96, dtype=dtype), reverse)
 
 
-CALLS = {call.__name__: call for call in (selective_scan, rwkv_scan, causal_conv, linear_scan)}
+def liquid_scan(dtype):
+    from arch.kernels.liquid_triton import liquid_scan
+
+    B, T, D = 2, 40, 96
+    for solver, N in (("rk4", 1), ("semi_implicit", 16), ("exponential", 1)):
+        token = [leaf(B, T, D, dtype=dtype), leaf(B, T, D, dtype=dtype)]
+        token += [leaf(B, T, N, dtype=dtype), leaf(B, T, N, dtype=dtype)] if N > 1 else [None, None]
+        rates = (leaf(D, N), leaf(D, N), leaf(D), leaf(B, D, N))
+        differentiate(liquid_scan(solver, 6, "sigmoid", *token, *rates, None))
+
+
+def liquid_tokens(dtype):
+    from arch.kernels.newton_triton import tokens, tokens_vjp
+
+    B, T, D = 2, 40, 96
+    given = [leaf(B, T, D), leaf(B, T, D), leaf(D), leaf(D), leaf(D), leaf(B, D), leaf(B, T, D)]
+    with torch.no_grad():
+        for solver in ("rk4", "semi_implicit", "exponential"):
+            tokens(solver, 6, "sigmoid", *given, None)
+            tokens_vjp(solver, 6, "softplus", *given, None, leaf(B, T, D))
+
+
+OPERATIONS = (selective_scan, rwkv_scan, causal_conv, linear_scan, liquid_scan, liquid_tokens)
+CALLS = {call.__name__: call for call in OPERATIONS}
 
 if __name__ == "__main__":
     compile_in_place_of_running()

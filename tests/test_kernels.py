@@ -95,6 +95,6 @@ def test_every_registered_kernel_can_be_loaded():
 
 def test_every_recurrence_has_a_kernel_on_either_device():
     operations = _operations()
-    for name in ("selective_scan", "rwkv_scan", "cfc_scan"):
+    for name in ("liquid_scan", "selective_scan", "rwkv_scan", "cfc_scan"):
         devices = {kernel.device for kernel in operations[name].kernels}
         assert devices == {"cpu", "cuda"}, name

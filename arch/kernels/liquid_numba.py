@@ -16,6 +16,7 @@ from arch.kernels.liquid_numba_backward import backward
 from arch.kernels.liquid_numba_forward import forward
 from arch.kernels.liquid_numba_rows import WIDTH, Plan, plan
 from arch.kernels.liquid_numba_solvers import method
+from arch.liquid_scan import check
 from harness.threads import spread
 
 NOTHING = (0, 0, 0)
@@ -40,7 +41,11 @@ def liquid_scan(
     Takes no dense coupling and no gradient by elapsed. Computes in the widest of the inputs' types, float32 at least.
     Only a state in some tokens is kept for the backward, no more than `a` takes. Raises ValueError.
     """
-    _check(a, B, C, w, h0, elapsed)
+    check(a, B, C, h0, elapsed)
+    if w is not None and (w.dim() == 2 or (w.dim() == 3 and (w.shape[-1] < 4 or WIDTH % w.shape[-1]))):
+        raise ValueError(
+            f"liquid_scan couples channels one by one or in heads of 4 to {WIDTH}, not as {tuple(w.shape)}."
+        )
     given = (x.dtype for x in (a, A, B, C, inv_tau, omega, w, h0) if x is not None)
     dtype = reduce(torch.promote_types, given, torch.float32)
     p, tableau = plan_of(solver, substeps, gate, w, B, h0.shape[-1])
@@ -76,19 +81,6 @@ def plan_of(
 def rows(x: Tensor) -> Tensor:
     """x itself where its last axis is contiguous, else a contiguous copy."""
     return x if x.stride(-1) == 1 else x.contiguous()
-
-
-def _check(a: Tensor, B: Tensor | None, C: Tensor | None, w: Tensor | None, h0: Tensor, elapsed: Tensor | None) -> None:
-    if elapsed is not None and elapsed.requires_grad:
-        raise ValueError("liquid_scan gives no gradient by elapsed; pass elapsed.detach() or use the reference solver.")
-    if a.shape[1] == 0:
-        raise ValueError("liquid_scan needs at least one token.")
-    if (B is None) != (C is None) or (B is None and h0.shape[-1] != 1):
-        raise ValueError("liquid_scan needs both B and C, or neither and one state per channel.")
-    if w is not None and (w.dim() == 2 or (w.dim() == 3 and (w.shape[-1] < 4 or WIDTH % w.shape[-1]))):
-        raise ValueError(
-            f"liquid_scan couples channels one by one or in heads of 4 to {WIDTH}, not as {tuple(w.shape)}."
-        )
 
 
 @cache

@@ -9,6 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from harness.triton_math import phi1, sigmoid, softplus
+
 KINDS = {"euler": 0, "midpoint": 1, "heun": 2, "rk4": 3, "semi_implicit": 4, "exponential": 5}
 ROWS, CHANNELS = 8, 64  # tokens and channels of a tile
 RUN = 64  # tokens whose gradients of the constants one program sums
@@ -70,44 +72,14 @@ def _prepared(substeps, a, A, inv_tau, omega, w, h0, h, elapsed) -> list[Tensor]
 
 
 @triton.jit
-def _sigmoid(x):
-    e = tl.exp(-tl.abs(x))
-    return tl.where(x < 0, e, 1.0) / (1.0 + e)
-
-
-@triton.jit
-def _softplus(x):
-    """log(1 + e^x); where e^-|x| is small by 2 atanh(s), s = e / (2 + e), since 1 + e would round it away."""
-    e = tl.exp(-tl.abs(x))
-    s = e / (2.0 + e)
-    q = s * s
-    series = 1.0 + q * (1 / 3 + q * (1 / 5 + q * (1 / 7 + q * (1 / 9 + q * (1 / 11 + q * (1 / 13))))))
-    return tl.where(x < 0, 0.0, x) + tl.where(e < 0.1, 2.0 * s * series, tl.log(1.0 + e))
-
-
-@triton.jit
-def _phi1(z):
-    """phi1(z) = (1 - e^-z) / z for z >= 0 and its derivative; below 1/2, where both cancel, by their series."""
-    series = tl.full(z.shape, 1.0, z.dtype)
-    slope = tl.zeros(z.shape, z.dtype)
-    for k in tl.static_range(16, 1, -1):  # Horner: 1 - z/2 (1 - z/3 (1 - ... z/16))
-        slope = -(series + z * slope) / k
-        series = 1.0 - z * series / k
-    large = tl.where(z < 0.5, 1.0, z)
-    e = tl.exp(-large)
-    closed = (1.0 - e) / large
-    return tl.where(z < 0.5, series, closed), tl.where(z < 0.5, slope, (e - closed) / large)
-
-
-@triton.jit
 def _rates(x, dx, p, d, SOFTPLUS: tl.constexpr):
     """The rate and the drive at the state x, and their tangents along dx and the parameters' directions d."""
     a, A, inv_tau, omega, w = p
     da, dA, dinv_tau, domega, dw = d
     u = a + w * x
-    slope = _sigmoid(u)
+    slope = sigmoid(u)
     if SOFTPLUS:
-        f = _softplus(u)
+        f = softplus(u)
     else:
         f = slope
         slope = f * (1.0 - f)
@@ -149,7 +121,7 @@ def _substep(h, dh, dt, p, d, KIND: tl.constexpr, SOFTPLUS: tl.constexpr):
         else:
             z = dt * rate
             decay = tl.exp(-z)
-            phi, dphi = _phi1(z)
+            phi, dphi = phi1(z)
             end = h * decay + dt * drive * phi
             dend = dh * decay + dt * (ddrive * phi + drate * (dt * drive * dphi - h * decay))
     return end, dend

@@ -18,7 +18,7 @@ QUICK_MS = 200  # a shorter call is preceded by an untimed one: what ran last le
 class Limits:
     """seconds: of one contestant in one cell, about. rounds: at most so many timed calls of each."""
 
-    seconds: float = 8.0
+    seconds: float = 6.0
     rounds: int = 5
 
 

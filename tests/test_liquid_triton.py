@@ -1,0 +1,153 @@
+"""The liquid scan's Triton kernels against the loop over time; without a GPU, in Triton's interpreter."""
+
+import itertools
+from functools import partial
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from arch.kernels import liquid_triton
+from arch.kernels.liquid_triton import liquid_scan
+from arch.liquid_scan import LIQUID_SCAN, reference
+from triton_checks import DEVICE, check, exact, needs_gpu, poison, relative_errors, values_and_gradients
+
+INTERPRETED = DEVICE == "cpu"
+SOLVERS = ["euler", "midpoint", "heun", "rk4", "semi_implicit", "exponential"]
+
+
+def inputs(batch=2, length=3, channels=5, states=1, coupled=True, dtype=torch.float64, scale=1.0):
+    """The tensors of a call that there are; `scale` multiplies a."""
+    make = {"dtype": dtype, "device": DEVICE}
+    a, A = torch.randn(2, batch, length, channels, **make)
+    projections = torch.randn(2, batch, length, states, **make).unbind() if states > 1 else ()
+    rates = torch.rand(2, channels, states, **make)
+    w, h0 = [torch.randn(channels, **make)] if coupled else [], torch.randn(batch, channels, states, **make)
+    return [x.detach().requires_grad_() for x in (a * scale, A, *projections, *rates, *w, h0)]
+
+
+def scan(function, solver, states=1, coupled=True, substeps=2, gate="sigmoid", elapsed=None):
+    """The scan as a function of the tensors of `inputs`."""
+
+    def run(a, A, *rest):
+        B, C = rest[:2] if states > 1 else (None, None)
+        inv_tau, omega, *w, h0 = rest[2:] if states > 1 else rest
+        return function(solver, substeps, gate, a, A, B, C, inv_tau, omega, w[0] if coupled else None, h0, elapsed)
+
+    return run
+
+
+def agree(tensors, *options, **more):
+    check(scan(liquid_scan, *options, **more), scan(reference, *options, **more), tensors)
+
+
+@pytest.mark.parametrize(("solver", "coupled", "states"), itertools.product(SOLVERS, [False, True], [1, 3]))
+def test_values_and_gradients_are_those_of_the_loop(solver, coupled, states):
+    elapsed = torch.tensor([[1.0, 0.3, 0.0], [0.2, 1.1, 0.5]], dtype=torch.float64, device=DEVICE)
+    gate = "softplus" if states > 1 else "sigmoid"
+    agree(inputs(states=states, coupled=coupled), solver, states, coupled, gate=gate, elapsed=elapsed)
+
+
+@settings(max_examples=6 if INTERPRETED else 50, deadline=None)
+@given(
+    st.sampled_from(SOLVERS), st.booleans(), st.integers(1, 4), st.integers(1, 3), st.integers(1, 5),
+    st.sampled_from([1, 4, 33]), st.integers(1, 3),
+)  # fmt: skip
+def test_odd_sizes(solver, coupled, states, batch, length, channels, substeps):
+    agree(inputs(batch, length, channels, states, coupled), solver, states, coupled, substeps)
+
+
+def test_states_are_kept_by_chunks_of_tokens(monkeypatch):
+    monkeypatch.setattr(liquid_triton, "STATES_KEPT", 3)
+    for length in (3, 4, 7):
+        agree(inputs(1, length, 3, states=2), "semi_implicit", 2)
+
+
+def test_inputs_may_be_laid_out_in_any_order():
+    def arranged(function):
+        def run(a, A, B, C, inv_tau, omega, w, h0):
+            wide = torch.stack([a, a], dim=-1)[..., 1]  # a view with gaps
+            pair = torch.cat([B, C], dim=-1)
+            given = (wide, A.mT.contiguous().mT, *pair.chunk(2, dim=-1), inv_tau.t().contiguous().t(), omega)
+            return scan(function, "heun", 3)(*given, w.expand(2, -1)[1], h0.mT.contiguous().mT)
+
+        return run
+
+    check(arranged(liquid_scan), arranged(reference), inputs(states=3))
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered")
+@pytest.mark.parametrize(("solver", "scale"), itertools.product(["semi_implicit", "exponential"], [1e3, 1e6]))
+def test_large_gates_stay_finite(solver, scale):
+    for gate in ("sigmoid", "softplus"):
+        run = scan(liquid_scan, solver, gate=gate)
+        for got in values_and_gradients(run, inputs(dtype=torch.float32, scale=scale)):
+            assert got.isfinite().all()
+
+
+@pytest.mark.parametrize("states", [1, 2])
+def test_every_element_of_the_outputs_is_written(states, monkeypatch):
+    tensors = inputs(2, 2, 5, states)
+    expected = values_and_gradients(scan(reference, "euler", states), tensors)
+    poison(monkeypatch)
+    for got, want in zip(values_and_gradients(scan(liquid_scan, "euler", states), tensors), expected, strict=True):
+        torch.testing.assert_close(got, want)
+
+
+def test_a_carried_state_continues_the_sequence_and_its_gradient():
+    def in_parts(a, A, inv_tau, omega, w, h):
+        ys = []
+        for part in (slice(0, 1), slice(1, 4)):
+            y, h = liquid_scan(
+                "semi_implicit", 2, "sigmoid", a[:, part], A[:, part], None, None, inv_tau, omega, w, h, None
+            )
+            ys.append(y)
+        return torch.cat(ys, dim=1), h
+
+    check(in_parts, scan(reference, "semi_implicit"), inputs(1, 4, 3))
+
+
+def test_half_precision_is_computed_in_float32():
+    tensors = inputs(dtype=torch.bfloat16)
+    y, last = scan(liquid_scan, "euler")(*tensors)
+    assert y.dtype == last.dtype == torch.float32
+    expected = scan(reference, "euler")(*exact(tensors))
+    assert max(relative_errors((y, last), expected)) < 1e-6
+
+
+def test_a_diverged_input_stays_visible_where_it_is():
+    tensors = [x.detach() for x in inputs(2, 3, 5)]
+    tensors[0][1, 1, 2] = torch.nan
+    y, _ = scan(liquid_scan, "euler")(*tensors)
+    assert y[1, 1:, 2].isnan().all()
+    assert y.isnan().sum() == 2
+
+
+def test_what_it_has_no_code_for_is_refused():
+    a, A, inv_tau, omega, w, h0 = inputs()
+    call = partial(liquid_scan, "euler", 1, "sigmoid", a, A, None, None, inv_tau, omega)
+    with pytest.raises(ValueError, match="elapsed"):
+        call(w, h0, torch.ones(2, 3, requires_grad=True))
+    with pytest.raises(ValueError, match="not as"):
+        call(torch.zeros(1, 5, 5), h0, None)
+    refuses = next(kernel.refuses for kernel in LIQUID_SCAN.kernels if kernel.backend == "triton")
+    assert "heads" in refuses("euler", "heads", 1, 32)
+    assert "dopri5" in refuses("dopri5", "none", 1)
+    assert refuses("rk4", "diagonal", 16) is None
+
+
+@needs_gpu
+@pytest.mark.parametrize(("solver", "states"), itertools.product(SOLVERS, [1, 16]))
+def test_larger_shapes_on_a_gpu(solver, states):
+    tensors = [x.detach().mul(0.3).requires_grad_() for x in inputs(3, 70, 300, states)]
+    agree(tensors, solver, states, substeps=6)
+
+
+@needs_gpu
+def test_float32_on_a_gpu_is_close_to_float64_and_repeats_itself():
+    tensors = inputs(8, 512, 256, dtype=torch.float32)
+    run = scan(liquid_scan, "semi_implicit", substeps=6)
+    first, again = values_and_gradients(run, tensors), values_and_gradients(run, tensors)
+    assert all(torch.equal(x, y) for x, y in zip(first, again, strict=True))
+    assert max(relative_errors(first, values_and_gradients(run, exact(tensors)))) < 1e-4
