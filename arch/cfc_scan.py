@@ -97,11 +97,23 @@ def frozen_cfc(entry: tuple[Tensor, Tensor], cell: Cell, out: Tensor) -> Callabl
     return run
 
 
+def _triton_refuses(layers: int, **options) -> str | None:
+    return f"backbone_layers={layers}: its tokens are of one layer and the heads" if layers > 1 else None
+
+
 CFC_SCAN = Operation(
     "cfc_scan",
     reference,
     (
         Kernel("numba", "cpu", "arch.kernels.cfc_numba:cfc_scan", (torch.float32, torch.float64)),
+        Kernel(
+            "triton",
+            "cuda",
+            "arch.kernels.cfc_triton:cfc_scan",
+            (torch.float32, torch.float64),
+            _triton_refuses,
+            ("triton",),
+        ),
         Kernel("torch", "cuda", "arch.kernels.cfc_torch:cfc_scan", (torch.float32, torch.float64)),
     ),
 )

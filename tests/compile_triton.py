@@ -105,7 +105,18 @@ def liquid_tokens(dtype):
             tokens_vjp(solver, 6, "softplus", *given, None, leaf(B, T, D))
 
 
-OPERATIONS = (selective_scan, rwkv_scan, causal_conv, linear_scan, liquid_scan, liquid_tokens)
+def cfc_scan(_dtype):
+    from arch.cfc_scan import Cell
+    from arch.kernels.cfc_triton import cfc_scan
+
+    T, B, D = 4, 20, 96
+    for mode, heads in (("default", 3), ("pure", 1)):
+        extras = (leaf(D), leaf(D)) if mode == "pure" else ()
+        cell = Cell(mode, "gelu", leaf(D, D), [], (leaf(heads * D, D), leaf(heads * D)), *extras)
+        differentiate(cfc_scan(cell, leaf(T, B, D), leaf(B, D), None))
+
+
+OPERATIONS = (selective_scan, rwkv_scan, causal_conv, linear_scan, liquid_scan, liquid_tokens, cfc_scan)
 CALLS = {call.__name__: call for call in OPERATIONS}
 
 if __name__ == "__main__":

@@ -1,18 +1,53 @@
-"""The CfC scan in torch with its gradient written by hand, for devices that no compiled kernel serves."""
+"""The CfC scan in torch with its gradient written by hand, around walks over time that a kernel can take over."""
+
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from arch.cfc_scan import ACTIVATIONS, Cell, reference
+from arch.cfc_scan import ACTIVATIONS, Cell
+
+Walk = Callable[[Cell, Tensor, Tensor, Tensor | None], tuple[list[Tensor], Tensor]]
+WalkBack = Callable[[Tensor, list[Tensor], tuple[Tensor, ...], Tensor], tuple[Tensor, list[Tensor], Tensor]]
+
+
+class Walks(NamedTuple):
+    """What loops over time: functions like `walk` and `walk_back`."""
+
+    forward: Walk
+    back: WalkBack
 
 
 def cfc_scan(cell: Cell, u: Tensor, h: Tensor, time: Tensor | None) -> Tensor:
     """Runs the cell over u (T, B, units) from h (B, d_inner) with time (T, B, 1), or None for 1: h (T, B, d_inner)."""
+    return scan_by(Walks(walk, walk_back), cell, u, h, time)
+
+
+def scan_by(walks: Walks, cell: Cell, u: Tensor, h: Tensor, time: Tensor | None) -> Tensor:
+    """`cfc_scan` by these walks over time."""
     if not torch.is_grad_enabled():
-        return reference(cell, u, h, time)
-    return _Scan.apply(cell.mode, cell.activation, u, h, time, *cell.flat())
+        return walks.forward(cell, u, h, time)[1][1:]
+    return _Scan.apply(walks, cell.mode, cell.activation, u, h, time, *cell.flat())
+
+
+def walk(cell: Cell, u: Tensor, h: Tensor, time: Tensor | None) -> tuple[list[Tensor], Tensor]:
+    """The pre-activations (T, B, width), z of every layer and then g, and the states (T + 1, B, d_inner), h first."""
+    activate, pairs = ACTIVATIONS[cell.activation], [*cell.layers, cell.heads]
+    z = [u.new_empty(*u.shape[:2], len(bias)) for bias in (u[0, 0], *(bias for _, bias in pairs))]
+    states = h.new_empty(u.shape[0] + 1, *h.shape)
+    states[0] = h
+    weights = [(weight.t(), bias) for weight, bias in pairs]
+    transposed = cell.recurrent.t()
+    for t, (u_t, *z_t) in enumerate(zip(u, *z, strict=True)):
+        torch.addmm(u_t, h, transposed, out=z_t[0])
+        for (weight, bias), below, above in zip(weights, z_t, z_t[1:], strict=False):
+            torch.addmm(bias, activate(below), weight, out=above)
+        h = cell.combine(z_t[-1], None if time is None else time[t])
+        states[t + 1] = h
+    return z, states
 
 
 class _Scan(Function):
@@ -23,21 +58,9 @@ class _Scan(Function):
     """
 
     @staticmethod
-    def forward(ctx, mode, activation, u, h, time, *flat):
-        cell = Cell.from_flat(mode, activation, flat)
-        activate, pairs = ACTIVATIONS[activation], [*cell.layers, cell.heads]
-        z = [u.new_empty(*u.shape[:2], len(bias)) for bias in (u[0, 0], *(bias for _, bias in pairs))]  # (T, B, width)
-        states = h.new_empty(u.shape[0] + 1, *h.shape)
-        states[0] = h
-        weights = [(weight.t(), bias) for weight, bias in pairs]
-        transposed = cell.recurrent.t()
-        for t, (u_t, *z_t) in enumerate(zip(u, *z, strict=True)):
-            torch.addmm(u_t, h, transposed, out=z_t[0])
-            for (weight, bias), below, above in zip(weights, z_t, z_t[1:], strict=False):
-                torch.addmm(bias, activate(below), weight, out=above)
-            h = cell.combine(z_t[-1], None if time is None else time[t])
-            states[t + 1] = h
-        ctx.mode, ctx.activation = mode, activation
+    def forward(ctx, walks, mode, activation, u, h, time, *flat):
+        z, states = walks.forward(Cell.from_flat(mode, activation, flat), u, h, time)
+        ctx.walks, ctx.mode, ctx.activation = walks, mode, activation
         ctx.save_for_backward(time, states, *z, *flat)
         return states[1:]
 
@@ -56,14 +79,14 @@ class _Scan(Function):
                 h = cell.combine(g, extras[0])
             (by_head,) = torch.autograd.grad(h, g, torch.ones_like(h), retain_graph=True)
             matrices = [recurrent, *pairs[::2]]
-            grad_h, grad_z, carry = _walk_back(grad, matrices, slopes, by_head)
+            grad_h, grad_z, carry = ctx.walks.back(grad, matrices, slopes, by_head)
             wanted = [e for e in extras if e is not None]
             grads = iter(torch.autograd.grad(h, wanted, grad_h) if wanted else ())
             grad_time, *grad_extras = [None if e is None else next(grads) for e in extras]
             inputs = (states[:-1], *below)
             by_weight = [_outer(dz, a) for dz, a in zip(grad_z, inputs, strict=True)]
             grad_pairs = [part for w, dz in zip(by_weight[1:], grad_z[1:], strict=True) for part in (w, dz.sum((0, 1)))]
-        return None, None, grad_z[0], carry, grad_time, by_weight[0], *grad_pairs, *grad_extras
+        return None, None, None, grad_z[0], carry, grad_time, by_weight[0], *grad_pairs, *grad_extras
 
 
 def _activation_and_slope(activation: str, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -73,7 +96,7 @@ def _activation_and_slope(activation: str, z: Tensor) -> tuple[Tensor, Tensor]:
     return a.detach(), torch.autograd.grad(a, z, torch.ones_like(a))[0]
 
 
-def _walk_back(
+def walk_back(
     grad: Tensor, matrices: list[Tensor], slopes: tuple[Tensor, ...], by_head: Tensor
 ) -> tuple[Tensor, list[Tensor], Tensor]:
     """Carries the state's gradient from the last token to the first.

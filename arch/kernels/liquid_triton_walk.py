@@ -114,6 +114,31 @@ def _cross_vjp(
 
 
 @triton.jit
+def _chunk_start(h0, marks, begin, chunk, T, size, at, inside, PROJECTED: tl.constexpr):
+    """The states before the token `begin`: h0, what the forward kept, or the row of y before it."""
+    b = tl.program_id(0)
+    mark = b.to(tl.int64) * ((T - 1) // chunk) + begin // chunk - 1
+    if not PROJECTED:
+        mark = b.to(tl.int64) * T + begin - 1
+    h = tl.load(h0 + b * size + at, mask=inside & (begin == 0), other=0.0)
+    return h + tl.load(marks + mark * size + at, mask=inside & (begin > 0), other=0.0)
+
+
+@triton.jit
+def _store_token(by_token, sums, row, channel, there, D, N, PROJECTED: tl.constexpr, STATES: tl.constexpr):
+    """Writes the gradients of one token's a, A, B and C."""
+    g_a, g_A, g_B, g_C = by_token
+    place = row.to(tl.int64) * D + channel
+    tl.store(g_a + place, sums[0], mask=there)
+    tl.store(g_A + place, sums[1], mask=there)
+    if PROJECTED:
+        state = tl.arange(0, STATES)
+        part = (row.to(tl.int64) * tl.num_programs(1) + tl.program_id(1)) * N + state
+        tl.store(g_B + part, sums[2], mask=state < N)
+        tl.store(g_C + part, sums[3], mask=state < N)
+
+
+@triton.jit
 def _keep_tokens(
     tensors, begin, end, start, h, channel, there, rates, N, substeps, tokens, one,
     PROJECTED: tl.constexpr, STATES: tl.constexpr,
@@ -140,22 +165,18 @@ def backward(
 ):  # fmt: skip
     """Fills the gradients: of a, A (batch, T, D); of B, C (batch, T, blocks, N); of inv_tau, omega, h0 (batch, D, N);
     of w (batch, D). gy, g_last: those given. scratch: chunk + substeps states of every program."""
-    b, block, blocks = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
+    b, program = tl.program_id(0), tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
     channel, there, at, inside = _block(D, N, CHANNELS, STATES)
     rates = _rates(inv_tau, omega, w, channel, there, at, inside)
     tensors, size, one = (a, A, B, C, dt, D), D * N, CHANNELS * STATES
     own = tl.arange(0, CHANNELS)[:, None] * STATES + tl.arange(0, STATES)[None, :]
-    tokens = scratch + (b * blocks + block).to(tl.int64) * (chunk + substeps) * one + own
+    tokens = scratch + program.to(tl.int64) * (chunk + substeps) * one + own
     g = tl.load(g_last + b * size + at, mask=inside, other=0.0)
     sum_inv_tau, sum_omega, sum_w = tl.zeros_like(g), tl.zeros_like(g), tl.zeros_like(rates[2])
     begin = (T - 1) // chunk * chunk
     while begin >= 0:
         end = tl.minimum(begin + chunk, T)
-        mark = b.to(tl.int64) * ((T - 1) // chunk) + begin // chunk - 1
-        if not PROJECTED:  # the row of y before the token
-            mark = b.to(tl.int64) * T + begin - 1
-        h = tl.load(h0 + b * size + at, mask=inside & (begin == 0), other=0.0)
-        h += tl.load(marks + mark * size + at, mask=inside & (begin > 0), other=0.0)
+        h = _chunk_start(h0, marks, begin, chunk, T, size, at, inside, PROJECTED)
         _keep_tokens(
             tensors, begin, end, b * T, h, channel, there, rates, N, substeps, tokens, one,
             PROJECTED, STATES, KIND, AHEAD, SHARE, COUPLED, SOFTPLUS,
@@ -165,21 +186,14 @@ def backward(
             row = b * T + t
             field, step = _field(tensors, row, channel, there, rates, N, PROJECTED, STATES)
             h = tl.load(tokens + (t - begin) * one)
-            place = row.to(tl.int64) * D + channel
-            g_read = tl.load(gy + place, mask=there, other=0.0)
+            g_read = tl.load(gy + row.to(tl.int64) * D + channel, mask=there, other=0.0)
             constants = (sum_inv_tau, sum_omega, sum_w)
             g, sums = _cross_vjp(
                 field, h, step, g, g_read, substeps, tokens + chunk * one, one, constants,
                 KIND, AHEAD, SHARE, COUPLED, SOFTPLUS,
             )  # fmt: skip
-            sum_a, sum_A, sum_B, sum_C, sum_inv_tau, sum_omega, sum_w = sums
-            tl.store(g_a + place, sum_a, mask=there)
-            tl.store(g_A + place, sum_A, mask=there)
-            if PROJECTED:
-                state = tl.arange(0, STATES)
-                part = (row.to(tl.int64) * blocks + block) * N + state
-                tl.store(g_B + part, sum_B, mask=state < N)
-                tl.store(g_C + part, sum_C, mask=state < N)
+            _store_token((g_a, g_A, g_B, g_C), sums, row, channel, there, D, N, PROJECTED, STATES)
+            _, _, _, _, sum_inv_tau, sum_omega, sum_w = sums
             t -= 1
         begin -= chunk
     tl.store(g_inv_tau + b * size + at, sum_inv_tau, mask=inside)
