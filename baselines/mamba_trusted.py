@@ -43,7 +43,7 @@ def transformers_in_torch():
     """While open, transformers' Mamba computes in torch; else it takes mamba-ssm's kernels where it finds them."""
     from transformers.models.mamba import modeling_mamba
 
-    names = ("mamba_selective_scan", "causal_conv1d_fn")
+    names = ("mamba_inner_fn", "mamba_selective_scan", "causal_conv1d_fn")
     return replaced(modeling_mamba, **{name: inspect.unwrap(getattr(modeling_mamba, name)) for name in names})
 
 

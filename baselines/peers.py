@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Callable
-from contextlib import redirect_stdout
+from contextlib import nullcontext, redirect_stdout
 from io import StringIO
 from pathlib import Path
 
@@ -32,7 +32,7 @@ class MambaPy(Mixer):
 
 
 class TransformersMamba(Mixer):
-    """transformers' MambaMixer at Mamba's own sizes, on its loop over time where mamba-ssm has no kernel."""
+    """transformers' MambaMixer at Mamba's own sizes; on CUDA with the kernels it finds, else its loop over time."""
 
     def __init__(self, d_model: int, layer: int = 0, n_layers: int = 1):
         super().__init__(d_model, layer, n_layers)
@@ -44,7 +44,7 @@ class TransformersMamba(Mixer):
     def forward(
         self, x: Tensor, state: State = None, elapsed: Tensor | None = None, shared: dict | None = None
     ) -> tuple[Tensor, State]:
-        with transformers_in_torch():
+        with nullcontext() if x.is_cuda else transformers_in_torch():
             return self.block(x), {}
 
 

@@ -1,5 +1,6 @@
 """The bench: what it times, what it keeps, what it skips, and how it holds ratios to bars."""
 
+import copy
 import importlib.util
 import json
 import time
@@ -118,7 +119,7 @@ def test_rows_of_another_machine_are_not_added_to(tmp_path):
 
 @pytest.mark.parametrize("subject", ["models", "newton"])
 def test_every_subject_runs(subject, monkeypatch, capsys):
-    config = CONFIGS[subject]
+    config = copy.deepcopy(CONFIGS[subject])
     if subject == "models":
         config["models"] = {name: config["models"][name] for name in ("ltc", "transformer", "mamba", "rwkv")}
         config["peers"] = {"mamba by transformers": config["peers"]["mamba by transformers"]}
