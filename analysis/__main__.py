@@ -11,8 +11,8 @@ DESCRIPTION = """Reads recorded runs and writes every table (Markdown, LaTeX, CS
 
 Every run counts, the diverged ones too; a run whose certificates failed is refused and named. Runs that differ only
 in their seed are one row. With --readme, the sections of that file between `<!-- generated:NAME -->` and
-`<!-- /generated:NAME -->` (example, comparison, synthetic, memory, figures, kernels, models,
-newton) are written from the records."""
+`<!-- /generated:NAME -->` (example, comparison, synthetic, memory, figures, and of
+FOLDER/bench kernels, models, newton) are written from the records."""
 EPILOG = """examples:
   python -m analysis                                    all of results/ and runs/, into reports/
   python -m analysis runs --output /tmp/tables          one folder, written elsewhere
@@ -55,9 +55,10 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     if options.check and options.readme is None:
         raise RecordError("--check was given without --readme.", "a file to check.", "add --readme README.md.")
-    known = records.load(options.records or _default_folders(options))
+    folders = options.records or _default_folders(options)
+    known = records.load(folders)
     _say(known)
-    made = report.build(known)
+    made = report.build(known, folders[0] / "bench" if folders else Path())
     if options.check:
         return _check(options, made)
     if known.runs:

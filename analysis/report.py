@@ -13,7 +13,6 @@ from analysis import bench, example, figures, frame, memory, quality, render, ta
 from analysis.records import Record, Records
 from analysis.render import Table
 
-BENCH = Path("results") / "bench"
 NOTHING = "_No recorded runs yet._"
 PARTS = {
     "loss_by_position": ("Loss by position", "position in the context (tokens)"),
@@ -26,7 +25,7 @@ PARTS = {
 class Report:
     """comparison: of text tasks. synthetic: of tasks scored by accuracy. figures: by the stem of their files.
 
-    example: one run, told as a summary.
+    example: one run, told as a summary. measured: the bench's folder.
     """
 
     runs: pd.DataFrame
@@ -35,6 +34,7 @@ class Report:
     memory: list[Table]
     figures: dict[str, "Plot"]
     example: str
+    measured: Path
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ class Plot:
     draw: Callable[[str], Figure]
 
 
-def build(records: Records) -> Report:
-    """Makes every table and curve that the records hold figures for."""
+def build(records: Records, measured: Path) -> Report:
+    """Makes every table and curve that the records hold figures for; `measured`: the bench's folder, there or not."""
     runs = frame.runs(records.runs)
     contexts = frame.contexts(records.runs, list(runs["label"]) if len(runs) else [])
     sizes = sorted(contexts["size"].unique())
@@ -57,6 +57,7 @@ def build(records: Records) -> Report:
         [table for size in sizes if (table := memory.table(contexts, size))],
         _memory_plots(contexts, sizes) | _quality_plots(records.runs, runs),
         example.tell(records.runs),
+        measured,
     )
 
 
@@ -92,7 +93,7 @@ def write(report: Report, output: Path) -> list[Path]:
         paths += render.write(table, output)
     for name, plot in report.figures.items():
         paths += figures.save(plot.draw(title=plot.title), output, name)
-    return paths + bench.draw(BENCH, output)
+    return paths + bench.draw(report.measured, output)
 
 
 def sections(report: Report, output: Path, readme: Path) -> dict[str, str]:
@@ -107,4 +108,4 @@ def sections(report: Report, output: Path, readme: Path) -> dict[str, str]:
         "figures": images,
     }
     made = {name: "\n".join(parts) or NOTHING for name, parts in texts.items()}
-    return made | bench.sections(readme.parent / BENCH, folder)
+    return made | bench.sections(report.measured, folder)
