@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: run test lint tables bench clean
+.PHONY: run test lint tables peers bench clean
 
 run: $(VENV)/.installed
 	$(BIN)/python run.py model=ltc solver=rk4
@@ -27,13 +27,20 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 # mamba-ssm is built without its CUDA kernels where there is no CUDA: its reference code is an oracle of the tests.
-$(VENV)/.installed-test: $(VENV)/.installed
+$(VENV)/.installed-test: $(VENV)/.installed-peers
 	$(PIP) --editable .[test]
 	MAMBA_SKIP_CUDA_BUILD=TRUE MAMBA_FORCE_BUILD=TRUE $(PIP) --no-build-isolation --no-deps mamba-ssm
 	touch $@
 
-bench: $(VENV)/.installed
+peers: $(VENV)/.installed-peers
+
+# pararnn-torch asks for another Triton than torch's CUDA build does; on a CPU it needs none.
+$(VENV)/.installed-peers: $(VENV)/.installed
 	$(PIP) --editable .[peers]
+	$(PIP) --no-deps pararnn-torch
+	touch $@
+
+bench: peers
 	$(BIN)/python -m harness.bench kernels
 	$(BIN)/python -m harness.bench models
 	$(BIN)/python -m harness.bench newton

@@ -6,32 +6,30 @@ import torch
 from torch import nn
 
 from baselines.mamba import Mamba
-from baselines.peers import MambaPy, TransformersMamba
+from baselines.peers import MambaPy, TransformersMamba, TransformersMambaLoop
 from baselines.recurrent import GRU, LSTM
 from baselines.rwkv import TimeMix
 from baselines.rwkv_checkpoint import packaged_time_mix
-from harness.bench.comparison import Comparison, layer
+from harness.bench.comparison import Comparison, Projected, layer
 from harness.bench.timing import Call, Contestant
 
-LOOP_TOKENS = 2048  # longest sequence of a loop: its backward keeps every operation's result
-TRANSFORMERS_TOKENS = 512  # its loop writes into a tensor of all tokens, and the backward grows with their square
+LOOP_TOKENS = 2**14  # of a loop, whose backward keeps every operation's result
+SQUARED_TOKENS = 2**9  # of a loop that writes into a tensor of all tokens: its backward grows with their square
 
 
 def mamba(device: torch.device) -> Comparison:
     """Mamba's mixer, all with the same sizes."""
-    return Comparison(
-        "Mamba",
-        [
-            *_ours(Mamba, device),
-            Contestant("mambapy MambaBlock", _layers(MambaPy, device), needs=("mambapy",)),
-            Contestant(
-                "transformers MambaMixer",
-                _layers(TransformersMamba, device),
-                needs=("transformers",),
-                longest=TRANSFORMERS_TOKENS,
-            ),
-        ],
+    loop = _layers(TransformersMambaLoop, device)
+    peers = [
+        Contestant("mambapy MambaBlock", _layers(MambaPy, device), needs=("mambapy",)),
+        Contestant("transformers MambaMixer", _layers(TransformersMamba, device), needs=("transformers", "mambapy")),
+        Contestant("transformers, its default loop", loop, needs=("transformers",), most_tokens=SQUARED_TOKENS),
+    ]
+    note = (
+        "All have the same sizes: 16 states, expand 2, 4 taps. transformers is configured with `use_mambapy=True`, the "
+        "faster of its two ways on a CPU; its default is the last row."
     )
+    return Comparison("Mamba", [*_ours(Mamba, device), *peers], note)
 
 
 def rwkv(device: torch.device) -> Comparison:
@@ -43,29 +41,33 @@ def rwkv(device: torch.device) -> Comparison:
         return Call(lambda: run(x), [x, *mixer.parameters()])
 
     peers = [Contestant("rwkv package", packaged, needs=("rwkv",), training=False)] if device.type == "cpu" else []
-    return Comparison("RWKV-7", [*_ours(_time_mix, device), *peers])
+    note = "The package has no backward, and reads the sequences of a batch one after the other; its weights are ours."
+    return Comparison("RWKV-7", [*_ours(_time_mix, device), *peers], note)
 
 
 def gru(device: torch.device) -> Comparison:
-    """A GRU and the projection of its output, against torch's layer alone."""
-    return Comparison("GRU", [*_ours(GRU, device), Contestant("torch.nn.GRU", _layers(_torch_gru, device))])
+    """A GRU and the projection of its output."""
+    peer = Contestant("torch.nn.GRU + Linear", _layers(_torch_gru, device))
+    return Comparison("GRU", [*_ours(GRU, device), peer], "All project their output, as every mixer does.")
 
 
 def lstm(device: torch.device) -> Comparison:
-    """An LSTM and the projection of its output, against torch's layer alone."""
-    return Comparison("LSTM", [*_ours(LSTM, device), Contestant("torch.nn.LSTM", _layers(_torch_lstm, device))])
+    """An LSTM and the projection of its output."""
+    peer = Contestant("torch.nn.LSTM + Linear", _layers(_torch_lstm, device))
+    note = "All project their output, as every mixer does; fused is torch's own kernel, the fastest there is."
+    return Comparison("LSTM", [*_ours(LSTM, device), peer], note)
 
 
 def _time_mix(channels: int, kernel: str = "auto") -> TimeMix:
     return TimeMix(channels, head_dim=min(64, channels), kernel=kernel)
 
 
-def _torch_gru(channels: int) -> nn.GRU:
-    return nn.GRU(channels, channels, batch_first=True)
+def _torch_gru(channels: int) -> nn.Module:
+    return Projected(nn.GRU(channels, channels, batch_first=True), channels)
 
 
-def _torch_lstm(channels: int) -> nn.LSTM:
-    return nn.LSTM(channels, channels, batch_first=True)
+def _torch_lstm(channels: int) -> nn.Module:
+    return Projected(nn.LSTM(channels, channels, batch_first=True), channels)
 
 
 def _layers(module: Callable[..., nn.Module], device: torch.device, **options) -> Callable[[int, int, int], Call]:
@@ -75,5 +77,5 @@ def _layers(module: Callable[..., nn.Module], device: torch.device, **options) -
 def _ours(mixer: Callable[..., nn.Module], device: torch.device) -> list[Contestant]:
     return [
         Contestant("fused", _layers(mixer, device)),
-        Contestant("torch loop", _layers(mixer, device, kernel="reference"), longest=LOOP_TOKENS),
+        Contestant("torch loop", _layers(mixer, device, kernel="reference"), most_tokens=LOOP_TOKENS),
     ]

@@ -32,20 +32,29 @@ class MambaPy(Mixer):
 
 
 class TransformersMamba(Mixer):
-    """transformers' MambaMixer at Mamba's own sizes; on CUDA with the kernels it finds, else its loop over time."""
+    """transformers' MambaMixer at Mamba's own sizes, the fastest way it has: mambapy's scan, on CUDA what it finds."""
+
+    use_mambapy = True
 
     def __init__(self, d_model: int, layer: int = 0, n_layers: int = 1):
         super().__init__(d_model, layer, n_layers)
         from transformers import MambaConfig
         from transformers.models.mamba.modeling_mamba import MambaMixer
 
-        self.block = MambaMixer(MambaConfig(hidden_size=d_model, num_hidden_layers=n_layers), layer_idx=layer)
+        config = MambaConfig(hidden_size=d_model, num_hidden_layers=n_layers, use_mambapy=self.use_mambapy)
+        self.block = MambaMixer(config, layer_idx=layer)
 
     def forward(
         self, x: Tensor, state: State = None, elapsed: Tensor | None = None, shared: dict | None = None
     ) -> tuple[Tensor, State]:
         with nullcontext() if x.is_cuda else transformers_in_torch():
             return self.block(x), {}
+
+
+class TransformersMambaLoop(TransformersMamba):
+    """The same as it comes without mambapy and mamba-ssm: a loop over time."""
+
+    use_mambapy = False
 
 
 def rwkv_package_decoder(model: LanguageModel) -> Callable[[int], Tensor]:

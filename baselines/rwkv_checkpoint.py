@@ -131,7 +131,7 @@ def packaged_time_mix(mixer: TimeMix) -> Callable[[Tensor], Tensor]:
         names = [f"x_{name}" for name in "rwkvag"] + ["w0", "w1", "w2", "a0", "a1", "a2"]
         first = [weights[name] for name in names] + [nothing] * 3  # v0, v1, v2
         second = [weights[name] for name in ("g1", "g2", "k_k", "k_a")] + [weights["r_k"].flatten()]
-        square = [weights[f"{name}.weight"].T for name in ("receptance", "key", "value", "output")]
+        square = [weights[f"{name}.weight"] for name in ("receptance", "key", "value", "output")]
         norm = [weights["ln_x.weight"], weights["ln_x.bias"]]
         state = x.new_zeros(H, N, N)
         return function(0, H, N, x, x.new_zeros(C), nothing, state, *first, *second, *square, *norm)[0]
@@ -144,18 +144,23 @@ def packaged_channel_mix(mixer: ChannelMix) -> Callable[[Tensor], Tensor]:
     function = rwkv_package().RWKV_x070_CMix_seq
 
     def one(x: Tensor, weights: dict[str, Tensor]) -> Tensor:
-        key, value = weights["key.weight"].T, weights["value.weight"].T
-        return function(x, x.new_zeros(mixer.d_model), weights["x_k"], key, value)[0]
+        square = (weights["key.weight"], weights["value.weight"])
+        return function(x, x.new_zeros(mixer.d_model), weights["x_k"], *square)[0]
 
     return _batched(one, mixer)
 
 
 def _batched(one: Callable[[Tensor, dict[str, Tensor]], Tensor], mixer: nn.Module) -> Callable[[Tensor], Tensor]:
-    """Runs a float32 function of one sequence (T, C) on each of (B, T, C), with the mixer's weights as they are."""
+    """Runs a float32 function of one sequence (T, C) on each of (B, T, C), with the mixer's weights as they are.
+
+    Matrices of linear layers are laid out as the package keeps them, (in, out).
+    """
 
     @torch.no_grad()
     def forward(x: Tensor) -> Tensor:
         weights = {name: tensor.float() for name, tensor in mixer.state_dict().items()}
+        linear = {name: w.t().contiguous() for name, w in weights.items() if name.endswith(".weight") and w.dim() == 2}
+        weights |= linear
         return torch.stack([one(sequence, weights) for sequence in x.float()]).to(x.dtype)
 
     return forward

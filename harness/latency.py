@@ -60,6 +60,7 @@ def time_decode(
     device = tokens.device
     decoder = Decoder(model, state)
     del state  # the decoder's own, which the first step lets go of
+    decoder.prepare(tokens)
     times: list[float] = []
     start = before = now(device)
     while len(times) < warmup + steps and (not times or (before - start) / 1e9 <= seconds):

@@ -27,11 +27,17 @@ def seed_all(seed: int) -> None:
     torch.manual_seed(seed)  # of every device
 
 
+def one_precision() -> None:
+    """Lets cuDNN's LSTM and GRU multiply float32 as every other product does; by default they alone round to TF32."""
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32
+
+
 def make_accelerator(config: TrainerConfig) -> Accelerator:
     """Returns Accelerate's handle on device, precision and accumulation.
 
     Its state is global and refuses a second precision or device; a sweep runs several configurations in one process.
     """
+    one_precision()
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
     return Accelerator(

@@ -20,7 +20,7 @@ from harness.bench.comparison import Comparison, layer
 from harness.bench.store import Store
 from harness.bench.timing import Call, Contestant, Limits
 from harness.configure import locate
-from harness.errors import RecordError
+from harness.errors import ConfigError, RecordError
 
 CPU = torch.device("cpu")
 CONFIGS = {subject: yaml.safe_load((run.ROOT / f"conf/bench/{subject}.yaml").read_text()) for subject in table.SUBJECTS}
@@ -42,7 +42,7 @@ def sleeper(seconds_per_token: float, **options) -> Contestant:
 
 
 def test_contestants_are_timed_by_turns_and_a_slow_one_at_the_length_it_can_bear():
-    quick, slow, short = sleeper(0), sleeper(0.002), sleeper(1e-5, longest=20, training=False)
+    quick, slow, short = sleeper(0), sleeper(0.002), sleeper(1e-5, most_tokens=20, training=False)
     times = timing.measure([quick, slow, short], 1, 512, 3, Limits(seconds=0.6, rounds=3), CPU)
     assert [times[c.name].length for c in (quick, slow, short)] == [512, 64, 20]
     assert len(times[quick.name].training_ms) == 3
@@ -53,6 +53,40 @@ def test_contestants_are_timed_by_turns_and_a_slow_one_at_the_length_it_can_bear
     assert times[quick.name].call.inputs[0].grad.sum() == 2 * 512 * 3
 
 
+def test_what_a_contestant_does_first_at_its_length_is_not_timed():
+    seen = set()
+
+    def make(batch: int, length: int, channels: int) -> Call:
+        x = torch.ones(batch, length, channels, requires_grad=True)
+
+        def run() -> torch.Tensor:
+            if (length, torch.is_grad_enabled()) not in seen:
+                seen.add((length, torch.is_grad_enabled()))
+                time.sleep(0.1)
+            return 2 * x
+
+        return Call(run, [x])
+
+    times = timing.measure([Contestant("compiles", make)], 1, 64, 3, Limits(), CPU)["compiles"]
+    assert seen >= {(64, False), (64, True)}
+    assert max(times.forward_ms + times.training_ms) < 50
+
+
+def test_a_time_that_grows_faster_than_the_length_shortens_it():
+    def make(batch: int, length: int, channels: int) -> Call:
+        x = torch.ones(batch, length, channels, requires_grad=True)
+
+        def run() -> torch.Tensor:
+            time.sleep(1e-5 * length**2)
+            return 2 * x
+
+        return Call(run, [x])
+
+    times = timing.measure([Contestant("square", make)], 1, 512, 3, Limits(seconds=0.3), CPU)["square"]
+    assert times.length == 64
+    assert len(times.training_ms) >= timing.LEAST_ROUNDS
+
+
 def test_the_floor_counts_every_byte_that_must_move():
     x = torch.zeros(10, 100, requires_grad=True)  # 4,000 bytes
     call = Call(lambda: x[:, :25] * 2, [x])  # gives 1,000
@@ -61,7 +95,7 @@ def test_the_floor_counts_every_byte_that_must_move():
 
 
 def test_rows_relate_a_tokens_time_to_the_firsts():
-    fast, slow = sleeper(1e-4), sleeper(4e-4, longest=32)
+    fast, slow = sleeper(1e-4), sleeper(4e-4, most_tokens=64)
     times = timing.measure([fast, slow], 2, 64, 3, Limits(rounds=1), CPU)
     first, second = kernels.as_rows("sleep", 2, 64, times, rate=1e9)
     assert (first["training_ratio"], second["measured_length"]) == (1, 32)
@@ -76,20 +110,25 @@ def test_a_bar_is_met_missed_or_not_measured():
         for name, us in (("ours", 2.0), ("theirs", 30.0), ("untrained", None))
     ]
     where = {"operation": "scan", "length": 4}
-    verdicts = [Bar(where, "ours", "theirs", by).verdict(rows) for by in (15, 15.1)]
-    assert [verdict["met"] for verdict in verdicts] == [True, False]
-    assert verdicts[0]["measured"] == 15
-    assert Bar(where, "ours", "untrained", 1).verdict(rows)["met"] is None
-    assert Bar(where | {"length": 5}, "ours", "theirs", 1).verdict(rows)["met"] is None
+    faster = [Bar(where, "ours", "theirs", at_least=by).verdict(rows) for by in (15, 15.1)]
+    dearer = [Bar(where, "theirs", "ours", at_most=by).verdict(rows) for by in (15, 14.9)]
+    for verdicts in (faster, dearer):
+        assert [verdict["met"] for verdict in verdicts] == [True, False]
+        assert verdicts[0]["measured"] == 15
+    for bounds in ({}, {"at_least": 1, "at_most": 2}):
+        with pytest.raises(ConfigError, match="one of them"):
+            Bar(where, "ours", "theirs", **bounds)
+    assert Bar(where, "ours", "untrained", at_least=1).verdict(rows)["met"] is None
+    assert Bar(where | {"length": 5}, "ours", "theirs", at_least=1).verdict(rows)["met"] is None
 
 
 def test_a_peer_that_is_not_installed_is_skipped_with_a_line(tmp_path):
     said, store = [], Store(tmp_path / "kernels.json")
     absent = Contestant("theirs", sleeper(0).make, needs=("no_such_package",))
-    found = kernels.present(Comparison("sleep", [sleeper(0), absent]), store, said.append)
+    found = kernels.present(Comparison("sleep", [sleeper(0), absent], ""), store, said.append)
     assert [contestant.name for contestant in found] == ["0 s"]
-    assert "skipped theirs: no_such_package not installed (pip install -e .[peers])" in said
-    assert "no_such_package" in store.content["skipped"]["sleep: theirs"]
+    assert "skipped theirs (sleep): no_such_package not installed (make peers)" in said
+    assert "no_such_package" in store.content["skipped"]["theirs (sleep)"]
 
 
 def test_measurements_are_kept_taken_up_again_and_measured_again_by_force(tmp_path, monkeypatch, capsys):
@@ -98,20 +137,27 @@ def test_measurements_are_kept_taken_up_again_and_measured_again_by_force(tmp_pa
     monkeypatch.setattr(command.yaml, "safe_load", lambda _: config)
     command.main(quick)
     rows = json.loads((tmp_path / "kernels.json").read_text())["rows"]
-    assert [row["contestant"] for row in rows] == ["fused", "torch loop", "torch.nn.GRU"]
-    assert "**GRU, 16 channels**" in capsys.readouterr().out
+    assert [row["contestant"] for row in rows] == ["fused", "torch loop", "torch.nn.GRU + Linear"]
+    assert "**GRU, 16 channels.**" in capsys.readouterr().out
     command.main(quick)
     assert json.loads((tmp_path / "kernels.json").read_text())["rows"] == rows
     command.main([*quick, "--force"])
     assert json.loads((tmp_path / "kernels.json").read_text())["rows"] != rows
 
 
-def test_rows_of_another_machine_are_not_added_to(tmp_path):
+def test_rows_of_another_machine_or_of_other_packages_are_moved_aside(tmp_path):
     path = tmp_path / "kernels.json"
-    Store(path).note(machine={"cpu": "another"})
-    with pytest.raises(RecordError, match=r"another machine.*--force"):
-        Store(path)
-    assert Store(path, force=True).rows == []
+    Store(path).note(machine={"cpu": "Another (R)", "threads": 8, "gpu": None}, rows=[{"ms": 1}])
+    store = Store(path)
+    assert (store.rows, store.aside) == ([], tmp_path / "kernels.another-r-8.json")
+    assert table.read(store.aside)["rows"] == [{"ms": 1}]
+    store.add([{"ms": 2}])
+    assert [row["ms"] for row in Store(path).rows] == [2]
+    Store(path).note(packages={"torch": "0.1"})
+    again = Store(path)
+    assert again.rows == []
+    assert table.read(again.aside)["packages"] == {"torch": "0.1"}
+    assert again.aside.name.startswith("kernels.")
     path.write_text("{")
     with pytest.raises(RecordError, match="cannot be read"):
         Store(path)
@@ -142,14 +188,14 @@ def test_every_comparison_has_contestants_that_run_and_bars_name_them(path):
         assert call.run().shape[:2] == (2, 3)
     for bar in CONFIGS["kernels"]["bars"]:
         if bar["where"]["operation"] == comparison.operation:
-            assert {bar["faster"], bar["than"]} <= set(names)
+            assert {bar["of"], bar["than"]} <= set(names)
 
 
 def test_the_contestants_of_the_liquid_scan_compute_the_same_thing():
     contestants = {c.name: c for c in locate("arch.bench.liquid_scan", "comparisons")(CPU).contestants}
     fused, loop = (contestants[name].make(2, 5, 16).run() for name in ("fused, semi_implicit x 6", "torch loop"))
     torch.testing.assert_close(fused, loop)
-    rk4, peer = (contestants[n].make(2, 5, 16).run() for n in ("fused, rk4", "torchdiffeq rk4, a token a call"))
+    rk4, peer = (contestants[n].make(2, 5, 16).run() for n in ("fused, rk4", "torchdiffeq rk4"))
     torch.testing.assert_close(rk4, peer, atol=5e-3, rtol=0)  # theirs is the 3/8 rule
 
 
@@ -157,7 +203,7 @@ def test_bars_of_models_name_what_is_measured():
     config = CONFIGS["models"]
     names = {*config["models"], *config["peers"], *config["decoders"]}
     for bar in config["bars"]:
-        assert {bar["faster"], bar["than"]} <= names
+        assert {bar["of"], bar["than"]} <= names
 
 
 def test_the_readmes_sections_come_from_what_was_measured(tmp_path, monkeypatch):
@@ -165,15 +211,15 @@ def test_the_readmes_sections_come_from_what_was_measured(tmp_path, monkeypatch)
     store = Store(Path("results/bench/kernels.json"))
     call = layer(torch.nn.Identity(), 1, 4, 2, CPU)
     times = timing.measure([Contestant("fused", lambda *_: call)], 1, 4, 2, Limits(rounds=1), CPU)
-    store.note(copy_bytes_per_second=1e9, channels=2)
+    store.note(channels=2, notes={"identity": "Nothing at all."})
     store.add(kernels.as_rows("identity", 1, 4, times, 1e9))
-    bar = Bar({"operation": "identity"}, "fused", "fused", 2.0)
+    bar = Bar({"operation": "identity"}, "fused", "fused", at_least=2.0)
     store.note(bars=[bar.verdict(store.rows)])
     sections = "\n".join(f"<!-- generated:{name} -->\n<!-- /generated:{name} -->" for name in table.SUBJECTS)
     Path("README.md").write_text(sections)
     Path("results/none").mkdir()
     assert analyse(["results", "--readme", "README.md"]) == 0
     text = Path("README.md").read_text()
-    assert "**identity, 2 channels**" in text
-    assert "| missed" in text
+    assert "**identity, 2 channels.** Nothing at all." in text
+    assert "| **missed**" in text
     assert text.count("Not measured yet") == 2

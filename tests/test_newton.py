@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arch import newton_bench
+from arch.bench import liquid_inputs
 from arch.kernels import newton_numba, newton_triton
 from arch.liquid_scan import reference
 from arch.liquid_tokens import tokens, tokens_vjp
@@ -248,7 +248,7 @@ def test_half_precision_computes_in_float32():
 
 def test_long_memory_in_float32():
     """Time constants to 4,096 tokens: rounding, summed by the scan, must not keep Newton's method from stopping."""
-    inputs = [x if x is None else x.detach() for x in newton_bench.liquid_inputs(1, 4096, 32, "sigmoid", 1.0, "cpu")]
+    inputs = [x if x is None else x.detach() for x in liquid_inputs(1, 4096, 32, "sigmoid", 1.0, "cpu")]
     tally = Tally()
     y, _ = newton_scan("semi_implicit", 6, "sigmoid", *inputs, None, record=tally.add)
     assert tally.fallbacks == 0
@@ -284,27 +284,6 @@ def test_refuses_what_it_cannot_do():
     ):
         with pytest.raises(ValueError, match=reason):
             newton_scan("rk4", 1, "sigmoid", *call)
-
-
-def test_the_study_has_a_row_for_each_size(monkeypatch):
-    rows = newton_bench.study((1, 2), (3, 70), channels=8, repeats=1)
-    assert [(row["batch"], row["length"]) for row in rows] == [(1, 3), (1, 70), (2, 3), (2, 70)]
-    for row in rows:
-        assert row["fallbacks"] == 0
-        assert row["difference"] < 1e-5
-        assert row["training_ratio"] == row["sequential_training_ms"] / row["newton_training_ms"] > 0
-    monkeypatch.setattr(newton_bench, "LOOP_LENGTH", 2)
-    assert newton_bench.study((1,), (3,), channels=8, repeats=1)[0]["loop_training_ms"] is None
-
-
-def test_the_peer_is_timed_where_it_is_installed(monkeypatch):
-    monkeypatch.setattr(newton_bench, "find_spec", lambda name: None)
-    assert newton_bench.peer((1,), (4,), channels=8) == []
-    monkeypatch.undo()
-    pytest.importorskip("pararnn", reason="pararnn-torch is an optional peer")
-    (row,) = newton_bench.peer((1,), (4,), channels=8, repeats=1)
-    names = ("pararnn", "pararnn_loop", "sequential", "sequential_projected", "newton", "newton_projected")
-    assert all(row[f"{name}_ms"] > 0 for name in names)
 
 
 COMPILE = """

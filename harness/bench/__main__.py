@@ -14,6 +14,7 @@ from harness.bench.store import Store
 from harness.bench.table import SUBJECTS, TABLES
 from harness.bench.timing import Limits
 from harness.errors import UserError
+from harness.runtime import one_precision, use_threads
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN = {"kernels": kernels.run, "models": models.run, "newton": newton.run}
@@ -45,8 +46,12 @@ def main(given: list[str] | None = None) -> None:
     bars = [Bar(**bar) for bar in config.get("bars", [])]
     name = options.subject if options.device == "cpu" else f"{options.subject}-{options.device}"
     limits = Limits(seconds=0.2, rounds=1) if options.quick else Limits()
+    use_threads(None)
+    one_precision()
     try:
         store = Store(options.out and options.out / f"{name}.json", options.force)
+        if store.aside:
+            print(f"measured on another machine or with other packages, kept as {store.aside}; beginning anew")
         torch.manual_seed(0)
         RUN[options.subject](config, store, torch.device(options.device), limits, lambda line: print(line, flush=True))
     except UserError as error:

@@ -1,10 +1,8 @@
 """The subject `models`: whole models of one size, what an update and what a generated token takes."""
 
-import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from importlib.util import find_spec
 from statistics import median
 
 import torch
@@ -12,13 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from harness import sizing
-from harness.bench.store import Store
+from harness.bench.store import Store, absent
 from harness.bench.table import Row
-from harness.bench.timing import Limits
+from harness.bench.timing import LEAST_ROUNDS, Limits, undisturbed
 from harness.configure import locate
 from harness.decode import Decoder
 from harness.latency import now
-from harness.memory import reused_memory
 from harness.model import LanguageModel
 from harness.optimizer import parameter_groups
 
@@ -28,33 +25,32 @@ DECODED = 64  # tokens of one timed round of generation
 
 def run(config: dict, store: Store, device: torch.device, limits: Limits, say: Callable[[str], None]) -> None:
     """Measures what the store lacks: training at each length, then generation behind the context."""
-    peers = {name: peer for name, peer in config["peers"].items() if _present(name, peer, store, say)}
-    decoders = {name: peer for name, peer in config["decoders"].items() if _present(name, peer, store, say)}
+    peers = {name: peer for name, peer in config["peers"].items() if _present(name, peer, device, store, say)}
+    decoders = {name: peer for name, peer in config["decoders"].items() if _present(name, peer, device, store, say)}
     models = config["models"]
     build = partial(_build, locate(config["compose"], "compose"), config.get("size", []), device)
     store.note(tokens=config["tokens"], context=config["context"])
     for length in config["lengths"]:
-        if not store.has(what="training", length=length):
+        if not store.holds([*models, *peers], what="training", length=length):
             racers = [Racer(name, build(overrides), config["tokens"], length) for name, overrides in models.items()]
-            for name, peer in peers.items():
-                model = build(peer["model"], peer["mixer"])
-                tokens, longest = peer.get("tokens", config["tokens"]), peer.get("longest", length)
-                racers.append(Racer(name, model, tokens, min(length, longest)))
-            store.add(_train(racers, length, limits, say))
-    if not store.has(what="decoding"):
+            mixers = {name: build(peer["model"], peer["mixer"]) for name, peer in peers.items()}
+            racers += [Racer(name, model, config["tokens"], length) for name, model in mixers.items()]
+            store.add(_train(racers, limits, say))
+    if not store.holds([*models, *decoders], what="decoding"):
         steps = {name: _decoder(build(given).eval(), config["context"]) for name, given in models.items()}
         for name, peer in decoders.items():
             steps[name] = _other_decoder(locate(peer["decoder"], name)(build(peer["model"]).eval()))
         store.add(_decode(steps, config["context"], device, limits, say))
+    store.write()
 
 
-def _present(name: str, peer: dict, store: Store, say: Callable[[str], None]) -> bool:
-    missing = [module for module in peer["needs"] if find_spec(module) is None]
-    if missing:
-        reason = f"{', '.join(missing)} not installed (pip install -e .[peers])"
-        store.content["skipped"][name] = reason
-        say(f"skipped {name}: {reason}")
-    return not missing
+def _present(name: str, peer: dict, device: torch.device, store: Store, say: Callable[[str], None]) -> bool:
+    reason = absent(peer["needs"])
+    if peer.get("device", device.type) != device.type:
+        reason = f"here it runs on {peer['device']} alone"
+    if reason:
+        store.skip(name, reason, say)
+    return not reason
 
 
 def _build(
@@ -89,27 +85,29 @@ class Racer:
         self.optimizer.zero_grad()
         return (now(device) - start) / 1e9
 
-    def row(self, length: int) -> Row:
+    def row(self) -> Row:
         rate = self.batch * self.length / median(self.seconds)
-        row = {"what": "training", "contestant": self.name, "length": length, "measured_length": self.length}
+        row = {"what": "training", "contestant": self.name, "length": self.length}
         row |= {"parameters": sizing.count(self.model).total, "rounds": len(self.seconds)}
+        row["range_us"] = [
+            1e6 * seconds / (self.batch * self.length) for seconds in (min(self.seconds), max(self.seconds))
+        ]
         return row | {"tokens_per_second": rate, "training_us": 1e6 / rate}
 
 
-def _train(racers: list[Racer], length: int, limits: Limits, say: Callable[[str], None]) -> list[Row]:
-    """Updates of every model by turns; a slow one makes fewer, and none untimed to compile first."""
-    with reused_memory():
-        for turn, racer in itertools.product(range(limits.rounds + 1), racers):
-            if turn == 0:
-                first = racer.update()
-                if first > limits.seconds:
-                    racer.seconds.append(first)
-            elif not racer.seconds or sum(racer.seconds) * (1 + 1 / len(racer.seconds)) < limits.seconds:
-                racer.seconds.append(racer.update())
-    rows = [racer.row(length) for racer in racers]
+def _train(racers: list[Racer], limits: Limits, say: Callable[[str], None]) -> list[Row]:
+    """Updates of every model by turns after an untimed one, of a slow one fewer; each round begins with another."""
+    with undisturbed():
+        for racer in racers:
+            racer.update()
+        for turn in range(limits.rounds):
+            first = turn % len(racers)
+            for racer in (*racers[first:], *racers[:first]):
+                if turn < LEAST_ROUNDS or sum(racer.seconds) * (turn + 1) / turn < limits.seconds:
+                    racer.seconds.append(racer.update())
+    rows = [racer.row() for racer in racers]
     for row in rows:
-        at = f" at T={row['measured_length']}" if row["measured_length"] != length else ""
-        say(f"training at {length:5}  {row['contestant']:24} {row['tokens_per_second']:9,.0f} tokens/s{at}")
+        say(f"training at {row['length']:5}  {row['contestant']:24} {row['tokens_per_second']:9,.0f} tokens/s")
     return rows
 
 
@@ -143,14 +141,19 @@ def _decode(
 ) -> list[Row]:
     """Milliseconds a token of each, by turns."""
     taken: dict[str, list[float]] = {name: [] for name in steps}
-    for turn, (name, generate) in itertools.product(range(limits.rounds + 1), steps.items()):
-        start = now(device)
-        generate(DECODED)
-        if turn:  # the first compiles
-            taken[name].append((now(device) - start) / 1e6 / DECODED)
+    order = list(steps.items())
+    with undisturbed():
+        for turn in range(limits.rounds + 1):
+            first = turn % len(order)
+            for name, generate in (*order[first:], *order[:first]):
+                start = now(device)
+                generate(DECODED)
+                if turn:  # the first compiles
+                    taken[name].append((now(device) - start) / 1e6 / DECODED)
     rows = []
     for name, values in taken.items():
         ms = median(values)
-        rows.append({"what": "decoding", "contestant": name, "length": context, "decode_ms": ms})
+        row = {"what": "decoding", "contestant": name, "length": context, "decode_ms": ms}
+        rows.append(row | {"rounds": len(values), "range_ms": [min(values), max(values)]})
         say(f"decoding after {context:,}  {name:24} {ms:9.3f} ms a token")
     return rows

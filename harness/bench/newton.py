@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 
-from harness.bench.store import Store
+from harness.bench.store import Store, absent
 from harness.bench.timing import Limits
 from harness.configure import locate
 
@@ -12,10 +12,14 @@ from harness.configure import locate
 def run(config: dict, store: Store, device: torch.device, limits: Limits, say: Callable[[str], None]) -> None:
     """Measures the cells that the store lacks, one batch and length at a time."""
     store.note(channels=config["channels"])
-    for what in ("study", "peer"):
-        measure = locate(config[what], what)
+    for what, part in config["parts"].items():
+        if reason := absent(part["needs"]):
+            store.skip(part["contestant"], reason, say)
+            continue
+        measure = locate(part["measure"], what)
         for batch, length in config["cells"]:
-            if not store.has(what=what, batch=batch, length=length):
-                rows = measure((batch,), (length,), config["channels"], device=device.type, repeats=limits.rounds)
-                store.add([{"what": what} | row for row in rows])
-                say("\n".join(f"{what} {row}" for row in rows) or f"skipped {what}: pararnn-torch is not installed")
+            cell = {"what": what, "batch": batch, "length": length}
+            if not store.holds([part["contestant"]], **cell):
+                row = measure(batch, length, config["channels"], device, limits)
+                store.add([cell | {"contestant": part["contestant"]} | row])
+                say(f"{what} {row}")

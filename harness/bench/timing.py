@@ -1,24 +1,28 @@
 """Stopwatch of the bench: contestants by turns in one process, at a length each can bear."""
 
+import gc
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from harness.latency import synchronize
+from harness.memory import reused_memory
 
 PROBE = 16  # tokens of the first, untimed call
 QUICK_MS = 200  # a shorter call is preceded by an untimed one: what ran last leaves the caches in its own state
+LEAST_ROUNDS = 2
 
 
 @dataclass(frozen=True)
 class Limits:
-    """seconds: of one contestant in one cell, about. rounds: at most so many timed calls of each."""
+    """seconds: of one contestant in one cell, about, beside what is not timed. rounds: at most so many timed calls."""
 
-    seconds: float = 6.0
+    seconds: float = 4.0
     rounds: int = 5
 
 
@@ -34,14 +38,14 @@ class Call:
 class Contestant:
     """One implementation of an operation.
 
-    make: (batch, length, channels) -> Call. needs: modules without which it is skipped. longest: tokens of its longest
-    sequence (the memory of a loop's backward grows with them). training: whether it has a backward.
+    make: (batch, length, channels) -> Call. needs: modules without which it is skipped. most_tokens: batch x length
+    that it is given at most (the memory of a loop's backward grows with them). training: whether it has a backward.
     """
 
     name: str
     make: Callable[[int, int, int], Call]
     needs: tuple[str, ...] = ()
-    longest: int | None = None
+    most_tokens: int | None = None
     training: bool = True
 
 
@@ -54,9 +58,11 @@ class Times:
     forward_ms: list[float] = field(default_factory=list)
     training_ms: list[float] = field(default_factory=list)
 
+    def of(self, training: bool) -> list[float]:
+        return self.training_ms if training else self.forward_ms
+
     def median(self, training: bool) -> float | None:
-        values = self.training_ms if training else self.forward_ms
-        return statistics.median(values) if values else None
+        return statistics.median(self.of(training)) if self.of(training) else None
 
 
 def time_call(call: Call, training: bool, device: torch.device) -> float:
@@ -73,35 +79,70 @@ def time_call(call: Call, training: bool, device: torch.device) -> float:
     return 1e3 * (time.perf_counter() - start)
 
 
-def bearable(contestant: Contestant, batch: int, length: int, channels: int, limits: Limits, device) -> int:
-    """The tokens that a contestant can be timed at: `length`, or the largest power of two within the limits."""
-    probe = min(PROBE, length, contestant.longest or length)
-    call = contestant.make(batch, probe, channels)
-    time_call(call, contestant.training, device)  # compiles
-    per_token = time_call(call, contestant.training, device) / probe
-    most = min(length, contestant.longest or length)
-    affordable = 1e3 * limits.seconds / 3 / per_token
-    return most if affordable >= most else max(probe, 2 ** int(affordable).bit_length() // 2)
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """As in training, freed memory is reused; and no collection of garbage falls into a timed call."""
+    gc.collect()
+    gc.disable()
+    try:
+        with reused_memory():
+            yield
+    finally:
+        gc.enable()
+
+
+def bearable(contestant: Contestant, batch: int, length: int, channels: int, limits: Limits, device) -> Times:
+    """A contestant at `length`, or the largest power of two below at which a few rounds are within the limits.
+
+    The call that it returns has run at its own length, so that nothing is compiled or touched first while timed.
+    """
+    most = min(length, max(1, contestant.most_tokens // batch)) if contestant.most_tokens else length
+    tokens = min(PROBE, most)
+    taken = _warm(contestant.make(batch, tokens, channels), contestant.training, device)
+    affordable = 1e3 * limits.seconds / (1 + LEAST_ROUNDS) * tokens / taken
+    tokens = most if affordable >= most else max(tokens, 2 ** int(affordable).bit_length() // 2)
+    while True:
+        call = contestant.make(batch, tokens, channels)
+        taken = _warm(call, contestant.training, device)
+        if taken * LEAST_ROUNDS <= 1e3 * limits.seconds or tokens <= PROBE:
+            return Times(tokens, call)
+        tokens //= 2  # a contestant whose time grows faster than the length
+
+
+def _warm(call: Call, training: bool, device: torch.device) -> float:
+    """Milliseconds of the last of some calls, each kind made once before."""
+    for with_backward in (False, True)[: 1 + training]:
+        time_call(call, with_backward, device)
+    return time_call(call, training, device)
 
 
 def measure(
     contestants: list[Contestant], batch: int, length: int, channels: int, limits: Limits, device: torch.device
 ) -> dict[str, Times]:
-    """Times all contestants by turns, round after round, until each has had its seconds or its rounds."""
-    times, spent = {}, {}
-    for contestant in contestants:
-        tokens = bearable(contestant, batch, length, channels, limits, device)
-        times[contestant.name] = Times(tokens, contestant.make(batch, tokens, channels))
-        spent[contestant.name] = 0.0
-    for turn in range(limits.rounds):
-        for contestant in contestants:
-            own = times[contestant.name]
-            if turn and spent[contestant.name] * (turn + 1) / turn > 1e3 * limits.seconds:
-                continue
-            for training in (False, True)[: 1 + contestant.training]:
-                taken = time_call(own.call, training, device)
-                spent[contestant.name] += taken
-                if taken < QUICK_MS:
-                    taken = time_call(own.call, training, device)
-                (own.training_ms if training else own.forward_ms).append(taken)
+    """Times all contestants by turns until each has had its rounds or, after the least of them, its seconds.
+
+    Each round begins with another one, so that none always follows the same.
+    """
+    with undisturbed():
+        times = {c.name: bearable(c, batch, length, channels, limits, device) for c in contestants}
+        spent = dict.fromkeys(times, 0.0)
+        for turn in range(limits.rounds):
+            first = turn % len(contestants)
+            for contestant in (*contestants[first:], *contestants[:first]):
+                enough = spent[contestant.name] * (turn + 1) / max(turn, 1) > 1e3 * limits.seconds
+                if turn < LEAST_ROUNDS or not enough:
+                    spent[contestant.name] += _round(times[contestant.name], contestant.training, device)
     return times
+
+
+def _round(times: Times, trains: bool, device: torch.device) -> float:
+    """Times one call of each kind; returns the milliseconds that went by."""
+    spent = 0.0
+    for training in (False, True)[: 1 + trains]:
+        taken = time_call(times.call, training, device)
+        spent += taken
+        if taken < QUICK_MS:
+            taken = time_call(times.call, training, device)
+            spent += taken
+        times.of(training).append(taken)
+    return spent
