@@ -121,4 +121,5 @@ FROZEN_CFC = Operation(
     "frozen_cfc",
     frozen_cfc,
     (Kernel("numba", "cpu", "arch.kernels.frozen_cfc_numba:frozen_cfc", (torch.float32,)),),
+    optional=True,
 )

@@ -64,6 +64,7 @@ class LTC(Mixer):
         self.d_state, self.d_conv, self.d_inner = d_state, d_conv, expand * d_model
         self.leak, self.head_dim = leak, head_dim
         self._check()
+        self.capturable = not solver.adaptive and gradient.name != "adjoint"  # torchdiffeq asks the device
         self.recurrence = Recurrence(solver, gradient, parallel, coupling, d_state, head_dim, kernel)
         if parallel.name == "newton":  # the error left is of the order of the last update's square
             self.tolerance = max(self.tolerance, 10 * parallel.tolerance**2)

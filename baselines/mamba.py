@@ -73,13 +73,14 @@ class Mamba(Mixer):
     def forward(
         self, x: Tensor, state: State = None, elapsed: Tensor | None = None, shared: dict | None = None
     ) -> tuple[Tensor, State]:
+        h = None if state is None else state["ssm"]
         state = state or self.init_state(x.shape[0], device=x.device, dtype=x.dtype)
         x, z = self.in_proj(x).chunk(2, dim=-1)  # (B, T, d_inner) each
         convolve = CAUSAL_CONV.choose(self.kernel, x.device, x.dtype)
         x, conv = convolve(x, *self._taps(), state["conv"], True)
         x, dt, B, C = self._select(x)
-        scan = SELECTIVE_SCAN.choose(self.kernel, x.device, x.dtype, d_state=self.d_state)
-        y, ssm = scan(x, dt, *self._constants(x.dtype, B, C), state["ssm"].to(x.dtype))
+        scan = SELECTIVE_SCAN.choose(self.kernel, x.device, x.dtype, d_state=self.d_state, carried=h is not None)
+        y, ssm = scan(x, dt, *self._constants(x.dtype, B, C), None if h is None else h.to(x.dtype))
         return self.out_proj(y.to(z) * F.silu(z)), {"conv": conv, "ssm": ssm}
 
     def step(

@@ -93,8 +93,14 @@ GRU_SCAN = Operation(
     ),
 )
 FROZEN_LSTM = Operation(
-    "frozen_lstm", frozen_lstm, (Kernel("numba", "cpu", f"{_HERE}.frozen_recurrent_numba:frozen_lstm", _SINGLE),)
+    "frozen_lstm",
+    frozen_lstm,
+    (Kernel("numba", "cpu", f"{_HERE}.frozen_recurrent_numba:frozen_lstm", _SINGLE),),
+    optional=True,
 )
 FROZEN_GRU = Operation(
-    "frozen_gru", frozen_gru, (Kernel("numba", "cpu", f"{_HERE}.frozen_recurrent_numba:frozen_gru", _SINGLE),)
+    "frozen_gru",
+    frozen_gru,
+    (Kernel("numba", "cpu", f"{_HERE}.frozen_recurrent_numba:frozen_gru", _SINGLE),),
+    optional=True,
 )

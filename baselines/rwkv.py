@@ -188,9 +188,10 @@ class TimeMix(Mixer):
     def _read(self, y: Tensor, vectors: tuple[Tensor, ...], gate: Tensor) -> Tensor:
         """Normalises each head of y (..., H, N), adds the current token's own bonus, gates and projects to (..., C)."""
         r, _, k, v, _, _ = vectors
-        normed = self.ln_x(y.reshape(-1, self.d_model)).view_as(y)
+        gain, shift = (parameter.to(y.dtype) for parameter in (self.ln_x.weight, self.ln_x.bias))
+        normed = F.group_norm(y.reshape(-1, self.d_model), self.n_heads, gain, shift, GROUP_NORM_EPS).view_as(y)
         bonus = (r * k * self.r_k).sum(dim=-1, keepdim=True) * v
-        return self.output((normed + bonus).flatten(-2) * gate)
+        return self.output(((normed + bonus).flatten(-2) * gate).to(self.output.weight.dtype))
 
     def init_state(self, batch: int, context: int = 0, device=None, dtype=None) -> State:
         dtype = dtype or torch.get_default_dtype()

@@ -19,10 +19,9 @@ class Decoder:
     """A model's `step` with its state kept between tokens, in inference mode.
 
     On the CPU a token is one call of the model's frozen step: one-token kernels over the weights as they stood when the
-    decoder was made. On CUDA the step
-    is captured as a graph once, over one preallocated state, and replayed: a token then costs one launch, whatever the
-    number of kernels. A state that grows is given a fixed shape with room first, and a new graph when that is used up.
-    The state given is never written to.
+    decoder was made. On CUDA the step is captured as a graph once, over one preallocated state, and replayed: a token
+    then costs one launch, whatever the number of kernels. A state that grows is given a fixed shape with room first,
+    and a new graph when that is used up. The state given is never written to.
     """
 
     @torch.inference_mode()
@@ -38,13 +37,22 @@ class Decoder:
 
         On CUDA they lie in one buffer, which the next step overwrites.
         """
-        if tokens.device.type != "cuda":
+        if not self._captures(tokens):
             logits, self.state = self._step(tokens, self.state)
             return logits
-        if not self._room:
-            self._capture(tokens)
+        self.prepare(tokens)
         self._room -= 1
         return self._replay(tokens)
+
+    @torch.inference_mode()
+    def prepare(self, tokens: Tensor) -> None:
+        """Captures the graph where the next step would: a stopwatch calls it first."""
+        if self._captures(tokens) and not self._room:
+            with torch.cuda.device(tokens.device):
+                self._capture(tokens)
+
+    def _captures(self, tokens: Tensor) -> bool:
+        return tokens.device.type == "cuda" and self.model.capturable
 
     def _capture(self, tokens: Tensor) -> None:
         """Captures one step over static buffers: the tokens, the state and the logits."""

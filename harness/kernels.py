@@ -59,11 +59,16 @@ class Kernel:
 
 @dataclass(frozen=True)
 class Operation:
-    """A named operation, its reference and its kernels."""
+    """A named operation, its reference and its kernels.
+
+    optional: whether kernel=fused may fall back to the reference: torch's own code is no loop over time, and a token's
+    step no loop at all.
+    """
 
     name: str
     reference: Callable
     kernels: tuple[Kernel, ...] = field(default=())
+    optional: bool = False
 
     def __post_init__(self):
         OPERATIONS[self.name] = self
@@ -71,8 +76,8 @@ class Operation:
     def choose(self, choice: Choice, device: torch.device, dtype: torch.dtype, **options) -> Callable:
         """The one rule: the reference where asked for, else the first kernel that serves, else (auto) the reference.
 
-        options: hashable facts of the call that kernels may refuse. Raises ConfigError where choice is fused and no
-        kernel serves.
+        options: hashable facts of the call that kernels may refuse. Raises ConfigError where choice is fused, no kernel
+        serves and the operation is not optional.
         """
         key = (self.name, choice, device.type, dtype, tuple(options.items()))
         if key not in CHOSEN:
@@ -87,7 +92,7 @@ class Operation:
             if refusal is None:
                 return kernel.backend, kernel.load()
             refusals.append(refusal)
-        if choice != "fused":
+        if choice != "fused" or self.optional:
             return "reference", self.reference
         asked = ", ".join([device, str(dtype).removeprefix("torch."), *(f"{key}={value}" for key, value in options)])
         raise ConfigError(

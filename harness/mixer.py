@@ -51,6 +51,9 @@ class Mixer(nn.Module):
     tolerance: float = 1e-10
     """Float64 agreement promised between the mixer's own paths (whole sequence, prefill + step, chunks)."""
 
+    capturable: bool = True
+    """Whether `step` neither waits for the device nor reads its numbers, so that a CUDA graph can hold it."""
+
     data_dependent_flops: bool = False
     """Declares that the operations depend on the data (adaptive steps): `flops_per_token` then states the least."""
 
@@ -117,7 +120,7 @@ def step_operation(name: str, path: str, refuses: Callable[..., str | None] = al
 
     path: "module:function" of the CPU's, which takes the weights as they stand, in float32.
     """
-    return Operation(name, _own_step, (Kernel("numba", "cpu", path, (torch.float32,), refuses),))
+    return Operation(name, _own_step, (Kernel("numba", "cpu", path, (torch.float32,), refuses),), optional=True)
 
 
 def _own_step(mixer: Mixer) -> Callable:

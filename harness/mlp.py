@@ -17,7 +17,7 @@ def swiglu(gate_up: Tensor) -> Tensor:
     return F.silu(gate) * up
 
 
-SWIGLU = Operation("swiglu", swiglu, (Kernel("numba", "cpu", "harness.backbone_numba:swiglu"),))
+SWIGLU = Operation("swiglu", swiglu, (Kernel("numba", "cpu", "harness.backbone_numba:swiglu"),), optional=True)
 
 
 def frozen_swiglu(gate_up: Tensor, down: Tensor) -> Callable[[Tensor], Tensor]:
@@ -29,6 +29,7 @@ FROZEN_SWIGLU = Operation(
     "frozen_swiglu",
     frozen_swiglu,
     (Kernel("numba", "cpu", "harness.backbone_numba:frozen_swiglu", (torch.float32,)),),
+    optional=True,
 )
 
 

@@ -112,6 +112,11 @@ class LanguageModel(nn.Module):
         return all(mixer.constant_state for mixer in self.mixers)
 
     @property
+    def capturable(self) -> bool:
+        """Whether a CUDA graph can hold `step`."""
+        return all(mixer.capturable for mixer in self.mixers)
+
+    @property
     def tolerance(self) -> float:
         """The loosest agreement any mixer promises between its paths."""
         return max(mixer.tolerance for mixer in self.mixers)

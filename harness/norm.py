@@ -15,7 +15,7 @@ def reference(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return F.rms_norm(x, weight.shape, weight, eps)
 
 
-RMS_NORM = Operation("rms_norm", reference, (Kernel("numba", "cpu", "harness.backbone_numba:rms_norm"),))
+RMS_NORM = Operation("rms_norm", reference, (Kernel("numba", "cpu", "harness.backbone_numba:rms_norm"),), optional=True)
 
 
 def frozen_rms_norm(weight: Tensor, eps: float) -> Callable[[Tensor], Tensor]:
@@ -27,6 +27,7 @@ FROZEN_RMS_NORM = Operation(
     "frozen_rms_norm",
     frozen_rms_norm,
     (Kernel("numba", "cpu", "harness.backbone_numba:frozen_rms_norm", (torch.float32,)),),
+    optional=True,
 )
 
 

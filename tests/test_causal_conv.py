@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from harness.causal_conv import reference
 from harness.causal_conv_numba import causal_conv
-from triton_checks import check, poison, values_and_gradients
+from kernel_checks import check, poison, values_and_gradients
 
 
 def inputs(batch=2, length=5, channels=3, taps=4, dtype=torch.float64, scale=1.0):

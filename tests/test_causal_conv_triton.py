@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from harness import causal_conv_triton
 from harness.causal_conv import reference
 from harness.causal_conv_triton import causal_conv
-from triton_checks import DEVICE, check, compiled, exact, needs_gpu, poison, relative_errors, values_and_gradients
+from kernel_checks import check, exact, poison, relative_errors, values_and_gradients
+from triton_checks import DEVICE, compiled, needs_gpu
 
 INTERPRETED = DEVICE == "cpu"
 

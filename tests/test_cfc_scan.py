@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from arch.cfc_scan import ACTIVATIONS, Cell, frozen_cfc, reference
 from arch.kernels import cfc_numba, frozen_cfc_numba
-from triton_checks import check, poison, relative_errors, values_and_gradients
+from kernel_checks import check, poison, relative_errors, values_and_gradients
 
 MODES = ("default", "no_gate", "pure")
 

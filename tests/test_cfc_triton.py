@@ -13,8 +13,9 @@ from arch.cfc import CfC
 from arch.cfc_scan import CFC_SCAN, reference
 from arch.kernels import cfc_triton
 from arch.kernels.cfc_triton import cfc_scan
+from kernel_checks import check, exact, poison, relative_errors, values_and_gradients
 from test_cfc_scan import scan
-from triton_checks import DEVICE, check, exact, needs_gpu, poison, relative_errors, values_and_gradients
+from triton_checks import DEVICE, needs_gpu
 
 INTERPRETED = DEVICE == "cpu"
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from arch.kernels import liquid_triton
 from arch.kernels.liquid_triton import liquid_scan
 from arch.liquid_scan import LIQUID_SCAN, reference
-from triton_checks import DEVICE, check, exact, needs_gpu, poison, relative_errors, values_and_gradients
+from kernel_checks import check, exact, poison, relative_errors, values_and_gradients
+from triton_checks import DEVICE, needs_gpu
 
 INTERPRETED = DEVICE == "cpu"
 SOLVERS = ["euler", "midpoint", "heun", "rk4", "semi_implicit", "exponential"]

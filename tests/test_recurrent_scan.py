@@ -10,7 +10,7 @@ from numba import njit
 from baselines.kernels import frozen_recurrent_numba, gru_numba, recurrent_torch
 from baselines.recurrent_scan import frozen_gru, frozen_lstm, gru_scan, lstm_scan
 from harness.numba_linear import padded, panels, product
-from triton_checks import check, poison, relative_errors, values_and_gradients
+from kernel_checks import check, poison, relative_errors, values_and_gradients
 
 SCANS = {
     "gru, numba": (3, gru_numba.gru_scan, gru_scan),

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from baselines.kernels import rwkv_triton
 from baselines.kernels.rwkv_triton import rwkv_scan
 from baselines.rwkv_scan import scan_reference
-from triton_checks import DEVICE, check, compiled, exact, needs_gpu, poison, relative_errors, values_and_gradients
+from kernel_checks import check, exact, poison, relative_errors, values_and_gradients
+from triton_checks import DEVICE, compiled, needs_gpu
 
 INTERPRETED = DEVICE == "cpu"
 

@@ -37,7 +37,7 @@ def values_and_gradients(function, tensors):
 
 def check(first, second, tensors, **tolerances):
     results = zip(values_and_gradients(first, tensors), values_and_gradients(second, tensors), strict=True)
-    for name, (a, b) in zip(("y", "h", *NAMES), results, strict=True):
+    for name, (a, b) in zip(("y", "h", *NAMES[: len(tensors)]), results, strict=True):
         assert_close(a, b, msg=lambda text, name=name: f"{name}: {text}", **tolerances)
 
 
@@ -136,19 +136,19 @@ def reference():
     return import_mamba_ssm("mamba_ssm.ops.selective_scan_interface").selective_scan_ref
 
 
-def test_kernels_equal_mamba_ssm_and_its_kernel_can_carry_a_state(reference):
-    tensors = inputs(2, 23, 6, 4, dtype=torch.float32, scale=0.1)
+def test_kernels_equal_mamba_ssm_and_its_last_state_has_a_gradient(reference):
+    tensors = inputs(2, 23, 6, 4, dtype=torch.float32, scale=0.1)[:6]
 
     def theirs(*tensors):
         return scan_by(reference, *tensors)
 
     check(selective_scan, theirs, tensors, rtol=1e-4, atol=1e-4)
 
-    x, dt, A, B, C, D, _ = tensors
+    x, dt, A, B, C, D = tensors
     channels_first = [t.transpose(1, 2) for t in (x, dt, B, C)]
     y, last = reference(*channels_first[:2], A, *channels_first[2:], D, return_last_state=True)
     for own in (selective_scan, theirs):
-        assert_close(own(x, dt, A, B, C, D, None), (y.transpose(1, 2), last), rtol=1e-5, atol=1e-5)
+        assert_close(own(x, dt, A, B, C, D), (y.transpose(1, 2), last), rtol=1e-5, atol=1e-5)
 
 
 def test_mamba_ssm_kernel_is_taken_only_where_it_was_compiled(monkeypatch):
@@ -164,3 +164,5 @@ def test_mamba_ssm_kernel_is_taken_only_where_it_was_compiled(monkeypatch):
     assert selective_mamba_ssm.kernel() is None
     compiled.fwd = object()
     assert selective_mamba_ssm.kernel() is interface.selective_scan_fn
+    assert selective_mamba_ssm.refuses(carried=False, d_state=16) is None
+    assert "zero" in selective_mamba_ssm.refuses(carried=True, d_state=16)

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from baselines.kernels import selective_triton
 from baselines.kernels.selective_triton import selective_scan
 from baselines.selective_scan import selective_scan_reference
-from triton_checks import DEVICE, check, compiled, exact, needs_gpu, poison, relative_errors, values_and_gradients
+from kernel_checks import check, exact, poison, relative_errors, values_and_gradients
+from triton_checks import DEVICE, compiled, needs_gpu
 
 INTERPRETED = DEVICE == "cpu"
 

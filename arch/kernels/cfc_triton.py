@@ -14,6 +14,8 @@ from arch.kernels.cfc_torch import Walks, scan_by
 from harness.triton_math import sigmoid, tanh
 
 ROWS, COLUMNS, DEPTH = 16, 64, 32  # of a product's tile: 16 is the least that the matrix units take
+STAGES = tl.constexpr(3)  # tiles on their way from the cache while one is multiplied
+WARPS = 8
 ACTIVATIONS = {"lecun_tanh": 0, "tanh": 1, "relu": 2, "silu": 3, "gelu": 4}
 MODES = {"default": 0, "no_gate": 1, "pure": 2}
 
@@ -35,7 +37,8 @@ def walk(cell: Cell, u: Tensor, h: Tensor, time: Tensor | None) -> tuple[list[Te
     weights = [x.contiguous() for x in (u, cell.recurrent, *cell.heads)]
     kind = (ACTIVATIONS[cell.activation], MODES[cell.mode], heads // width, time is not None)
     grid = (triton.cdiv(batch, ROWS),)
-    _walk[grid](*weights, *extras, z, g, states, T, batch, units, width, *kind, ROWS, COLUMNS, DEPTH)
+    sizes = (T, batch, units, width)
+    _walk[grid](*weights, *extras, z, g, states, *sizes, *kind, ROWS, COLUMNS, DEPTH, num_warps=WARPS)
     return [z, g], states
 
 
@@ -50,7 +53,7 @@ def walk_back(
     given = [x.contiguous() for x in (grad, recurrent, heads, slope, by_head)]
     sizes = (T, batch, slope.shape[2], width, by_head.shape[2])
     grid = (triton.cdiv(batch, ROWS),)
-    _walk_back[grid](*given, grad_h, grad_z, grad_g, carry, *sizes, ROWS, COLUMNS, DEPTH)
+    _walk_back[grid](*given, grad_h, grad_z, grad_g, carry, *sizes, ROWS, COLUMNS, DEPTH, num_warps=WARPS)
     return grad_h, [grad_z, grad_g], carry
 
 
@@ -76,16 +79,16 @@ def _product(
 ):  # fmt: skip
     """Some columns of activation(x) @ W: x (.., depth), W[k, c] at by_depth k + by_column c. -> (ROWS, COLUMNS)."""
     total = tl.zeros((ROWS, COLUMNS), x.dtype.element_ty)
-    k = 0
-    while k < depth:
+    for k in tl.range(0, depth, DEPTH, num_stages=STAGES):
         inner = k + tl.arange(0, DEPTH)
         part = tl.load(
             x + row[:, None] * depth + inner[None, :], mask=real[:, None] & (inner < depth)[None, :], other=0.0
         )
         inside = (inner < depth)[:, None] & (column < width)[None, :]
         tile = tl.load(weight + inner[:, None] * by_depth + column[None, :] * by_column, mask=inside, other=0.0)
-        total += tl.dot(_activate(part, KIND), tile, input_precision="ieee", out_dtype=total.dtype)
-        k += DEPTH
+        # Of float32 three products on the matrix units, which lose no more than one of its own.
+        exact: tl.constexpr = "ieee" if x.dtype.element_ty == tl.float64 else "tf32x3"
+        total += tl.dot(_activate(part, KIND), tile, input_precision=exact, out_dtype=total.dtype)
     return total
 
 
