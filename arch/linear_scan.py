@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from harness.kernels import Kernel, Operation
+from harness.shapes import expect
 
 Scan = Callable[[Tensor, Tensor, Tensor, bool], Tensor]
 
@@ -42,6 +43,7 @@ def differentiable(run: Scan, J: Tensor, b: Tensor, h0: Tensor, reverse: bool) -
     """Calls `run`, which autograd cannot see into, on contiguous tensors of one type; its vjp is `run` in reverse."""
     if J.shape[1] == 0:
         raise ValueError("linear_scan needs at least one token.")
+    expect("linear_scan", ("b", b, J.shape), ("h0", h0, (J.shape[0], J.shape[2])))
     return _LinearScan.apply(run, reverse, *(x.contiguous() for x in _widened(J, b, h0)))
 
 

@@ -25,7 +25,7 @@ from torch.autograd.function import once_differentiable
 
 from arch.field import Gate
 from arch.linear_scan import LINEAR_SCAN, Scan, transposed
-from arch.liquid_scan import LIQUID_SCAN
+from arch.liquid_scan import LIQUID_SCAN, check_shapes
 from arch.liquid_tokens import LIQUID_TOKENS, LIQUID_TOKENS_VJP
 from harness.kernels import Choice
 
@@ -118,6 +118,7 @@ def newton_scan(
     """
     D, N = h0.shape[1:]
     _check(solver, a, B, C, w, N, elapsed)
+    check_shapes(a, A, B, C, inv_tau, w, h0, elapsed)
     given = (x.dtype for x in (a, A, B, C, inv_tau, omega, w, h0) if x is not None)
     dtype = reduce(torch.promote_types, given, torch.float32)
     a, A, inv_tau, omega, h0 = (x.to(dtype) for x in (a, A, inv_tau, omega.expand_as(inv_tau), h0))

@@ -85,8 +85,10 @@ class Recurrence:
         if self.parallel.name == "newton" and not timed:
             return self._call(newton.newton_scan, field, h, elapsed, self.parallel, self.kernel, self.tally.add)
         exact = isinstance(self.gradient, Checkpoint) or not torch.is_grad_enabled()
-        if self.kernel != "reference" and exact and not timed and self.served(field.a.device, field.a.dtype):
+        free = self.kernel == "auto" and exact and not timed and self.served(field.a.device, field.a.dtype)
+        if free or self.kernel == "fused":  # where fused cannot serve, the registry or the kernel says why
             return self._call(self._fused(field), field, h, elapsed)
+        LIQUID_SCAN.choose("reference", field.a.device, field.a.dtype, **self.facts)  # for the record of what served
         return self.gradient.scan(self.solver, field, h, elapsed)
 
     def token(self, field: Field, h: Tensor, elapsed: Tensor | None) -> tuple[Tensor, Tensor]:

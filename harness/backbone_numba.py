@@ -12,8 +12,9 @@ from numba import njit
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from harness.numba_linear import at, matvec
+from harness.numba_linear import at, matvec, owned
 from harness.numba_math import FASTMATH, one, sigmoid, zero
+from harness.shapes import expect
 from harness.threads import spread
 
 ROWS = 128  # of one task: sums over rows are taken task by task, so that they do not depend on the threads
@@ -36,7 +37,7 @@ class _SwiGLU(torch.autograd.Function):
         ctx.save_for_backward(rows)
         y = rows.new_empty(rows.shape[0], rows.shape[1] // 2)
         spread(_swiglu, _tasks(len(rows)), rows.numel(), rows.detach().numpy(), y.numpy())
-        return y.view(*gate_up.shape[:-1], -1).to(gate_up.dtype)
+        return y.view(*gate_up.shape[:-1], y.shape[1]).to(gate_up.dtype)
 
     @staticmethod
     @once_differentiable
@@ -44,34 +45,36 @@ class _SwiGLU(torch.autograd.Function):
         (rows,) = ctx.saved_tensors
         g = torch.empty_like(rows)
         spread(_swiglu_vjp, _tasks(len(rows)), rows.numel(), rows.numpy(), _rows(gy).numpy(), g.numpy())
-        return g.view(*gy.shape[:-1], -1).to(gy.dtype)
+        return g.view(*gy.shape[:-1], g.shape[1]).to(gy.dtype)
 
 
 def frozen_swiglu(gate_up: Tensor, down: Tensor) -> Callable[[Tensor], Tensor]:
     """W_down(silu(W_gate x) * W_up x) for these weights (2 F, D), (D, F), as a function of x (B, D), float32."""
-    weights = [w.detach().contiguous() for w in (gate_up, down)]  # the function keeps them alive
+    weights = owned(gate_up, down)  # the function keeps them alive
     width, hidden = weights[1].shape
     addresses = [w.data_ptr() for w in weights]
 
     def run(x: Tensor, weights=weights) -> Tensor:
-        x = x.contiguous()
-        y = torch.empty_like(x)
-        _swiglu_step(x.data_ptr(), *addresses, y.data_ptr(), x.shape[0], width, hidden)
-        return y
+        expect("swiglu_step", ("x", x, (len(x), width)))
+        rows = x.float().contiguous()
+        y = torch.empty_like(rows)
+        _swiglu_step(rows.data_ptr(), *addresses, y.data_ptr(), len(rows), width, hidden)
+        return y.to(x.dtype)
 
     return run
 
 
 def frozen_rms_norm(weight: Tensor, eps: float) -> Callable[[Tensor], Tensor]:
     """`rms_norm` for this weight (D), as a function of x (B, D), float32."""
-    weight = weight.detach().contiguous()
+    (weight,) = owned(weight)
     width, address, eps = len(weight), weight.data_ptr(), np.float32(eps)
 
     def run(x: Tensor, weight=weight) -> Tensor:
-        x = x.contiguous()
-        y = torch.empty_like(x)
-        _rms_norm_step(x.data_ptr(), address, y.data_ptr(), x.shape[0], width, eps)
-        return y
+        expect("rms_norm_step", ("x", x, (len(x), width)))
+        rows = x.float().contiguous()
+        y = torch.empty_like(rows)
+        _rms_norm_step(rows.data_ptr(), address, y.data_ptr(), len(rows), width, eps)
+        return y.to(x.dtype)
 
     return run
 

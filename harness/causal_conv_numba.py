@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from harness.numba_linear import HELPER
 from harness.numba_math import FASTMATH, one, sigmoid
+from harness.shapes import expect
 from harness.threads import spread
 
 WIDTH = np.int64(256)  # channels of one task
@@ -24,6 +25,8 @@ def causal_conv(x: Tensor, weight: Tensor, bias: Tensor, state: Tensor, silu: bo
 
     Computes in float32 at least; both results have the type of x.
     """
+    (B, _, D), taps = x.shape, len(weight)
+    expect("causal_conv", ("weight", weight, (taps, D)), ("bias", bias, (D,)), ("state", state, (B, taps - 1, D)))
     wide = torch.promote_types(x.dtype, torch.float32)
     inputs = (x.to(wide), *(t.to(wide) for t in (weight, bias, state.to(x.dtype))))
     if torch.is_grad_enabled() and any(t.requires_grad for t in inputs):
@@ -45,8 +48,7 @@ class _CausalConv(torch.autograd.Function):
     def backward(ctx, gy: Tensor, g_last: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, state = ctx.saved_tensors
         B, _, D = x.shape
-        gx = torch.empty(x.shape, dtype=x.dtype)
-        g_state = torch.empty(state.shape, dtype=x.dtype)
+        gx, g_state = x.new_empty(x.shape), x.new_empty(state.shape)
         g_taps = x.new_zeros(B, len(weight) + 1, D)  # of the weight and, in the last row, of the bias
         given = [t.contiguous() for t in (weight, bias, state, gy, g_last)]
         arrays = [t.numpy() for t in (*given, gx, g_state, g_taps)]
@@ -57,7 +59,7 @@ class _CausalConv(torch.autograd.Function):
 
 
 def _forward(silu: bool, x: Tensor, weight: Tensor, bias: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-    y, last = torch.empty(x.shape, dtype=x.dtype), torch.empty(state.shape, dtype=x.dtype)
+    y, last = x.new_empty(x.shape), x.new_empty(state.shape)
     arrays = [t.numpy() for t in (*(t.contiguous() for t in (weight, bias, state)), y, last)]
     flat, *strides = _spanned(x)
     spread(_values, x.shape[0] * _blocks(x.shape[2]), x.numel() * len(weight), silu, flat, *strides, *arrays)
@@ -70,6 +72,8 @@ def _blocks(channels: int) -> int:
 
 def _spanned(x: Tensor) -> tuple[np.ndarray, int, int]:
     """The memory from the first to the last number of x (B, T, D) in one row, and x's strides in it."""
+    if x.numel() == 0:
+        return np.empty(0, x.new_empty(0).numpy().dtype), 0, 0
     if x.stride(2) != 1 or min(x.stride()) < 0:
         x = x.contiguous()
     B, T, D = x.shape

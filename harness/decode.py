@@ -18,10 +18,11 @@ ROOM = 256
 class Decoder:
     """A model's `step` with its state kept between tokens, in inference mode.
 
-    On the CPU a token is one call of the model's frozen step: one-token kernels over the weights as they stood when the
-    decoder was made. On CUDA the step is captured as a graph once, over one preallocated state, and replayed: a token
-    then costs one launch, whatever the number of kernels. A state that grows is given a fixed shape with room first,
-    and a new graph when that is used up. The state given is never written to.
+    It is made for the weights as they stand: make another when they have changed. On the CPU a token is one call of the
+    model's frozen step, whose one-token kernels hold copies of the weights. On CUDA the step is captured as a graph
+    once, over one preallocated state, and replayed: a token then costs one launch, whatever the number of kernels. A
+    state that grows is given a fixed shape with room first, and a new graph when that is used up. The state given is
+    never written to.
     """
 
     @torch.inference_mode()

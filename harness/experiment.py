@@ -55,7 +55,6 @@ class Experiment:
             if run.is_finished():
                 say(f"Already recorded in {run.path}; force=true runs it again.")
                 return run.result()
-            kernels.CHOSEN.clear()
             torch.manual_seed(self.seed)
             model = self.model.build(self.task.vocab_size, self.size.n_layers, width)
             result = names | {
@@ -65,8 +64,9 @@ class Experiment:
                 "certificates": self._certify(model, run, say),
             }
             self.logger.start(names["name"], run.key, config)
+            kernels.CHOSEN.clear()  # of what the certificates ran
             result |= self._measured(model, run, say)
-            result |= {"kernels": kernels.served(model.head.weight.dtype), "counts": model.counts()}
+            result |= {"kernels": kernels.served(model.head.weight.device), "counts": model.counts()}
             result = run.finish(result)
             self.logger.finish(result)
             return result

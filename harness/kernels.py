@@ -118,10 +118,10 @@ def _importable(module: str) -> bool:
     return find_spec(module) is not None
 
 
-def served(dtype: torch.dtype) -> dict[str, list[str]]:
-    """The backends that calls in this type have been given since `CHOSEN` was last cleared, by operation."""
+def served(device: torch.device) -> dict[str, list[str]]:
+    """The backends that calls on this device have been given since `CHOSEN` was last cleared, by operation."""
     chosen: dict[str, set[str]] = {}
-    for (name, _, _, of, _), (backend, _) in CHOSEN.items():
-        if of == dtype:
+    for (name, _, on, _, _), (backend, _) in CHOSEN.items():
+        if on == device.type:
             chosen.setdefault(name, set()).add(backend)
     return {name: sorted(backends) for name, backends in sorted(chosen.items())}

@@ -1,5 +1,6 @@
 """The only backbone: embed -> [norm, mixer, norm, channel mixer] x L -> norm -> head."""
 
+import copy
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -131,7 +132,9 @@ class LanguageModel(nn.Module):
         return self.head(self.norm(x)), new_state
 
     def forward(self, tokens: Tensor, state: State = None, elapsed: Tensor | None = None) -> tuple[Tensor, State]:
-        """tokens (B, T) -> logits (B, T, vocab_size) and the state after the last token."""
+        """tokens (B, T), T >= 1 -> logits (B, T, vocab_size) and the state after the last token."""
+        if tokens.shape[1] == 0:
+            raise ValueError("a model reads at least one token; tokens (B, T) has T = 0.")
         return self._run("forward", tokens, state, elapsed)
 
     def step(self, tokens: Tensor, state: State, elapsed: Tensor | None = None) -> tuple[Tensor, State]:
@@ -140,7 +143,7 @@ class LanguageModel(nn.Module):
 
     def frozen_step(self) -> Callable[[Tensor, State], tuple[Tensor, State]]:
         """`step` for the weights as they stand, without gradients: (tokens (B,), state) -> (logits, new state)."""
-        embedding, head = self.embedding.weight.detach(), self.head.weight.detach()
+        embedding, head = (weight.detach().clone() for weight in (self.embedding.weight, self.head.weight))
         first, last = _frozen(self.embedding_norm), _frozen(self.norm)
         blocks = [[(_frozen(norm), mixer.frozen_step()) for norm, mixer in block.parts()] for block in self.blocks]
 
@@ -199,4 +202,4 @@ class LanguageModel(nn.Module):
 
 
 def _frozen(norm: nn.Module) -> Callable[[Tensor], Tensor]:
-    return norm.frozen() if isinstance(norm, RMSNorm) else norm
+    return norm.frozen() if isinstance(norm, RMSNorm) else copy.deepcopy(norm)

@@ -47,6 +47,11 @@ def matvec(weight, x, y):
         y[i] = total
 
 
+def owned(*weights: Tensor) -> list[Tensor]:
+    """Contiguous copies in float32 of weights as they stand, for a function that is to keep them."""
+    return [w.detach().float().clone(memory_format=torch.contiguous_format) for w in weights]
+
+
 def panels(weight: Tensor) -> Tensor:
     """weight (I, O) as `product` takes it: tiles of columns (tiles, I, TILE), the last filled up with zeros."""
     tile = TILE_BYTES // weight.element_size()
@@ -136,7 +141,7 @@ def padded(x, width):
 
 def group(batch: int) -> int:
     """Rows that walk time together: enough to share the loads of weights, few enough that each thread has some."""
-    return min(ROWS, -(-batch // torch.get_num_threads()))
+    return min(ROWS, max(1, -(-batch // torch.get_num_threads())))
 
 
 @njit(**HELPER)

@@ -4,7 +4,7 @@ In place of numba's prange, which compiles the whole kernel once more and keeps 
 """
 
 import os
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache
 from itertools import pairwise
 
@@ -33,6 +33,9 @@ def spread(kernel, tasks: int, work: int, *arguments) -> None:
         return
     bounds = [tasks * i // threads for i in range(threads + 1)]
     others = [_pool(threads - 1).submit(kernel, *span, *arguments) for span in pairwise(bounds[1:])]
-    kernel(0, bounds[1], *arguments)
+    try:
+        kernel(0, bounds[1], *arguments)
+    finally:
+        wait(others)  # whatever happens: kernels hold addresses of memory that is freed once this returns
     for other in others:
         other.result()

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from arch.kernels import linear_scan_numba, linear_scan_triton
 from arch.linear_scan import LINEAR_SCAN, log_depth, reference
 from harness.errors import ConfigError
+from kernel_checks import poison
 
 ROOT = Path(__file__).parent.parent
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -98,9 +99,7 @@ def test_pieces_are_cut_and_stitched(reverse):
 def test_every_number_of_the_output_is_written(name, monkeypatch):
     scan, device = SCANS[name]
     expected = run(oracle, case(1, 19, 5), False)
-    empty, empty_like = torch.empty, torch.empty_like
-    monkeypatch.setattr(torch, "empty", lambda *x, **k: empty(*x, **k).fill_(torch.nan))
-    monkeypatch.setattr(torch, "empty_like", lambda *x, **k: empty_like(*x, **k).fill_(torch.nan))
+    poison(monkeypatch)
     close(run(scan, case(1, 19, 5), False, device), expected, 1e-12)
 
 
@@ -122,6 +121,19 @@ def test_nan_reaches_all_that_follows_and_nothing_else(name):
     expected = torch.zeros(2, 12, 5, dtype=torch.bool)
     expected[1, 6:, 2] = True
     assert torch.equal(scan(*(x.to(device) for x in (J, b, h0)), False).isnan().cpu(), expected)
+
+
+@pytest.mark.parametrize("name", SCANS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_large_values_stay_finite_and_right(name, dtype):
+    scan, device = SCANS[name]
+    J, b, h0 = case(2, 19, 5)
+    tensors = [x.to(dtype) for x in (1.5 * J, 1e30 * b, 1e30 * h0)]  # products of J alone reach 1.5^19
+    expected = run(oracle, [x.double() for x in tensors], False)
+    got = run(scan, tensors, False, device)
+    for x, y in zip(got, expected, strict=True):
+        assert x.isfinite().all()
+        torch.testing.assert_close(x / y.abs().max(), y / y.abs().max(), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", SCANS)

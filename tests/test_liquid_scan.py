@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from arch.kernels import liquid_numba as module
 from arch.kernels.liquid_numba import liquid_scan
 from arch.liquid_scan import LIQUID_SCAN
+from kernel_checks import poison
 
 TABLEAUS = {  # A and b, written out here once more: the kernel's own table must not be its oracle
     "euler": ([[]], [1.0]),
@@ -146,6 +147,16 @@ def test_odd_sizes(solver, coupled, N, batch, T, D, substeps):
     tensors = case(N, coupled, batch, T, D)
     mild = [x if x is None else x * 0.3 for x in tensors]  # large rates would leave the solvers' region of stability
     close(run(liquid_scan, solver, substeps, "sigmoid", mild), run(oracle, solver, substeps, "sigmoid", mild), 1e-12)
+
+
+@pytest.mark.parametrize(("N", "coupling", "T"), itertools.product([1, 3], ["none", "diagonal", "heads"], [2, 33]))
+def test_every_element_of_the_outputs_is_written(N, coupling, T, monkeypatch):
+    a, A, B, C, inv_tau, omega, w, h0 = case(N, coupling == "diagonal", T=T, D=72)
+    w = torch.randn(9, 8, 8, dtype=torch.float64) / 8 if coupling == "heads" else w
+    tensors = (a, A, B, C, inv_tau * 0.3, omega * 0.3, w, h0)
+    expected = run(oracle, "midpoint", 2, "sigmoid", tensors)
+    poison(monkeypatch)
+    close(run(liquid_scan, "midpoint", 2, "sigmoid", tensors), expected, 1e-12)
 
 
 @pytest.mark.parametrize("solver", ["semi_implicit", "exponential"])

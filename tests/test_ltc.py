@@ -140,9 +140,22 @@ def test_what_the_scan_does_not_take_a_token_does_not_either():
         {"coupling": "dense"},
         {"kernel": "reference"},
         {"solver": ADAPTIVE["dopri5"], "gradient": Backprop()},
+        {"solver": RungeKutta("rk4"), "gradient": Adjoint()},  # torchdiffeq's rk4 is another rule
     ):
         ltc = mixer(torch.float32, **options)
         assert ltc.frozen_step() == ltc.step
+
+
+@pytest.mark.parametrize("parallel", [Sequential(), Newton()], ids=["sequential", "newton"])
+def test_the_elapsed_times_gradient_is_the_references(parallel):
+    x, times = inputs()
+    gradients = []
+    for kernel in ("auto", "reference"):
+        elapsed = times.clone().requires_grad_()
+        y, _ = mixer(parallel=parallel, kernel=kernel)(x, elapsed=elapsed)
+        gradients.append(torch.autograd.grad(y.sin().sum(), elapsed)[0])
+    assert gradients[1].abs().min() > 0
+    assert_same(*gradients)
 
 
 @pytest.mark.parametrize("gradient", [Backprop(), Adjoint()], ids=["backprop", "adjoint"])

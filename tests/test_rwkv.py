@@ -48,6 +48,17 @@ class LoopMix(TimeMix):
         return self._read(y, vectors, gate), {"shift": x[:, -1], "wkv": wkv}
 
 
+def test_bfloat16_weights_give_nearly_what_float32_weights_give():
+    model, ids = language_model(torch.float32), tokens()
+    exact = model(ids)[0]
+    model = model.bfloat16()
+    logits, state = model(ids)
+    assert logits.dtype == torch.bfloat16
+    assert (logits - exact).norm() < 0.05 * exact.norm()
+    stepped, _ = model.step(ids[:, 0], state)
+    torch.testing.assert_close(stepped, model(ids[:, :1], state)[0][:, 0], rtol=0.02, atol=0.02)
+
+
 def test_step_and_prefill_agree_with_forward_through_all_layers():
     model, ids = language_model(), tokens()
     logits, state = model(ids)

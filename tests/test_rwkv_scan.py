@@ -3,9 +3,12 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from baselines import rwkv_scan
 from baselines.kernels.rwkv_numba import rwkv_scan as fused
+from kernel_checks import check, exact, poison, relative_errors, values_and_gradients
 
 NAMES = ("r", "w", "k", "v", "a", "b", "state")
 
@@ -40,6 +43,32 @@ def test_the_kernels_agree_with_the_loop(T, N):
         torch.testing.assert_close(got, expected, atol=1e-11, rtol=0, msg=lambda text, name=name: f"d{name}: {text}")
 
 
+@settings(max_examples=20, deadline=None)
+@given(
+    st.integers(1, 3), st.sampled_from([1, 2, 15, 16, 17, 33]), st.integers(1, 3), st.sampled_from([1, 3, 8, 17, 64])
+)
+def test_odd_sizes(B, T, H, N):
+    check(fused, rwkv_scan.scan_reference, inputs(B, T, H, N), rtol=1e-10, atol=1e-10)
+
+
+def test_large_values_stay_finite_and_right():
+    values = [value.detach() for value in inputs(2, 19, 2, 8, torch.float32)]
+    for number in (0, 2, 3, 6):  # r, k, v and the state
+        values[number] *= 1e6
+    got = values_and_gradients(fused, [value.requires_grad_() for value in values])
+    assert all(value.isfinite().all() for value in got)
+    assert max(relative_errors(got, values_and_gradients(rwkv_scan.scan_reference, exact(values)))) < 1e-5
+
+
+@pytest.mark.parametrize("sizes", [(2, 3, 1, 5), (1, 33, 2, 16)])
+def test_every_element_of_the_outputs_is_written(sizes, monkeypatch):
+    values = inputs(*sizes)
+    expected = values_and_gradients(rwkv_scan.scan_reference, values)
+    poison(monkeypatch)
+    for got, want in zip(values_and_gradients(fused, values), expected, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
+
+
 def test_the_loop_is_the_published_equation():
     r, w, k, v, a, b, state = (value.detach() for value in inputs(1, 1, 1, 4))
     r, w, k, v, a, b = (value[0, 0, 0] for value in (r, w, k, v, a, b))
@@ -62,8 +91,8 @@ def test_a_unit_key_written_at_full_rate_is_replaced():
 def test_float32_and_strided_inputs():
     values = inputs(2, 33, 2, 16, torch.float32)
     got = run(fused, values)
-    exact = run(rwkv_scan.scan_reference, [value.detach().double().requires_grad_() for value in values])
-    for a, b in zip(got[0] + got[1], exact[0] + exact[1], strict=True):
+    expected = run(rwkv_scan.scan_reference, exact(values))
+    for a, b in zip(got[0] + got[1], expected[0] + expected[1], strict=True):
         assert (a.double() - b).abs().max() <= 2e-6 * b.abs().max()
     strided = [value.detach().transpose(1, 2).contiguous().transpose(1, 2).requires_grad_() for value in values[:-1]]
     state = values[-1].detach().mT.contiguous().mT.requires_grad_()

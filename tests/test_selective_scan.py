@@ -6,6 +6,8 @@ from types import ModuleType
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from baselines.kernels import selective_mamba_ssm, selective_numba
@@ -13,8 +15,7 @@ from baselines.kernels.selective_mamba_ssm import scan_by
 from baselines.kernels.selective_numba import selective_scan
 from baselines.mamba_trusted import import_mamba_ssm
 from baselines.selective_scan import selective_scan_reference
-
-NAMES = ("x", "dt", "A", "B", "C", "D", "h0")
+from kernel_checks import check, poison, relative_errors, values_and_gradients
 
 
 def inputs(batch=2, length=5, channels=3, states=2, dtype=torch.float64, scale=1.0):
@@ -26,24 +27,37 @@ def inputs(batch=2, length=5, channels=3, states=2, dtype=torch.float64, scale=1
     return [t.requires_grad_() for t in (x, dt, A, B, C, D, h0)]
 
 
-def values_and_gradients(function, tensors):
-    """Outputs of a scan, and the gradients of a weighted sum of both outputs by every input."""
-    y, h = function(*tensors)
-    generator = torch.Generator().manual_seed(1)
-    weights = [torch.randn(out.shape, dtype=torch.float64, generator=generator).to(out) for out in (y, h)]
-    loss = (y * weights[0]).sum() + (h * weights[1]).sum()
-    return [y, h, *torch.autograd.grad(loss, tensors)]
-
-
-def check(first, second, tensors, **tolerances):
-    results = zip(values_and_gradients(first, tensors), values_and_gradients(second, tensors), strict=True)
-    for name, (a, b) in zip(("y", "h", *NAMES[: len(tensors)]), results, strict=True):
-        assert_close(a, b, msg=lambda text, name=name: f"{name}: {text}", **tolerances)
-
-
 @pytest.mark.parametrize("sizes", [(2, 37, 70, 5), (1, 1, 3, 16), (3, 16, 64, 1), (2, 33, 65, 2), (1, 4, 130, 3)])
 def test_kernels_equal_the_loop_in_values_and_gradients(sizes):
     check(selective_scan, selective_scan_reference, inputs(*sizes), rtol=1e-10, atol=1e-11)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.integers(1, 3), st.sampled_from([1, 2, 15, 16, 17, 33, 50]), st.sampled_from([1, 3, 31, 32, 65, 130]),
+    st.integers(1, 17),
+)  # fmt: skip
+def test_odd_sizes(batch, length, channels, states):
+    check(selective_scan, selective_scan_reference, inputs(batch, length, channels, states), rtol=1e-10, atol=1e-10)
+
+
+def test_large_values_stay_finite_and_right():
+    tensors = [t.detach() for t in inputs(2, 19, 7, 4, dtype=torch.float32, scale=1e3)]
+    for number in (0, 3, 4, 6):  # x, B, C and h0
+        tensors[number] *= 1e6
+    got = values_and_gradients(selective_scan, [t.requires_grad_() for t in tensors])
+    assert all(value.isfinite().all() for value in got)
+    exact = values_and_gradients(selective_scan_reference, [t.detach().double().requires_grad_() for t in tensors])
+    assert max(relative_errors(got, exact)) < 1e-5
+
+
+@pytest.mark.parametrize("sizes", [(2, 3, 5, 3), (1, 33, 130, 2)])
+def test_every_element_of_the_outputs_is_written(sizes, monkeypatch):
+    tensors = inputs(*sizes)
+    expected = values_and_gradients(selective_scan_reference, tensors)
+    poison(monkeypatch)
+    for got, want in zip(values_and_gradients(selective_scan, tensors), expected, strict=True):
+        assert_close(got, want, rtol=1e-10, atol=1e-10)
 
 
 def test_steps_from_tiny_to_huge():

@@ -14,6 +14,7 @@ from arch.cfc_scan import Cell
 from arch.kernels.cfc_numba_cell import ACTIVATIONS, MODES
 from arch.kernels.cfc_numba_walk import backward, forward
 from harness.numba_linear import group, panels
+from harness.shapes import expect
 from harness.threads import spread
 
 
@@ -24,6 +25,8 @@ def cfc_scan(cell: Cell, u: Tensor, h: Tensor, time: Tensor | None) -> Tensor:
     """
     if u.shape[0] == 0:
         raise ValueError("cfc_scan needs at least one token.")
+    (T, batch, _), (units, width) = u.shape, cell.recurrent.shape
+    expect("cfc_scan", ("u", u, (T, batch, units)), ("h", h, (batch, width)), ("time", time, (T, batch, 1)))
     inputs = u.transpose(0, 1), h, None if time is None else time.squeeze(-1).t()  # the kernels' batch comes first
     if torch.is_grad_enabled():
         return _CfCScan.apply(cell.mode, cell.activation, *inputs, *cell.flat()).transpose(0, 1)

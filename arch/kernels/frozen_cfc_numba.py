@@ -11,6 +11,7 @@ from arch.cfc_scan import Cell
 from arch.kernels.cfc_numba_cell import ACTIVATIONS, MODES, activate, combine
 from harness.numba_linear import HELPER, at, padded, panels, panels_at, product
 from harness.numba_math import FASTMATH
+from harness.shapes import expect
 
 JIT = {"cache": True, "fastmath": FASTMATH, "error_model": "numpy", "nogil": True}
 
@@ -30,7 +31,8 @@ def frozen_cfc(entry: tuple[Tensor, Tensor], cell: Cell, out: Tensor) -> Callabl
     address = flat.data_ptr()
 
     def run(x: Tensor, h: Tensor, flat=flat) -> tuple[Tensor, Tensor]:  # holds the weights
-        x, h = x.contiguous(), h.contiguous()
+        expect("cfc_step", ("x", x, (len(x), width)), ("h", h, (len(x), hidden)))
+        x, h = x.float().contiguous(), h.float().contiguous()
         y, new = torch.empty_like(x), torch.empty_like(h)
         _step(len(x), *sizes, address, x.data_ptr(), h.data_ptr(), y.data_ptr(), new.data_ptr())
         return y, new

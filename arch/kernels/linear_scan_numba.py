@@ -52,7 +52,7 @@ def cut(batch: int, T: int, D: int) -> tuple[int, int, int]:
     while width > NARROWEST and batch * -(-D // width) < MANY:
         width //= 2
     blocks = -(-D // width)
-    pieces = min(-(-MANY // (batch * blocks)), T // PIECE)
+    pieces = min(-(-MANY // max(1, batch * blocks)), T // PIECE)
     return width, blocks, max(pieces, 1)
 
 

@@ -41,7 +41,7 @@ def liquid_scan(
     Takes no dense coupling and no gradient by elapsed. Computes in the widest of the inputs' types, float32 at least.
     Only a state in some tokens is kept for the backward, no more than `a` takes. Raises ValueError.
     """
-    check(a, B, C, h0, elapsed)
+    check(a, A, B, C, inv_tau, w, h0, elapsed)
     if w is not None and (w.dim() == 2 or (w.dim() == 3 and (w.shape[-1] < 4 or WIDTH % w.shape[-1]))):
         raise ValueError(
             f"liquid_scan couples channels one by one or in heads of 4 to {WIDTH}, not as {tuple(w.shape)}."
@@ -87,7 +87,7 @@ def rows(x: Tensor) -> Tensor:
 def _constant(dtype: torch.dtype, value: float, length: int) -> Tensor:
     """What stands for inputs that are not given; the kernels never write to it."""
     with torch.inference_mode(False):  # a call without gradients may make what a later one needs
-        return torch.full((length,), value, dtype=dtype)
+        return torch.full((length,), value, dtype=dtype, device="cpu")
 
 
 def weight_rows(w: Tensor | None) -> Tensor | None:

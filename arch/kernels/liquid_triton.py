@@ -39,7 +39,7 @@ def liquid_scan(
 
     Computes in the widest of the inputs' types, float32 at least. Raises ValueError.
     """
-    check(a, B, C, h0, elapsed)
+    check(a, A, B, C, inv_tau, w, h0, elapsed)
     if w is not None and w.dim() != 1:
         raise ValueError(f"liquid_scan couples channels one by one on CUDA, not as {tuple(w.shape)}.")
     given = (x.dtype for x in (a, A, B, C, inv_tau, omega, w, h0) if x is not None)

@@ -11,8 +11,9 @@ from numba import njit
 from torch import Tensor
 
 from baselines.kv_cache import KVCache
-from harness.numba_linear import HELPER, at, matvec
+from harness.numba_linear import HELPER, at, matvec, owned
 from harness.numba_math import FASTMATH, exp, zero
+from harness.shapes import expect
 from harness.threads import spread
 
 JIT = {"cache": True, "fastmath": FASTMATH, "error_model": "numpy", "nogil": True}
@@ -22,7 +23,7 @@ TOKENS = np.int64(128)  # read for one query head before the next of its group r
 
 def attention_step(mixer) -> Callable:
     """Operation `attention_step`: the `step` of an Attention for its weights as they stand, without gradients."""
-    weights = [weight.detach().contiguous() for weight in (mixer.qkv.weight, mixer.out.weight)]  # kept alive
+    weights = owned(mixer.qkv.weight, mixer.out.weight)  # kept alive by the function
     qkv_at, out_at = (weight.data_ptr() for weight in weights)
     width, heads, shared_by, size = mixer.d_model, mixer.n_heads, mixer.n_kv_heads, mixer.head_dim
     theta = float(mixer.rope_theta)
@@ -31,6 +32,10 @@ def attention_step(mixer) -> Callable:
         if not isinstance(state, KVCache) or state.keys.dtype != torch.float32:
             return mixer.step(x_t, state)
         x, batch = x_t.float().contiguous(), len(x_t)
+        cached = (batch, shared_by, state.length, size)
+        expect(
+            "attention_step", ("x", x, (batch, width)), ("keys", state.keys, cached), ("values", state.values, cached)
+        )
         queries, keys, values = (x.new_empty(batch, n, 1, size) for n in (heads, shared_by, shared_by))
         q_at = queries.data_ptr()
         _project(

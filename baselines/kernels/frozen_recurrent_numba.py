@@ -7,8 +7,9 @@ import torch
 from numba import njit
 from torch import Tensor
 
-from harness.numba_linear import HELPER, at, padded, panels, panels_at, product
+from harness.numba_linear import HELPER, at, owned, padded, panels, panels_at, product
 from harness.numba_math import FASTMATH, sigmoid, tanh
+from harness.shapes import expect
 
 JIT = {"cache": True, "fastmath": FASTMATH, "error_model": "numpy", "nogil": True}
 
@@ -17,11 +18,13 @@ def frozen_lstm(out: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tens
     """x (B, D), h, c (B, d_inner) -> y (B, D), new h, new c, for these weights and the projection `out`."""
     width, hidden = out.shape
     joined = torch.cat([weight_ih, weight_hh], dim=1).detach().t()
-    weights = [panels(joined), (bias_ih + bias_hh).detach(), panels(out.detach().t())]  # the function keeps them alive
+    weights = [panels(joined), (bias_ih + bias_hh).detach(), panels(out.detach().t())]  # kept alive by the function
     addresses = [w.data_ptr() for w in weights]
 
     def run(x: Tensor, h: Tensor, c: Tensor, weights=weights) -> tuple[Tensor, Tensor, Tensor]:
-        x, h, c = x.contiguous(), h.contiguous(), c.contiguous()
+        batch = len(x)
+        expect("lstm_step", ("x", x, (batch, width)), ("h", h, (batch, hidden)), ("c", c, (batch, hidden)))
+        x, h, c = x.float().contiguous(), h.float().contiguous(), c.float().contiguous()
         y, new_h, new_c = torch.empty_like(x), torch.empty_like(h), torch.empty_like(c)
         places = [t.data_ptr() for t in (x, h, c, y, new_h, new_c)]
         _lstm_step(len(x), width, hidden, *addresses, *places)
@@ -35,12 +38,13 @@ def frozen_gru(out: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tenso
     width, hidden = out.shape
     weights = [
         *(panels(w.detach().t()) for w in (weight_ih, weight_hh, out)),
-        *(b.detach() for b in (bias_ih, bias_hh)),
+        *owned(bias_ih, bias_hh),
     ]
     addresses = [w.data_ptr() for w in weights]
 
     def run(x: Tensor, h: Tensor, weights=weights) -> tuple[Tensor, Tensor]:
-        x, h = x.contiguous(), h.contiguous()
+        expect("gru_step", ("x", x, (len(x), width)), ("h", h, (len(x), hidden)))
+        x, h = x.float().contiguous(), h.float().contiguous()
         y, new_h = torch.empty_like(x), torch.empty_like(h)
         _gru_step(len(x), width, hidden, *addresses, x.data_ptr(), h.data_ptr(), y.data_ptr(), new_h.data_ptr())
         return y, new_h

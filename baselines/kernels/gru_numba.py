@@ -14,6 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from harness.numba_linear import HELPER, group, padded, panels, product
 from harness.numba_math import FASTMATH, one, sigmoid, tanh
+from harness.shapes import expect
 from harness.threads import spread
 
 JIT = {"cache": True, "fastmath": FASTMATH, "error_model": "numpy", "nogil": True}
@@ -23,6 +24,8 @@ def gru_scan(x: Tensor, h: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias_ih
     """The GRU over x (B, T, D) from h (B, d_inner), weights as nn.GRU holds them: h (B, T, d_inner)."""
     if x.shape[1] == 0:
         raise ValueError("gru_scan needs at least one token.")
+    gates, width = weight_hh.shape
+    expect("gru_scan", ("h", h, (len(x), width)), ("weight_ih", weight_ih, (gates, x.shape[2])))
     return _scan(F.linear(x, weight_ih, bias_ih), h, weight_hh, bias_hh)
 
 

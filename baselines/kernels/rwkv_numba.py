@@ -14,6 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from harness.numba_linear import HELPER
 from harness.numba_math import FASTMATH
+from harness.shapes import expect
 from harness.threads import spread
 
 CHUNK = 16
@@ -27,6 +28,9 @@ def rwkv_scan(r: Tensor, w: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, 
     Computes in the widest of the inputs' types, float32 at least, which is the new state's; y has the type of v.
     """
     inputs = (r, w, k, v, a, b, state)
+    B, _, H, N = r.shape
+    vectors = [(name, vector, r.shape) for name, vector in zip("wkvab", inputs[1:6], strict=True)]
+    expect("rwkv_scan", *vectors, ("state", state, (B, H, N, N)))
     wide = reduce(torch.promote_types, (t.dtype for t in inputs), torch.float32)
     inputs = [t.to(wide).contiguous() for t in inputs]
     if torch.is_grad_enabled() and any(t.requires_grad for t in inputs):

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from harness.numba_linear import HELPER, at, matvec
 from harness.numba_math import FASTMATH, exp, one, sigmoid, tanh, zero
+from harness.shapes import expect
 
 JIT = {"cache": True, "fastmath": FASTMATH, "error_model": "numpy", "nogil": True}
 SMALLEST_NORM = np.float32(1e-12)  # of torch's F.normalize
@@ -33,7 +34,10 @@ def time_mix_step(mixer) -> Callable:
     heads, N, eps, blended = mixer.n_heads, mixer.head_dim, np.float32(mixer.ln_x.eps), mixer.layer > 0
 
     def step(x_t: Tensor, state: dict, elapsed=None, shared=None, packed=packed) -> tuple[Tensor, dict]:
-        given = [t.float().contiguous() for t in (x_t, state["shift"], state["wkv"])]
+        batch, shift, wkv = len(x_t), state["shift"], state["wkv"]
+        states = ("shift", shift, (batch, heads * N)), ("wkv", wkv, (batch, heads, N, N))
+        expect("time_mix_step", ("x", x_t, (batch, heads * N)), *states)
+        given = [t.float().contiguous() for t in (x_t, shift, wkv)]
         v = mixer.first_value(shared).float().contiguous() if blended else torch.empty_like(given[0])
         y, wkv = torch.empty_like(given[0]), torch.empty_like(given[2])
         places = [t.data_ptr() for t in (*given, v, y, wkv, packed)]
@@ -51,7 +55,9 @@ def channel_mix_step(mixer) -> Callable:
     width, hidden = mixer.d_model, mixer.d_ff
 
     def step(x_t: Tensor, state: dict, elapsed=None, shared=None, packed=packed) -> tuple[Tensor, dict]:
-        given = [t.float().contiguous() for t in (x_t, state["shift"])]
+        shift = state["shift"]
+        expect("channel_mix_step", ("x", x_t, (len(x_t), width)), ("shift", shift, (len(x_t), width)))
+        given = [t.float().contiguous() for t in (x_t, shift)]
         y = torch.empty_like(given[0])
         _channel_mix(*(t.data_ptr() for t in (*given, y, packed)), len(x_t), width, hidden)
         return y, {"shift": x_t}

@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from harness.numba_linear import HELPER
 from harness.numba_math import FASTMATH, exp
+from harness.shapes import expect
 from harness.threads import spread
 
 WIDTHS = 256, 128, 64  # channels of one task: long loops cost less, but every thread should have a task
@@ -34,6 +35,10 @@ def selective_scan(
     inputs' types, float32 at least, which is the state's; h0 (batch, channels, N) is zero where None.
     """
     h0 = A.new_zeros(x.shape[0], *A.shape) if h0 is None else h0
+    (batch, T, channels), N = x.shape, A.shape[1]
+    by_token = ("dt", dt, x.shape), ("B", B, (batch, T, N)), ("C", C, (batch, T, N))
+    constants = ("A", A, (channels, N)), ("D", D, (channels,))
+    expect("selective_scan", *by_token, *constants, ("h0", h0, (batch, channels, N)))
     inputs = (x, dt, A.t(), B, C, D, h0.transpose(1, 2))  # channels innermost
     wide = reduce(torch.promote_types, (t.dtype for t in inputs), torch.float32)
     inputs = [t.to(wide).contiguous() for t in inputs]

@@ -11,8 +11,9 @@ from numba import njit
 from torch import Tensor
 
 from harness.causal_conv_numba import JIT, convolve_token
-from harness.numba_linear import HELPER, at, matvec
+from harness.numba_linear import HELPER, at, matvec, owned
 from harness.numba_math import exp, sigmoid, softplus, zero
+from harness.shapes import expect
 
 
 def mamba_step(mixer) -> Callable:
@@ -20,12 +21,15 @@ def mamba_step(mixer) -> Callable:
     conv = mixer.conv1d.weight.squeeze(1).t()
     weights = (mixer.in_proj.weight, conv, mixer.conv1d.bias, mixer.x_proj.weight, mixer.dt_proj.weight)
     weights += (mixer.dt_proj.bias, -torch.exp(mixer.A_log), mixer.D, mixer.out_proj.weight)
-    weights = [weight.detach().contiguous() for weight in weights]  # the function keeps them alive
+    weights = owned(*weights)  # the function keeps them alive
     addresses = [weight.data_ptr() for weight in weights]
-    sizes = mixer.d_model, mixer.d_inner, mixer.d_conv, mixer.dt_rank, mixer.d_state
+    sizes = width, inner, taps, _, n_states = mixer.d_model, mixer.d_inner, mixer.d_conv, mixer.dt_rank, mixer.d_state
 
     def step(x_t: Tensor, state: dict, elapsed=None, shared=None, weights=weights) -> tuple[Tensor, dict]:
-        given = [t.float().contiguous() for t in (x_t, state["conv"], state["ssm"])]
+        batch, conv, ssm = len(x_t), state["conv"], state["ssm"]
+        states = ("conv", conv, (batch, taps - 1, inner)), ("ssm", ssm, (batch, inner, n_states))
+        expect("mamba_step", ("x", x_t, (batch, width)), *states)
+        given = [t.float().contiguous() for t in (x_t, conv, ssm)]
         made = [torch.empty_like(t) for t in given]
         places = [t.data_ptr() for t in (*given, *made)]
         _step(*places, *addresses, len(x_t), *sizes)
