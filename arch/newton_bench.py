@@ -33,7 +33,8 @@ def study(
     for name, own in times.items():
         row |= {f"{name}_{what}_ms": _at(own, length, what == "training") for what in ("forward", "training")}
     for what in ("forward", "training"):
-        row[f"{what}_ratio"] = row[f"newton_{what}_ms"] / row[f"sequential_{what}_ms"]
+        newton, sequential = (times[name].per_token(what == "training") for name in ("newton", "sequential"))
+        row[f"{what}_ratio"] = newton / sequential
     return row
 
 

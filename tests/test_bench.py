@@ -44,9 +44,9 @@ def sleeper(seconds_per_token: float, **options) -> Contestant:
 def test_contestants_are_timed_by_turns_and_a_slow_one_at_the_length_it_can_bear():
     quick, slow, short = sleeper(0), sleeper(0.002), sleeper(1e-5, most_tokens=20, training=False)
     times = timing.measure([quick, slow, short], 1, 512, 3, Limits(seconds=0.6, rounds=3), CPU)
-    assert [times[c.name].length for c in (quick, slow, short)] == [512, 64, 20]
+    assert [times[c.name].length for c in (quick, slow, short)] == [512, 128, 20]
     assert len(times[quick.name].training_ms) == 3
-    assert times[slow.name].median(True) >= 2 * 64
+    assert times[slow.name].median(True) >= 2 * 128
     assert len(times[slow.name].training_ms) < 3
     assert times[short.name].median(True) is None
     assert times[short.name].call.inputs[0].grad is None

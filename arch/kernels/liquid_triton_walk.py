@@ -143,6 +143,29 @@ def _keep_tokens(
 
 
 @triton.jit
+def _chunk_back(
+    tensors, gy, by_token, begin, end, start, h, g, constants, channel, there, rates, N, tokens, one,
+    PROJECTED: tl.constexpr, STATES: tl.constexpr, SUBSTEPS: tl.constexpr,
+    KIND: tl.constexpr, AHEAD: tl.constexpr, SHARE: tl.constexpr, COUPLED: tl.constexpr, SOFTPLUS: tl.constexpr,
+):  # fmt: skip
+    """Pulls g back over the tokens begin .. end - 1 from the states h before the first; row 0 is start."""
+    _keep_tokens(
+        tensors, begin, end, start, h, channel, there, rates, N, tokens, one,
+        PROJECTED, STATES, SUBSTEPS, KIND, AHEAD, SHARE, COUPLED, SOFTPLUS,
+    )  # fmt: skip
+    t = end - 1
+    while t >= begin:
+        before = tl.load(tokens + (t - begin) * one)
+        g, constants = _token_vjp(
+            tensors, gy, by_token, start + t, before, g, constants, channel, there, rates, N,
+            PROJECTED, STATES, SUBSTEPS, KIND, AHEAD, SHARE, COUPLED, SOFTPLUS,
+        )  # fmt: skip
+        t -= 1
+    tl.debug_barrier()  # the next chunk overwrites what a thread may still read
+    return g, constants
+
+
+@triton.jit
 def backward(
     a, A, B, C, inv_tau, omega, w, h0, dt, marks, gy, g_last,
     g_a, g_A, g_B, g_C, g_inv_tau, g_omega, g_w, g_h0, scratch,
@@ -155,42 +178,30 @@ def backward(
     b = tl.program_id(0)
     channel, there, at, inside = _block(D, N, CHANNELS, STATES)
     rates = _rates(inv_tau, omega, w, channel, there, at, inside)
-    tensors, by_token, size = (a, A, B, C, dt, D), (g_a, g_A, g_B, g_C), D * N
+    tensors, by_token, size, one = (a, A, B, C, dt, D), (g_a, g_A, g_B, g_C), D * N, CHANNELS * STATES
     first = tl.load(h0 + b * size + at, mask=inside, other=0.0)
     g = tl.load(g_last + b * size + at, mask=inside, other=0.0)
     constants = (tl.zeros_like(g), tl.zeros_like(g), tl.zeros_like(rates[2]))
+    own = tl.arange(0, CHANNELS)[:, None] * STATES + tl.arange(0, STATES)[None, :]
+    tokens = scratch + (b.to(tl.int64) * tl.num_programs(1) + tl.program_id(1)) * chunk * one + own
     if not PROJECTED:
         for back in tl.range(0, T, num_stages=STAGES):
             row = b * T + T - 1 - back
             before = tl.load(marks + (row.to(tl.int64) - 1) * size + at, mask=inside & (back < T - 1), other=0.0)
-            h = tl.where(back < T - 1, before, first)
             g, constants = _token_vjp(
-                tensors, gy, by_token, row, h, g, constants, channel, there, rates, N,
-                PROJECTED, STATES, SUBSTEPS, KIND, AHEAD, SHARE, COUPLED, SOFTPLUS,
+                tensors, gy, by_token, row, tl.where(back < T - 1, before, first), g, constants,
+                channel, there, rates, N, PROJECTED, STATES, SUBSTEPS, KIND, AHEAD, SHARE, COUPLED, SOFTPLUS,
             )  # fmt: skip
     else:
-        one = CHANNELS * STATES
-        program = b.to(tl.int64) * tl.num_programs(1) + tl.program_id(1)
-        tokens = scratch + program * chunk * one
-        tokens = tokens + tl.arange(0, CHANNELS)[:, None] * STATES + tl.arange(0, STATES)[None, :]
         begin = (T - 1) // chunk * chunk
         while begin >= 0:
-            end = tl.minimum(begin + chunk, T)
             mark = b.to(tl.int64) * ((T - 1) // chunk) + begin // chunk - 1
             h = tl.load(marks + mark * size + at, mask=inside & (begin > 0), other=0.0)
-            h = tl.where(begin > 0, h, first)
-            _keep_tokens(
-                tensors, begin, end, b * T, h, channel, there, rates, N, tokens, one,
+            g, constants = _chunk_back(
+                tensors, gy, by_token, begin, tl.minimum(begin + chunk, T), b * T, tl.where(begin > 0, h, first),
+                g, constants, channel, there, rates, N, tokens, one,
                 PROJECTED, STATES, SUBSTEPS, KIND, AHEAD, SHARE, COUPLED, SOFTPLUS,
             )  # fmt: skip
-            t = end - 1
-            while t >= begin:
-                g, constants = _token_vjp(
-                    tensors, gy, by_token, b * T + t, tl.load(tokens + (t - begin) * one), g, constants,
-                    channel, there, rates, N, PROJECTED, STATES, SUBSTEPS, KIND, AHEAD, SHARE, COUPLED, SOFTPLUS,
-                )  # fmt: skip
-                t -= 1
-            tl.debug_barrier()  # the next chunk overwrites what a thread may still read
             begin -= chunk
     tl.store(g_inv_tau + b * size + at, constants[0], mask=inside)
     tl.store(g_omega + b * size + at, constants[1], mask=inside)

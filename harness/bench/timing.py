@@ -64,6 +64,10 @@ class Times:
     def median(self, training: bool) -> float | None:
         return statistics.median(self.of(training)) if self.of(training) else None
 
+    def per_token(self, training: bool) -> float:
+        """The median over the tokens of a sequence."""
+        return self.median(training) / self.length
+
 
 def time_call(call: Call, training: bool, device: torch.device) -> float:
     """Milliseconds of one call, with its backward where `training`."""
@@ -92,21 +96,23 @@ def undisturbed() -> Iterator[None]:
 
 
 def bearable(contestant: Contestant, batch: int, length: int, channels: int, limits: Limits, device) -> Times:
-    """A contestant at `length`, or the largest power of two below at which a few rounds are within the limits.
+    """A contestant at `length`, or at the longest of some shorter ones at which a few rounds are within the limits.
 
-    The call that it returns has run at its own length, so that nothing is compiled or touched first while timed.
+    The length grows to it step by step, since a short sequence tells little of a long one's time. The call that is
+    returned has run at its own length, so that nothing is compiled or touched first while timed.
     """
     most = min(length, max(1, contestant.most_tokens // batch)) if contestant.most_tokens else length
-    tokens = min(PROBE, most)
-    taken = _warm(contestant.make(batch, tokens, channels), contestant.training, device)
-    affordable = 1e3 * limits.seconds / (1 + LEAST_ROUNDS) * tokens / taken
-    tokens = most if affordable >= most else max(tokens, 2 ** int(affordable).bit_length() // 2)
+    budget, tokens, found = 1e3 * limits.seconds / LEAST_ROUNDS, min(PROBE, most), None
     while True:
         call = contestant.make(batch, tokens, channels)
         taken = _warm(call, contestant.training, device)
-        if taken * LEAST_ROUNDS <= 1e3 * limits.seconds or tokens <= PROBE:
-            return Times(tokens, call)
-        tokens //= 2  # a contestant whose time grows faster than the length
+        if found is not None and taken > budget:
+            return found  # a time that grows faster than the length
+        found = Times(tokens, call)
+        growth = next((growth for growth in (4, 2) if taken * min(growth, most / tokens) <= budget), 1)
+        if tokens == most or growth == 1:
+            return found
+        tokens = min(most, growth * tokens)
 
 
 def _warm(call: Call, training: bool, device: torch.device) -> float:
