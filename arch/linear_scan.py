@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from harness.kernels import Kernel, Operation
-from harness.shapes import expect
+from harness.shapes import expect, expect_tokens
 
 Scan = Callable[[Tensor, Tensor, Tensor, bool], Tensor]
 
@@ -41,8 +41,7 @@ def log_depth(J: Tensor, b: Tensor, h0: Tensor, reverse: bool = False) -> Tensor
 
 def differentiable(run: Scan, J: Tensor, b: Tensor, h0: Tensor, reverse: bool) -> Tensor:
     """Calls `run`, which autograd cannot see into, on contiguous tensors of one type; its vjp is `run` in reverse."""
-    if J.shape[1] == 0:
-        raise ValueError("linear_scan needs at least one token.")
+    expect_tokens("linear_scan", J.shape[1])
     expect("linear_scan", ("b", b, J.shape), ("h0", h0, (J.shape[0], J.shape[2])))
     return _LinearScan.apply(run, reverse, *(x.contiguous() for x in _widened(J, b, h0)))
 

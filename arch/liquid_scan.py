@@ -11,7 +11,7 @@ from arch.field import Field, Gate
 from arch.gradients import scan
 from arch.solvers import Exponential, RungeKutta, SemiImplicit, Solver
 from harness.kernels import Kernel, Operation
-from harness.shapes import expect
+from harness.shapes import expect, expect_tokens
 
 FROZEN = {"semi_implicit": SemiImplicit, "exponential": Exponential}
 
@@ -63,8 +63,7 @@ def check(
     """Raises ValueError for a call that no kernel can serve, or whose shapes do not go together."""
     if elapsed is not None and elapsed.requires_grad:
         raise ValueError("liquid_scan gives no gradient by elapsed; pass elapsed.detach() or use the reference solver.")
-    if a.shape[1] == 0:
-        raise ValueError("liquid_scan needs at least one token.")
+    expect_tokens("liquid_scan", a.shape[1])
     if (B is None) != (C is None) or (B is None and h0.shape[-1] != 1):
         raise ValueError("liquid_scan needs both B and C, or neither and one state per channel.")
     check_shapes(a, A, B, C, inv_tau, w, h0, elapsed)
@@ -74,6 +73,8 @@ def check_shapes(a, A, B, C, inv_tau, w, h0, elapsed) -> None:
     """Raises ValueError where shapes do not go together; omega is expanded to inv_tau by whoever takes it."""
     (batch, T, D), N = a.shape, h0.shape[-1]
     couples = w is not None and w.dim() > 1
+    if couples and (w.shape[-1] == 0 or (w.dim() == 3 and D % w.shape[-1])):
+        raise ValueError(f"liquid_scan: w has the shape {tuple(w.shape)}, whose heads do not divide {D} channels.")
     weights = (D,) if not couples else (D, D) if w.dim() == 2 else (D // w.shape[-1], w.shape[-1], w.shape[-1])
     states = [("B", B, (batch, T, N)), ("C", C, (batch, T, N)), ("h0", h0, (batch, D, N))]
     rates = [("inv_tau", inv_tau, (D, N)), ("w", w, weights)]

@@ -191,7 +191,7 @@ def _solve(p: _Problem, inputs: tuple[Tensor | None, ...]) -> tuple[Tensor, Diag
     a, *_, w, h0 = inputs
     nothing, scan, coupled = torch.zeros_like(h0), p.scan(h0), w is not None
     h = h0.unsqueeze(1).repeat(1, a.shape[1], 1)
-    active = torch.ones(len(h), dtype=torch.bool)
+    active = torch.ones(len(h), dtype=torch.bool, device="cpu")
     failed, far = torch.zeros_like(active), torch.full_like(active, coupled)
     residuals, updates = [], []
     while len(updates) < p.options.max_iterations and active.any():

@@ -16,6 +16,7 @@ from baselines import rwkv_scan
 from harness.errors import ConfigError
 from harness.kernels import Choice
 from harness.mixer import Flops, Mixer, Trusted, step_operation
+from harness.shapes import expect_tokens
 from harness.state import State
 
 DECAY_SCALE = math.exp(-0.5)
@@ -32,6 +33,7 @@ def auto_rank(d_model: int, factor: float) -> int:
 
 def shifted(x: Tensor, state: State) -> Tensor:
     """The previous token's x (B, T, C), the carried one (zero in a fresh state) before the first."""
+    expect_tokens("rwkv", x.shape[1])
     first = x.new_zeros(x.shape[0], 1, x.shape[2]) if state is None else state["shift"].unsqueeze(1)
     return torch.cat([first, x[:, :-1]], dim=1)
 

@@ -22,7 +22,8 @@ class Attention(Mixer):
     head_dim: even, divides d_model. n_kv_heads: key-value heads, each shared by a group of query heads (Ainslie et al.
     2023, arXiv:2305.13245); None means one for each. rope_theta: base of the rotary frequencies (Su et al. 2021,
     arXiv:2104.09864). Projections start as N(0, 2 / (5 d_model)) (Nguyen and Salazar 2019, arXiv:1910.05895), the one
-    into the residual stream smaller by sqrt(2 n_layers) (GPT-2).
+    into the residual stream smaller by sqrt(2 n_layers) (GPT-2). kernel: see harness/kernels.py; a sequence of one
+    token needs no mask and is weighed by torch's own products whatever the choice.
     """
 
     constant_state = False

@@ -27,6 +27,8 @@ def _tasks(rows: int) -> int:
 
 def swiglu(gate_up: Tensor) -> Tensor:
     """silu(gate) * up of the halves of the last axis: (..., 2 F) -> (..., F), in the type given."""
+    if gate_up.shape[-1] % 2:
+        raise ValueError(f"swiglu: {tuple(gate_up.shape)} has no halves along its last axis.")
     return _SwiGLU.apply(gate_up)
 
 
@@ -81,6 +83,7 @@ def frozen_rms_norm(weight: Tensor, eps: float) -> Callable[[Tensor], Tensor]:
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x / sqrt(mean(x^2) + eps) * weight over the last axis (Zhang & Sennrich 2019): (..., D), in the type of x."""
+    expect("rms_norm", ("weight", weight, x.shape[-1:]))
     return _RMSNorm.apply(x, weight, eps)
 
 

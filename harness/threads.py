@@ -4,7 +4,7 @@ In place of numba's prange, which compiles the whole kernel once more and keeps 
 """
 
 import os
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import cache
 from itertools import pairwise
 
@@ -32,8 +32,10 @@ def spread(kernel, tasks: int, work: int, *arguments) -> None:
         kernel(0, tasks, *arguments)
         return
     bounds = [tasks * i // threads for i in range(threads + 1)]
-    others = [_pool(threads - 1).submit(kernel, *span, *arguments) for span in pairwise(bounds[1:])]
+    others: list[Future] = []
     try:
+        for span in pairwise(bounds[1:]):
+            others.append(_pool(threads - 1).submit(kernel, *span, *arguments))
         kernel(0, bounds[1], *arguments)
     finally:
         wait(others)  # whatever happens: kernels hold addresses of memory that is freed once this returns

@@ -109,3 +109,13 @@ def test_one_token_is_the_cell_between_its_projections(mode, layers, batch):
     for got, expected in zip(frozen_cfc_numba.frozen_cfc(*weights)(x, h), frozen_cfc(*weights)(x, h), strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
     assert torch.equal(h, before)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_gradients_do_not_follow_autocast(mode):
+    tensors = inputs(mode, dtype=torch.float32)
+    loss = scan(cfc_numba.cfc_scan, mode)(*tensors)[0].square().sum()
+    outside = torch.autograd.grad(loss, tensors, retain_graph=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = torch.autograd.grad(loss, tensors)
+    assert all(map(torch.equal, inside, outside))

@@ -7,6 +7,10 @@ import pytest
 import torch
 
 import configs
+from arch.gradients import Backprop
+from arch.ltc import LTC
+from arch.newton import Newton
+from arch.recurrence import Sequential
 from harness import kernels
 from harness.decode import Decoder
 from harness.errors import ConfigError
@@ -140,3 +144,20 @@ def test_a_model_of_fused_kernels_generates_in_every_type(architecture, dtype):
 def _model(architecture: str, kernel: str, dtype: torch.dtype):
     spec = configs.spec(architecture, f"kernel={kernel}")
     return spec.build(256, 2, Width(64, 0 if spec.channel_mixer is None else 96)).to(dtype).eval()
+
+
+def test_what_served_names_the_torch_code_of_training_beside_the_kernel_of_evaluation():
+    ltc, x = LTC(8, gradient=Backprop()), torch.randn(2, 6, 8)
+    kernels.CHOSEN.clear()
+    ltc(x)[0].sum().backward()
+    assert kernels.served(x.device)["liquid_scan"] == ["reference"]
+    with torch.no_grad():
+        ltc(x)
+    assert kernels.served(x.device)["liquid_scan"] == ["numba", "reference"]
+
+
+@pytest.mark.parametrize("parallel", [Sequential(), Newton()], ids=["sequential", "newton"])
+def test_fused_refuses_a_gradient_by_the_elapsed_time(parallel):
+    elapsed = torch.ones(2, 6, requires_grad=True)
+    with pytest.raises(ValueError, match="no gradient by elapsed"):
+        LTC(8, kernel="fused", parallel=parallel)(torch.randn(2, 6, 8), elapsed=elapsed)

@@ -119,3 +119,13 @@ def test_the_small_product_is_torchs(rows, depth, width, dtype):
     y = torch.from_numpy(small_product(x.numpy(), panels(weight).numpy(), width))
     torch.testing.assert_close(y[:, :width], x @ weight, rtol=1e-4, atol=1e-4)
     assert (y[:, width:] == 0).all()
+
+
+def test_the_gru_scans_gradients_do_not_follow_autocast():
+    shapes = (2, 5, 8), (2, 8), (24, 8), (24, 8), (24,), (24,)
+    tensors = [torch.randn(shape).requires_grad_() for shape in shapes]
+    loss = gru_numba.gru_scan(*tensors).square().sum()
+    outside = torch.autograd.grad(loss, tensors, retain_graph=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = torch.autograd.grad(loss, tensors)
+    assert all(map(torch.equal, inside, outside))

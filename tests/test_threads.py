@@ -1,5 +1,7 @@
 """Work spread over threads: every task is done once, and what a thread raises reaches the caller."""
 
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -37,6 +39,23 @@ def test_little_work_stays_on_one_thread(threads):
 def fails_in_a_worker(first, last):
     if first > 0:
         raise ValueError(f"task {first}")
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+@pytest.mark.parametrize("threads", [3], indirect=True)
+def test_an_error_waits_for_the_other_threads(threads, error):
+    """They hold addresses of what the caller frees."""
+    ended = []
+
+    def kernel(first, last):
+        if first == 0:
+            raise error
+        time.sleep(0.1)
+        ended.append(first)
+
+    with pytest.raises(error):
+        spread(kernel, 3, SMALL_WORK + 1)
+    assert sorted(ended) == [1, 2]
 
 
 @pytest.mark.parametrize("threads", [2], indirect=True)

@@ -14,7 +14,7 @@ from arch.cfc_scan import Cell
 from arch.kernels.cfc_numba_cell import ACTIVATIONS, MODES
 from arch.kernels.cfc_numba_walk import backward, forward
 from harness.numba_linear import group, panels
-from harness.shapes import expect
+from harness.shapes import expect, expect_tokens, expect_type
 from harness.threads import spread
 
 
@@ -23,14 +23,25 @@ def cfc_scan(cell: Cell, u: Tensor, h: Tensor, time: Tensor | None) -> Tensor:
 
     All of one type, float32 or float64.
     """
-    if u.shape[0] == 0:
-        raise ValueError("cfc_scan needs at least one token.")
-    (T, batch, _), (units, width) = u.shape, cell.recurrent.shape
-    expect("cfc_scan", ("u", u, (T, batch, units)), ("h", h, (batch, width)), ("time", time, (T, batch, 1)))
+    _check(cell, u, h, time)
     inputs = u.transpose(0, 1), h, None if time is None else time.squeeze(-1).t()  # the kernels' batch comes first
     if torch.is_grad_enabled():
         return _CfCScan.apply(cell.mode, cell.activation, *inputs, *cell.flat()).transpose(0, 1)
     return _forward(cell, *inputs, keep=False)[-1].transpose(0, 1)
+
+
+def _check(cell: Cell, u: Tensor, h: Tensor, time: Tensor | None) -> None:
+    """Raises ValueError or TypeError where the kernels would read past a tensor's end or take it for another type."""
+    (T, batch, _), (units, width) = u.shape, cell.recurrent.shape
+    expect_tokens("cfc_scan", T)
+    rows = width * (1 if cell.mode == "pure" else 3 if time is None else 4)
+    shapes = [("heads", cell.heads[0], (rows, units)), ("heads' bias", cell.heads[1], (rows,))]
+    for number, (weight, bias) in enumerate(cell.layers):
+        shapes += [(f"layer {number}", weight, (units, units)), (f"layer {number}'s bias", bias, (units,))]
+    shapes += [("w_tau", cell.w_tau, (width,)), ("amplitude", cell.amplitude, (width,))]
+    given = ("u", u, (T, batch, units)), ("h", h, (batch, width)), ("time", time, (T, batch, 1))
+    expect("cfc_scan", *given, *shapes)
+    expect_type("cfc_scan", u.dtype, h=h, time=time, **{name: tensor for name, tensor, _ in shapes})
 
 
 class _CfCScan(torch.autograd.Function):
@@ -47,10 +58,11 @@ class _CfCScan(torch.autograd.Function):
         h0, time, z, g, h, *flat = ctx.saved_tensors
         cell = Cell.from_flat(*ctx.kind, flat)
         (a, gz, gg, g_time, g_w, g_amplitude), g_h0 = _backward(cell, time, z, g, gh)
-        before = torch.cat([h0[:, None], h[:, :-1]], dim=1)  # the state that each token sees
-        g_flat = [_outer(gz[0], before)]
-        for below, above in zip(a, (*gz[1:], gg), strict=True):
-            g_flat += [_outer(above, below), above.sum((0, 1))]
+        with torch.autocast(gh.device.type, enabled=False):  # a backward keeps the precision of its forward
+            before = torch.cat([h0[:, None], h[:, :-1]], dim=1)  # the state that each token sees
+            g_flat = [_outer(gz[0], before)]
+            for below, above in zip(a, (*gz[1:], gg), strict=True):
+                g_flat += [_outer(above, below), above.sum((0, 1))]
         g_extras = (g_w.sum(0), g_amplitude.sum(0)) if cell.mode == "pure" else (None, None)
         return None, None, gz[0], g_h0, None if time is None else g_time, *g_flat, *g_extras
 

@@ -30,7 +30,7 @@ def run(J: Tensor, b: Tensor, h0: Tensor, reverse: bool) -> Tensor:
     arrays = [x.detach().numpy() for x in (J, b)]
     starts = h0.detach().unsqueeze(1)  # (batch, pieces, D): the state each piece begins from
     if pieces > 1:
-        P, E = torch.empty(2, batch, pieces, D, dtype=J.dtype)
+        P, E = J.new_empty(2, batch, pieces, D)
         spread(compose, batch * pieces * blocks, J.numel(), width, reverse, *arrays, P.numpy(), E.numpy())
         states = [starts[:, 0]]
         for k in range(pieces - 1):

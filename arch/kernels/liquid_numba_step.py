@@ -38,16 +38,17 @@ BYTES = np.int64(4)  # of a float32
 
 def liquid_step(mixer) -> Callable:
     """Operation `liquid_step`: the `step` of an LTC for its weights as they stand, without gradients."""
-    field = mixer.field(torch.zeros(1, mixer.d_model))
+    like = mixer.in_proj.weight
+    field = mixer.field(like.new_zeros(1, mixer.d_model))
     p, tableau = plan_of(mixer.solver.name, mixer.solver.substeps, mixer.gate, field.coupling, field.B, mixer.d_state)
-    filters = (mixer.conv_weight, mixer.conv_bias) if mixer.d_conv else (torch.empty(0), torch.empty(0))
-    reversal = torch.empty(0) if mixer.reversal is None else mixer.reversal
+    filters = (mixer.conv_weight, mixer.conv_bias) if mixer.d_conv else (like.new_empty(0), like.new_empty(0))
+    reversal = like.new_empty(0) if mixer.reversal is None else mixer.reversal
     weights = (*filters, mixer.in_proj.weight, mixer.gate_bias, reversal, mixer.out_proj.weight)
     weights = owned(*weights)  # the function keeps them alive, and the constants
     constants = [field.inv_tau.t(), field.omega.expand_as(field.inv_tau).t(), weight_rows(field.coupling)]
     constants = [None if x is None else owned(x)[0] for x in constants]
     addresses = [weight.data_ptr() for weight in weights]
-    one, dt = torch.ones(1), torch.full((1,), 1 / mixer.solver.substeps)
+    one, dt = owned(like.new_ones(1), like.new_full((1,), 1 / mixer.solver.substeps))
     table = _table(constants, one, dt)
     sizes = width, inner, taps, n_states = mixer.d_model, mixer.d_inner, mixer.d_conv, mixer.d_state
     plan, kept = (p, tableau.astype(np.float32), table), (weights, constants, one, dt)
@@ -55,21 +56,21 @@ def liquid_step(mixer) -> Callable:
     def step(x_t: Tensor, state: dict, elapsed=None, shared=None, kept=kept) -> tuple[Tensor, dict]:
         if elapsed is not None:
             return mixer.step(x_t, state, elapsed)
-        batch, h = len(x_t), state["h"]
+        batch, h, conv = len(x_t), state["h"], state["conv"] if taps else None
         expect(
             "liquid_step",
             ("x", x_t, (batch, width)),
             ("h", h, (batch, inner, n_states)),
-            ("conv", state.get("conv"), (batch, taps - 1, width)),
+            ("conv", conv, (batch, taps - 1, width)),
         )
         given = [t.float().contiguous() for t in (x_t, h)]
         made = [torch.empty_like(t) for t in given]
-        conv = state["conv"].float().contiguous() if "conv" in state else one
+        conv = conv.float().contiguous() if taps else one
         new_conv = torch.empty_like(conv)
         places = [t.data_ptr() for t in (*given, conv, *made, new_conv)]
         _step(*places, *addresses, len(x_t), *sizes, *plan)
         new = {"h": made[1]}
-        return made[0], new | {"conv": new_conv} if "conv" in state else new
+        return made[0], new | {"conv": new_conv} if taps else new
 
     return step
 

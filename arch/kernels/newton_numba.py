@@ -6,6 +6,7 @@ from torch import Tensor
 
 from arch.kernels import newton_numba_tokens as kernels
 from arch.kernels.liquid_numba_solvers import method
+from harness.shapes import expect
 from harness.threads import spread
 
 RUN = int(kernels.RUN)
@@ -49,8 +50,9 @@ def tokens_vjp(
     """As arch.newton.tokens_vjp."""
     p, tableau, inputs = _prepared(solver, substeps, gate, a, A, inv_tau, omega, w, h0, h, elapsed)
     batch, T, D = a.shape
+    expect("liquid_tokens", ("g", g, a.shape))
     g_a, g_A = torch.empty_like(inputs[0]), torch.empty_like(inputs[0])
-    parts = torch.empty(3, batch, -(-T // RUN), D, dtype=g_a.dtype)
+    parts = g_a.new_empty(3, batch, -(-T // RUN), D)
     _run(kernels.tokens_vjp, p, a.shape, tableau, *inputs, g.contiguous(), g_a, g_A, *parts)
     g_inv_tau, g_omega, g_w = parts.sum((1, 2))
     return g_a, g_A, g_inv_tau, g_omega, None if w is None else g_w
@@ -60,6 +62,9 @@ def _prepared(
     solver, substeps, gate, a, A, inv_tau, omega, w, h0, h, elapsed
 ) -> tuple[kernels.Plan, np.ndarray, list[Tensor]]:
     batch, T, D = a.shape
+    constants = [(name, x, (D,)) for name, x in (("inv_tau", inv_tau), ("omega", omega), ("w", w))]
+    states = ("A", A, a.shape), ("h0", h0, (batch, D)), ("h", h, a.shape)
+    expect("liquid_tokens", *states, *constants, ("elapsed", elapsed, (batch, T)))
     kind, tableau = method(solver)
     width = -(-D // -(-D // WIDTH))  # blocks of equal width ...
     width = -(-width // 32) * 32  # ... in whole rounds of the vectorised loops

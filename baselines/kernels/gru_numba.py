@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from harness.numba_linear import HELPER, group, padded, panels, product
 from harness.numba_math import FASTMATH, one, sigmoid, tanh
-from harness.shapes import expect
+from harness.shapes import expect, expect_tokens, expect_type
 from harness.threads import spread
 
 JIT = {"cache": True, "fastmath": FASTMATH, "error_model": "numpy", "nogil": True}
@@ -22,17 +22,15 @@ JIT = {"cache": True, "fastmath": FASTMATH, "error_model": "numpy", "nogil": Tru
 
 def gru_scan(x: Tensor, h: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor, bias_hh: Tensor) -> Tensor:
     """The GRU over x (B, T, D) from h (B, d_inner), weights as nn.GRU holds them: h (B, T, d_inner)."""
-    if x.shape[1] == 0:
-        raise ValueError("gru_scan needs at least one token.")
-    gates, width = weight_hh.shape
-    expect("gru_scan", ("h", h, (len(x), width)), ("weight_ih", weight_ih, (gates, x.shape[2])))
-    return _scan(F.linear(x, weight_ih, bias_ih), h, weight_hh, bias_hh)
-
-
-def _scan(u: Tensor, h: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    (batch, T, inputs), width = x.shape, weight_hh.shape[1]
+    expect_tokens("gru_scan", T)
+    weights = ("weight_ih", weight_ih, (3 * width, inputs)), ("weight_hh", weight_hh, (3 * width, width))
+    biases = ("bias_ih", bias_ih, (3 * width,)), ("bias_hh", bias_hh, (3 * width,))
+    expect("gru_scan", ("h", h, (batch, width)), *weights, *biases)
+    expect_type("gru_scan", x.dtype, h=h, weight_ih=weight_ih, weight_hh=weight_hh, bias_ih=bias_ih, bias_hh=bias_hh)
     if torch.is_grad_enabled():
-        return _GRUScan.apply(u, h, weight, bias)
-    return _forward(u, h, weight, bias, keep=False)[0]
+        return _GRUScan.apply(x, h, weight_ih, weight_hh, bias_ih, bias_hh)
+    return _forward(F.linear(x, weight_ih, bias_ih), h, weight_hh, bias_hh, keep=False)[0]
 
 
 def _forward(u: Tensor, h0: Tensor, weight: Tensor, bias: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
@@ -49,28 +47,31 @@ def _spread(kernel, h: Tensor, *tensors: Tensor) -> None:
 
 
 class _GRUScan(torch.autograd.Function):
-    """From the input's products u (B, T, 3 d_inner) on."""
+    """The input's product too: autograd's own would follow the autocast that the backward is called under."""
 
     @staticmethod
-    def forward(ctx, u, h0, weight, bias):
-        h, kept = _forward(u, h0, weight, bias, keep=True)
-        ctx.save_for_backward(h0, weight, h, kept)
+    def forward(ctx, x, h0, weight_ih, weight, bias_ih, bias):
+        h, kept = _forward(F.linear(x, weight_ih, bias_ih), h0, weight, bias, keep=True)
+        ctx.save_for_backward(x, h0, weight_ih, weight, h, kept)
         return h
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gh):
-        h0, weight, h, kept = ctx.saved_tensors
+        x, h0, weight_ih, weight, h, kept = ctx.saved_tensors
         width = h.shape[2]
         before = torch.cat([h0[:, None], h[:, :-1]], dim=1)  # the state that each token sees
         gu, g_n = h.new_empty(*h.shape[:2], 3 * width), torch.empty_like(h)
         g_h0 = torch.empty_like(h0, memory_format=torch.contiguous_format)
         _spread(backward, h, before, panels(weight), kept, gh.contiguous(), gu, g_n, g_h0)
-        g_weight, rows = torch.empty_like(weight), before.flatten(0, 1)
-        parts = gu[..., : 2 * width].flatten(0, 1), g_n.flatten(0, 1)  # by U h + b: for r and z as by u
-        for part, out in zip(parts, g_weight.split([2 * width, width]), strict=True):
-            torch.mm(part.t(), rows, out=out)
-        return gu, g_h0, g_weight, torch.cat([part.sum(0) for part in parts])
+        g_weight, rows, by_u = torch.empty_like(weight), before.flatten(0, 1), gu.flatten(0, 1)
+        parts = by_u[:, : 2 * width], g_n.flatten(0, 1)  # by U h + b: for r and z as by u
+        with torch.autocast(gh.device.type, enabled=False):
+            for part, out in zip(parts, g_weight.split([2 * width, width]), strict=True):
+                torch.mm(part.t(), rows, out=out)
+            g_x = (by_u @ weight_ih).view(x.shape) if ctx.needs_input_grad[0] else None
+            g_weight_ih = by_u.t() @ x.flatten(0, 1)
+        return g_x, g_h0, g_weight_ih, g_weight, by_u.sum(0), torch.cat([part.sum(0) for part in parts])
 
 
 @njit(**HELPER)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from harness.shapes import expect
+from harness.shapes import expect, expect_tokens
 
 
 def lstm_scan(
@@ -24,6 +24,7 @@ def gru_scan(x: Tensor, h: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias_ih
 
 def _check(operation: str, x: Tensor, weight_hh: Tensor, **states: Tensor) -> None:
     """torch's modules look at the states' shapes; their kernels, called here, do not."""
+    expect_tokens(operation, x.shape[1])
     expect(operation, *((name, state, (len(x), weight_hh.shape[1])) for name, state in states.items()))
 
 

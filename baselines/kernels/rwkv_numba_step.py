@@ -35,10 +35,11 @@ def time_mix_step(mixer) -> Callable:
 
     def step(x_t: Tensor, state: dict, elapsed=None, shared=None, packed=packed) -> tuple[Tensor, dict]:
         batch, shift, wkv = len(x_t), state["shift"], state["wkv"]
-        states = ("shift", shift, (batch, heads * N)), ("wkv", wkv, (batch, heads, N, N))
-        expect("time_mix_step", ("x", x_t, (batch, heads * N)), *states)
+        first = mixer.first_value(shared) if blended else None
+        rows = [(name, t, (batch, heads * N)) for name, t in (("x", x_t), ("shift", shift), ("v_first", first))]
+        expect("time_mix_step", *rows, ("wkv", wkv, (batch, heads, N, N)))
         given = [t.float().contiguous() for t in (x_t, shift, wkv)]
-        v = mixer.first_value(shared).float().contiguous() if blended else torch.empty_like(given[0])
+        v = first.float().contiguous() if blended else torch.empty_like(given[0])
         y, wkv = torch.empty_like(given[0]), torch.empty_like(given[2])
         places = [t.data_ptr() for t in (*given, v, y, wkv, packed)]
         _time_mix(*places, blended, len(x_t), heads, N, *ranks, eps)

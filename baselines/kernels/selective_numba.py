@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from harness.numba_linear import HELPER
 from harness.numba_math import FASTMATH, exp
-from harness.shapes import expect
+from harness.shapes import expect, expect_tokens
 from harness.threads import spread
 
 WIDTHS = 256, 128, 64  # channels of one task: long loops cost less, but every thread should have a task
@@ -36,6 +36,7 @@ def selective_scan(
     """
     h0 = A.new_zeros(x.shape[0], *A.shape) if h0 is None else h0
     (batch, T, channels), N = x.shape, A.shape[1]
+    expect_tokens("selective_scan", T)
     by_token = ("dt", dt, x.shape), ("B", B, (batch, T, N)), ("C", C, (batch, T, N))
     constants = ("A", A, (channels, N)), ("D", D, (channels,))
     expect("selective_scan", *by_token, *constants, ("h0", h0, (batch, channels, N)))
