@@ -16,8 +16,7 @@ from harness.numba_math import FASTMATH, one, sigmoid
 from harness.shapes import expect
 from harness.threads import spread
 
-WIDTHS = 256, 128, 64, 32  # channels of one task: long rows cost less, but every thread should have a task
-TASKS = 4
+WIDTH = np.int64(256)  # channels of one task
 JIT = {"cache": True, "fastmath": FASTMATH, "error_model": "numpy", "nogil": True}
 
 
@@ -54,8 +53,7 @@ class _CausalConv(torch.autograd.Function):
         given = [t.contiguous() for t in (weight, bias, state, gy, g_last)]
         arrays = [t.numpy() for t in (*given, gx, g_state, g_taps)]
         flat, *strides = _spanned(x)
-        width = _width(B, D)
-        spread(_vjp, B * -(-D // width), x.numel() * len(weight), width, ctx.silu, flat, *strides, *arrays)
+        spread(_vjp, B * _blocks(D), x.numel() * len(weight), ctx.silu, flat, *strides, *arrays)
         total = g_taps.sum(0)
         return None, gx, total[:-1], total[-1], g_state
 
@@ -64,15 +62,12 @@ def _forward(silu: bool, x: Tensor, weight: Tensor, bias: Tensor, state: Tensor)
     y, last = x.new_empty(x.shape), x.new_empty(state.shape)
     arrays = [t.numpy() for t in (*(t.contiguous() for t in (weight, bias, state)), y, last)]
     flat, *strides = _spanned(x)
-    B, _, D = x.shape
-    width = _width(B, D)
-    spread(_values, B * -(-D // width), x.numel() * len(weight), width, silu, flat, *strides, *arrays)
+    spread(_values, x.shape[0] * _blocks(x.shape[2]), x.numel() * len(weight), silu, flat, *strides, *arrays)
     return y, last
 
 
-def _width(batch: int, channels: int) -> int:
-    """The widest that gives TASKS tasks; a function of the shape alone, so that sums do not depend on the threads."""
-    return next((width for width in WIDTHS if batch * -(-channels // width) >= TASKS), WIDTHS[-1])
+def _blocks(channels: int) -> int:
+    return -(-channels // int(WIDTH))
 
 
 def _spanned(x: Tensor) -> tuple[np.ndarray, int, int]:
@@ -116,13 +111,13 @@ def _silu(row):
 
 
 @njit(**JIT)
-def _values(first, last, width, silu, flat, across, along, weight, bias, state, y, kept):
+def _values(first, last, silu, flat, across, along, weight, bias, state, y, kept):
     """The tasks first..last - 1 of y (B, T, D) and of the inputs kept (B, K - 1, D)."""
     _, T, D = y.shape
-    blocks = (D + width - 1) // width
+    blocks = (D + WIDTH - 1) // WIDTH
     for task in range(first, last):
-        b, low = task // blocks, task % blocks * width
-        size, start = min(width, D - low), b * across + low
+        b, low = task // blocks, task % blocks * WIDTH
+        size, start = min(WIDTH, D - low), b * across + low
         for t in range(T):
             row = y[b, t, low : low + size]
             _convolve(t, flat, start, along, weight, bias, state[b], low, row)
@@ -135,14 +130,14 @@ def _values(first, last, width, silu, flat, across, along, weight, bias, state, 
 
 
 @njit(**JIT)
-def _vjp(first, last, width, silu, flat, across, along, weight, bias, state, gy, g_kept, gx, g_state, g_taps):
+def _vjp(first, last, silu, flat, across, along, weight, bias, state, gy, g_kept, gx, g_state, g_taps):
     """The tasks first..last - 1 of gx (B, T, D), g_state (B, K - 1, D) and g_taps (B, K + 1, D), zero before."""
     _, T, D = gy.shape
-    blocks, taps = (D + width - 1) // width, len(weight)
-    g = np.empty(width, gy.dtype)
+    blocks, taps = (D + WIDTH - 1) // WIDTH, len(weight)
+    g = np.empty(WIDTH, gy.dtype)
     for task in range(first, last):
-        b, low = task // blocks, task % blocks * width
-        size, start = min(width, D - low), b * across + low
+        b, low = task // blocks, task % blocks * WIDTH
+        size, start = min(WIDTH, D - low), b * across + low
         gx_flat = gx[b].reshape(T * D)
         for j in range(1 - taps, T):  # what reaches an input by being kept
             row, i = _input(j, gx_flat, low, D, g_state[b], low, size), j - T + taps - 1

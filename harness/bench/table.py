@@ -112,10 +112,10 @@ def models(content: dict) -> str:
 
 def newton(content: dict) -> str:
     """How Newton's method converges and what it takes, by batch x length."""
-    frame = pd.DataFrame(content["rows"])
-    study, peer = (frame[frame["what"] == what].dropna(axis=1, how="all") for what in ("study", "peer"))
-    cells = [f"{batch} x {length:,}" for batch, length in zip(study["batch"], study["length"], strict=True)]
-    table = pd.DataFrame({"batch x length": cells, "iterations": study["iterations"].map("{:.0f}".format)})
+    frame = pd.DataFrame(content["rows"]).sort_values(["batch", "length"])
+    study, peer = (frame[frame["what"] == what] for what in ("study", "peer"))
+    iterations = study["iterations"].map("{:.0f}".format)
+    table = pd.DataFrame({"batch x length": _sizes(study), "iterations": iterations})
     table["fallbacks"] = study["fallbacks"].map("{:.0f}".format)
     for key in ("residual", "difference"):
         table[key] = study[key].map("{:.1e}".format)
@@ -126,11 +126,15 @@ def newton(content: dict) -> str:
     if len(peer):
         columns = {"pararnn": "ParaCfC", "pararnn_loop": "its loop", "newton": "newton", "sequential": "sequential"}
         columns |= {"newton_projected": "newton, projecting", "sequential_projected": "sequential, projecting"}
-        other = pd.DataFrame({"batch x length": cells[: len(peer)]})
+        other = pd.DataFrame({"batch x length": _sizes(peer)})
         for key, title in columns.items():
             other[f"{title}, ms"] = list(peer[f"{key}_ms"].map(_number))
         parts += ["**Against pararnn-torch's ParaCfC**", _markdown(other)]
     return "\n\n".join([*parts, _footer(content)]) + "\n"
+
+
+def _sizes(frame: pd.DataFrame) -> list[str]:
+    return [f"{batch} x {length:,}" for batch, length in zip(frame["batch"], frame["length"], strict=True)]
 
 
 def _bars(content: dict) -> str:
