@@ -58,14 +58,17 @@ def test_values_and_gradients_are_those_of_the_loop(mode, merged, activation, ba
     agree(inputs(mode, merged, batch, length, units, width, layers), mode, merged, activation)
 
 
+def arranged(function):
+    """The scan over inputs that are laid out in other orders."""
+
+    def run(u, h, recurrent, weight, bias):
+        u, h = u.transpose(0, 1).contiguous().transpose(0, 1), torch.stack([h, h], dim=-1)[..., 1]
+        return scan(function, merged=True)(u, h, recurrent.t().contiguous().t(), weight.mT.contiguous().mT, bias)
+
+    return run
+
+
 def test_inputs_may_be_laid_out_in_any_order():
-    def arranged(function):
-        def run(u, h, recurrent, weight, bias):
-            u, h = u.transpose(0, 1).contiguous().transpose(0, 1), torch.stack([h, h], dim=-1)[..., 1]
-            return scan(function, merged=True)(u, h, recurrent.t().contiguous().t(), weight.mT.contiguous().mT, bias)
-
-        return run
-
     check(arranged(cfc_numba.cfc_scan), arranged(reference), inputs(merged=True))
 
 

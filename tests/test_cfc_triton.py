@@ -14,7 +14,7 @@ from arch.cfc_scan import CFC_SCAN, reference
 from arch.kernels import cfc_triton
 from arch.kernels.cfc_triton import cfc_scan
 from kernel_checks import check, exact, poison, relative_errors, values_and_gradients
-from test_cfc_scan import scan
+from test_cfc_scan import arranged, scan
 from triton_checks import DEVICE, needs_gpu
 
 INTERPRETED = DEVICE == "cpu"
@@ -50,13 +50,6 @@ def test_several_tiles_and_groups_of_sequences(monkeypatch):
 
 
 def test_inputs_may_be_laid_out_in_any_order():
-    def arranged(function):
-        def run(u, h, recurrent, weight, bias):
-            u, h = u.transpose(0, 1).contiguous().transpose(0, 1), torch.stack([h, h], dim=-1)[..., 1]
-            return scan(function, merged=True)(u, h, recurrent.t().contiguous().t(), weight.mT.contiguous().mT, bias)
-
-        return run
-
     check(arranged(cfc_scan), arranged(reference), inputs(merged=True))
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from harness import sizing
 from harness.bench.store import Store, absent
 from harness.bench.table import Row
-from harness.bench.timing import LEAST_ROUNDS, Limits, undisturbed
+from harness.bench.timing import LEAST_ROUNDS, Limits, in_turn, undisturbed
 from harness.configure import locate
 from harness.decode import Decoder
 from harness.latency import now
@@ -96,13 +96,12 @@ class Racer:
 
 
 def _train(racers: list[Racer], limits: Limits, say: Callable[[str], None]) -> list[Row]:
-    """Updates of every model by turns after an untimed one, of a slow one fewer; each round begins with another."""
+    """Updates of every model by turns after an untimed one, of a slow one fewer."""
     with undisturbed():
         for racer in racers:
             racer.update()
         for turn in range(limits.rounds):
-            first = turn % len(racers)
-            for racer in (*racers[first:], *racers[:first]):
+            for racer in in_turn(racers, turn):
                 if turn < LEAST_ROUNDS or sum(racer.seconds) * (turn + 1) / turn < limits.seconds:
                     racer.seconds.append(racer.update())
     rows = [racer.row() for racer in racers]
@@ -141,11 +140,9 @@ def _decode(
 ) -> list[Row]:
     """Milliseconds a token of each, by turns."""
     taken: dict[str, list[float]] = {name: [] for name in steps}
-    order = list(steps.items())
     with undisturbed():
         for turn in range(limits.rounds + 1):
-            first = turn % len(order)
-            for name, generate in (*order[first:], *order[:first]):
+            for name, generate in in_turn(list(steps.items()), turn):
                 start = now(device)
                 generate(DECODED)
                 if turn:  # the first compiles

@@ -3,9 +3,10 @@
 import gc
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from harness.memory import reused_memory
 PROBE = 16  # tokens of the first, untimed call
 QUICK_MS = 200  # a shorter call is preceded by an untimed one: what ran last leaves the caches in its own state
 LEAST_ROUNDS = 2
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,12 @@ def bearable(contestant: Contestant, batch: int, length: int, channels: int, lim
         tokens = min(most, growth * tokens)
 
 
+def in_turn(contestants: Sequence[T], turn: int) -> list[T]:
+    """The order of a round: each begins with another one, so that none is always the first."""
+    first = turn % len(contestants)
+    return [*contestants[first:], *contestants[:first]]
+
+
 def _warm(call: Call, training: bool, device: torch.device) -> float:
     """Milliseconds of the last of some calls, each kind made once before."""
     for with_backward in (False, True)[: 1 + training]:
@@ -125,16 +133,12 @@ def _warm(call: Call, training: bool, device: torch.device) -> float:
 def measure(
     contestants: list[Contestant], batch: int, length: int, channels: int, limits: Limits, device: torch.device
 ) -> dict[str, Times]:
-    """Times all contestants by turns until each has had its rounds or, after the least of them, its seconds.
-
-    Each round begins with another one, so that none always follows the same.
-    """
+    """Times all contestants by turns until each has had its rounds or, after the least of them, its seconds."""
     with undisturbed():
         times = {c.name: bearable(c, batch, length, channels, limits, device) for c in contestants}
         spent = dict.fromkeys(times, 0.0)
         for turn in range(limits.rounds):
-            first = turn % len(contestants)
-            for contestant in (*contestants[first:], *contestants[:first]):
+            for contestant in in_turn(contestants, turn):
                 enough = spent[contestant.name] * (turn + 1) / max(turn, 1) > 1e3 * limits.seconds
                 if turn < LEAST_ROUNDS or not enough:
                     spent[contestant.name] += _round(times[contestant.name], contestant.training, device)
