@@ -1,5 +1,6 @@
 """Where else a run's metrics go. The record on disk is always written and stays the source of truth."""
 
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -84,6 +85,18 @@ class WandbLogger(Logger):
         self._run.log(metrics, step=step)
 
     def finish(self, result: dict) -> None:
+        """Returns once wandb's files are on the disk.
+
+        Offline, wandb's own `finish` returns while its service still writes them. So the end of the service is waited
+        for, and then the system's own write to the disk.
+        """
+        import wandb
+
         self._run.summary.update(result)
+        folder = Path(self._run.dir).parent  # .../wandb/offline-run-DATE-KEY/files
         self._run.finish()
         self._run = None
+        wandb.teardown()
+        for file in folder.glob("*.wandb"):
+            with file.open("rb") as written:
+                os.fsync(written.fileno())

@@ -1,5 +1,12 @@
 """W&B through its own client, offline; and the logger that logs nowhere."""
 
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
 import pytest
 import yaml
 
@@ -32,6 +39,29 @@ def test_wandb_offline_keeps_config_metrics_and_result(tmp_path):
     stored = file.read_bytes()
     for expected in (b"ltc-tiny", b"the-model", b"loss", b"1.25", b"1.125", b"bits_per_byte", b"2.0625"):
         assert expected in stored
+
+
+def test_wandb_offline_has_stopped_writing_when_finish_returns(tmp_path):
+    """A file that its service still holds open may lack what was logged last."""
+    logger = WandbLogger(directory=str(tmp_path))
+    logger.start("name", "key", {})
+    service = {child.pid for child in psutil.Process().children(recursive=True)}
+    assert service
+    logger.finish({"status": "finished"})
+    assert not service & set(psutil.pids())
+
+
+def test_wandb_offline_keeps_the_result_of_a_process_killed_right_after(tmp_path):
+    code = (
+        "import os, signal; from harness.loggers import WandbLogger; logger = WandbLogger(directory='.');"
+        "logger.start('name', 'key', {}); logger.log({'loss': 1.25}, 1); logger.finish({'bits_per_byte': 2.0625});"
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    root = Path(__file__).parents[1]
+    killed = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(root)})
+    assert killed.returncode == -signal.SIGKILL
+    (file,) = tmp_path.glob("wandb/offline-run-*/run-key.wandb")
+    assert all(part in file.read_bytes() for part in (b"1.25", b"2.0625"))
 
 
 def test_wandb_disabled_writes_nothing(tmp_path):
