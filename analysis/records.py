@@ -7,7 +7,7 @@ from pathlib import Path
 
 from harness.errors import RecordError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 STATUSES = ("finished", "diverged")
 REQUIRED = ("key", "name", "status", "model", "size", "task", "seed", "parameters", "data", "training", "certificates")
 

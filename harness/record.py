@@ -18,7 +18,7 @@ from harness.environment import environment
 from harness.errors import RecordError
 from harness.files import replacing
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 IGNORED = ("logger", "records", "force", "progress", "question")
 """Keys of the configuration that change nothing about a run's figures, and so not its key either."""
 KEY_LENGTH = 16
@@ -26,10 +26,20 @@ LOCK = ".lock"
 
 
 def run_key(config: dict, data_digest: str) -> str:
-    """Returns the run's key: sha256 over the schema, the resolved configuration less IGNORED, and the data's digest."""
-    meaning = {key: value for key, value in config.items() if key not in IGNORED}
+    """Returns the run's key: sha256 over the schema, the meaning of the resolved configuration, and the data's digest.
+
+    The meaning is names and values: all but IGNORED, and of what a node builds its class's name without its module.
+    """
+    meaning = _meaning({key: value for key, value in config.items() if key not in IGNORED})
     canonical = to_json({"schema": SCHEMA_VERSION, "config": meaning, "data": data_digest}, sort_keys=True)
     return hashlib.sha256(canonical.encode()).hexdigest()[:KEY_LENGTH]
+
+
+def _meaning(node: Any) -> Any:
+    """`node` with the dotted path under each `_target_` cut to its last name: where code stands changes no run."""
+    if isinstance(node, dict):
+        return {k: v.rpartition(".")[2] if k == "_target_" else _meaning(v) for k, v in node.items()}
+    return [_meaning(item) for item in node] if isinstance(node, list | tuple) else node
 
 
 def to_json(value: Any, **options) -> str:

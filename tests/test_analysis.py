@@ -43,7 +43,14 @@ def write_run(folder, model="ltc", seed=0, bits=2.0, solver=None, status="finish
         "epochs": None if accuracy is not None else tokens / 1e7,
         "tokens_per_second": more.get("speed", 9000),
     }
-    result = {"schema_version": 1, "key": key, "name": name, "status": status, "model": model, "solver": solver}
+    result = {
+        "schema_version": records.SCHEMA_VERSION,
+        "key": key,
+        "name": name,
+        "status": status,
+        "model": model,
+        "solver": solver,
+    }
     result |= {"gradient": None, "size": "1m", "task": task, "seed": seed, "data": {"digest": "b2023cac2b1df6e6"}}
     result |= {"parameters": {"total": 1_000_448, "non_embedding": 934_912}, "training": training}
     result |= {"evaluation": {"test": test, "extrapolation": longer}, "measurement": machine | {"contexts": rows}}
@@ -196,7 +203,7 @@ def test_a_run_found_twice_counts_once(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", ["", '{"schema_version": 1, "ke', "[]", '{"schema_version": 2}', "\x00", '{"schema_version": 1}']
+    "content", ["", '{"schema_version": 2, "ke', "[]", '{"schema_version": 1}', "\x00", '{"schema_version": 2}']
 )
 def test_a_corrupt_record_is_named_with_its_remedy(folder, capsys, content):
     path = write_run(folder, "gru") / "result.json"

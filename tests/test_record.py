@@ -30,6 +30,13 @@ def test_the_key_is_what_changes_the_figures_and_nothing_else():
     assert key != run_key(CONFIG, "other")
 
 
+def test_the_key_knows_a_class_by_its_name_wherever_it_stands():
+    here = CONFIG | {"model": {"parts": [{"_target_": "arch.ltc.LTC", "d_state": 1}]}}
+    moved = CONFIG | {"model": {"parts": [{"_target_": "arch.ltc.mixer.LTC", "d_state": 1}]}}
+    another = CONFIG | {"model": {"parts": [{"_target_": "arch.ltc.Other", "d_state": 1}]}}
+    assert run_key(here, "digest") == run_key(moved, "digest") != run_key(another, "digest")
+
+
 def test_a_run_is_finished_once_its_result_lies_there(tmp_path):
     with Run.open(tmp_path, "ltc-hf/tiny stories", CONFIG, "d") as run:
         assert run.path == tmp_path / f"ltc-hf-tiny-stories-{run_key(CONFIG, 'd')}"
@@ -70,7 +77,7 @@ def test_clear_starts_anew(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", ["{", "", "[]", "\xff", '{"schema_version": 0, "key": "x"}', '{"schema_version": 1, "key": "another"}']
+    "content", ["{", "", "[]", "\xff", '{"schema_version": 0, "key": "x"}', '{"schema_version": 2, "key": "another"}']
 )
 def test_a_damaged_result_is_told(tmp_path, content):
     with Run.open(tmp_path, "a", CONFIG, "d") as run:

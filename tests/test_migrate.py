@@ -1,0 +1,67 @@
+"""Records of an earlier schema become today's: found by the command that made them, with every figure as it was."""
+
+import json
+import shutil
+
+import pytest
+
+import configs
+import run
+from harness import migrate
+from harness.record import SCHEMA_VERSION, run_key
+
+RECORDS = sorted(path.parent for path in (run.ROOT / "results").glob("*/result.json"))
+
+
+def read(folder, name="result.json"):
+    return json.loads((folder / name).read_text())
+
+
+@pytest.mark.parametrize("folder", RECORDS, ids=lambda folder: folder.name)
+def test_a_record_is_found_by_the_command_that_made_it(folder):
+    config = read(folder, "config.json")
+    overrides = [f"model={config['model']['name']}", f"seed={config['seed']}"]
+    overrides += [f"solver={config['solver']['name']}"] if "solver" in config else []
+    assert folder.name.endswith(run_key(configs.resolved(*overrides), read(folder)["data"]["digest"]))
+
+
+@pytest.fixture
+def old(tmp_path):
+    """A record as schema 1 kept it."""
+    folder = tmp_path / "ltc-tiny-0123456789abcdef"
+    shutil.copytree(RECORDS[0], folder)
+    old = read(folder) | {"schema_version": migrate.FIRST_SCHEMA, "key": "0123456789abcdef"}
+    (folder / "result.json").write_text(json.dumps(old))
+    return folder
+
+
+def test_migration_changes_the_key_and_no_figure(old):
+    before, files = read(old), {path.name for path in old.iterdir()}
+    moved = migrate.migrate(old)
+    after = read(moved)
+    assert not old.exists()
+    assert moved.name == f"ltc-tiny-{after['key']}"
+    assert after["key"] == RECORDS[0].name.rpartition("-")[2]
+    assert {path.name for path in moved.iterdir()} == files
+    same = {"schema_version": SCHEMA_VERSION, "key": after["key"]}
+    assert after == before | same
+    assert migrate.migrate(moved) is None
+
+
+def test_a_kill_on_the_way_loses_nothing(old, monkeypatch):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(migrate, "_write", killed)
+        with pytest.raises(KeyboardInterrupt):
+            migrate.migrate(old)
+    assert old.exists()
+    assert migrate.migrate(old).exists()
+
+
+def test_the_command_names_what_it_moved(old, capsys):
+    migrate.main([str(old.parent)])
+    assert old.name in capsys.readouterr().out
+    migrate.main([str(old.parent)])
+    assert not capsys.readouterr().out
