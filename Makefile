@@ -41,9 +41,9 @@ $(VENV)/.installed-peers: $(VENV)/.installed
 	touch $@
 
 bench: peers
-	$(BIN)/python -m harness.bench kernels
-	$(BIN)/python -m harness.bench models
-	$(BIN)/python -m harness.bench newton
+	$(BIN)/python -m bench kernels
+	$(BIN)/python -m bench models
+	$(BIN)/python -m bench newton
 
 clean:
 	rm -rf $(VENV) runs reports

@@ -53,7 +53,7 @@ def resolve(config: DictConfig) -> dict:
         raise ConfigError(
             f"kernel={plain['kernel']} was given, but model={plain['model']['name']} has no kernels to choose from.",
             "kernel=auto where the model's mixer takes no `kernel`.",
-            "remove kernel=, or give the mixer a `kernel: ${kernel}` and an operation of harness/kernels.py.",
+            "remove kernel=, or give the mixer a `kernel: ${kernel}` and an operation of harness/ops/registry.py.",
         )
     return checked(plain, "", extra=COMPOSED_ONLY)
 
@@ -118,7 +118,7 @@ def preflight(arguments: list[str]) -> None:
 @hydra.main(config_path=str(ROOT / "conf"), config_name="config", version_base="1.3")
 def job(config: DictConfig) -> None:
     """Runs one job of the command."""
-    from harness.report import show
+    from harness.summary import show
 
     with told():
         plain = resolve(config)

@@ -1,9 +1,9 @@
-"""What `python -m harness.bench` has measured, for the README: its tables, and where Newton's method wins."""
+"""What `python -m bench` has measured, for the README: its tables, and where Newton's method wins."""
 
 from pathlib import Path
 
+from analysis import bench_tables as table
 from analysis import figures
-from harness.bench import table
 
 TITLES = ("Newton's method over time against the fused sequential scan", "The same on a GPU")
 

@@ -7,16 +7,18 @@ from typing import Any
 import torch
 from pydantic import NonNegativeInt
 
-from harness import kernels, record, sizing
-from harness.certify import certify
+from harness.checks.certify import certify
 from harness.errors import UserError
-from harness.evaluate import EvaluateConfig, evaluate
-from harness.loggers import Logger
-from harness.measure import MeasureConfig, cost, measure
-from harness.model import LanguageModel, ModelSpec
-from harness.sizing import SizeConfig
+from harness.evaluation.evaluate import EvaluateConfig, evaluate
+from harness.measurement.measure import MeasureConfig, cost, measure
+from harness.model import sizing
+from harness.model.backbone import LanguageModel, ModelSpec
+from harness.model.sizing import SizeConfig
+from harness.ops import registry as kernels
+from harness.records import record
 from harness.tasks.task import Task
-from harness.trainer import TrainerConfig, train
+from harness.training.loggers import Logger
+from harness.training.trainer import TrainerConfig, train
 
 
 class CertificateError(UserError):
@@ -94,7 +96,7 @@ class Experiment:
         if failed:
             raise CertificateError(
                 f"model={self.model.name} fails {', '.join(gate['name'] for gate in failed)}: {failed[0]['detail']}",
-                "an architecture that keeps the contract of harness/mixer.py.",
+                "an architecture that keeps the contract of harness/model/mixer.py.",
                 f"mend the mixer; every gate's figures are in {run.path / 'certificates.json'}.",
             )
         return certificates

@@ -52,7 +52,7 @@ def leaf(*shape: int, dtype=torch.float32) -> torch.Tensor:
 
 
 def selective_scan(dtype):
-    from baselines.kernels.selective_triton import selective_scan
+    from baselines.mamba.scan_triton import selective_scan
 
     B, T, D, N = 2, 40, 96, 16
     x, dt = leaf(B, T, D, dtype=dtype), leaf(B, T, D, dtype=dtype)
@@ -61,14 +61,14 @@ def selective_scan(dtype):
 
 
 def rwkv_scan(dtype):
-    from baselines.kernels.rwkv_triton import rwkv_scan
+    from baselines.rwkv.scan_triton import rwkv_scan
 
     B, T, H, N = 2, 40, 2, 64
     differentiate(rwkv_scan(*(leaf(B, T, H, N, dtype=dtype) for _ in range(6)), leaf(B, H, N, N)))
 
 
 def causal_conv(dtype):
-    from harness.causal_conv_triton import causal_conv
+    from harness.ops.causal_conv.conv_triton import causal_conv
 
     for silu in (False, True):
         inputs = [leaf(2, 40, 96, dtype=dtype), leaf(4, 96), leaf(96), leaf(2, 3, 96, dtype=dtype)]
@@ -76,7 +76,7 @@ def causal_conv(dtype):
 
 
 def linear_scan(dtype):
-    from arch.kernels.linear_scan_triton import run
+    from harness.ops.linear_scan.scan_triton import run
 
     for reverse in (False, True):
         with torch.no_grad():
@@ -84,7 +84,7 @@ def linear_scan(dtype):
 
 
 def liquid_scan(dtype):
-    from arch.kernels.liquid_triton import liquid_scan
+    from arch.ltc.scan_triton import liquid_scan
 
     B, T, D = 2, 40, 96
     for solver, N in (("rk4", 1), ("semi_implicit", 16), ("exponential", 1)):
@@ -95,7 +95,7 @@ def liquid_scan(dtype):
 
 
 def liquid_tokens(dtype):
-    from arch.kernels.newton_triton import tokens, tokens_vjp
+    from arch.ltc.tokens_triton import tokens, tokens_vjp
 
     B, T, D = 2, 40, 96
     given = [leaf(B, T, D), leaf(B, T, D), leaf(D), leaf(D), leaf(D), leaf(B, D), leaf(B, T, D)]
@@ -106,8 +106,8 @@ def liquid_tokens(dtype):
 
 
 def cfc_scan(_dtype):
-    from arch.cfc_scan import Cell
-    from arch.kernels.cfc_triton import cfc_scan
+    from arch.cfc.scan import Cell
+    from arch.cfc.scan_triton import cfc_scan
 
     T, B, D = 4, 20, 96
     for mode, heads in (("default", 3), ("pure", 1)):

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import run
-from harness.model import ModelSpec
+from harness.model.backbone import ModelSpec
 
 MODELS = sorted(path.stem for path in (Path(run.ROOT) / "conf" / "model").glob("*.yaml"))
 

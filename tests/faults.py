@@ -3,7 +3,8 @@
 import torch
 from torch import nn
 
-from harness.mixer import Flops, Mixer, Trusted
+from harness.checks.oracles import Oracle, oracle_of
+from harness.model.mixer import Flops, Mixer
 
 
 class Decay(Mixer):
@@ -13,11 +14,11 @@ class Decay(Mixer):
         super().__init__(d_model, layer, n_layers)
         self.project = nn.Linear(d_model, d_model, bias=False)
 
-    def step(self, x_t, state, elapsed=None, shared=None):
+    def step(self, x_t, state, call=None):
         h = (state["h"] + self.project(x_t)) / 2
         return h, {"h": h}
 
-    def forward(self, x, state=None, elapsed=None, shared=None):
+    def forward(self, x, state=None, call=None):
         state, outputs = state or self.init_state(x.shape[0], dtype=x.dtype), []
         for x_t in x.unbind(1):
             y, state = Decay.step(self, x_t, state)
@@ -36,11 +37,11 @@ class Mean(Mixer):
 
     constant_state = False
 
-    def step(self, x_t, state, elapsed=None, shared=None):
+    def step(self, x_t, state, call=None):
         seen = torch.cat([state["seen"], x_t[:, None]], 1)
         return seen.mean(1), {"seen": seen}
 
-    def forward(self, x, state=None, elapsed=None, shared=None):
+    def forward(self, x, state=None, call=None):
         seen = x if state is None else torch.cat([state["seen"], x], 1)
         means = seen.cumsum(1) / torch.arange(1, seen.shape[1] + 1, dtype=x.dtype)[:, None]
         return means[:, -x.shape[1] :], {"seen": seen}
@@ -53,36 +54,36 @@ class Mean(Mixer):
 
 
 class Future(Decay):
-    def forward(self, x, state=None, elapsed=None, shared=None):
+    def forward(self, x, state=None, call=None):
         y, state = super().forward(x, state)
         return y + nn.functional.pad(x[:, 1:], (0, 0, 0, 1)), state
 
 
 class HiddenFuture(Decay):
-    def forward(self, x, state=None, elapsed=None, shared=None):
+    def forward(self, x, state=None, call=None):
         y, state = super().forward(x, state)
         return y + 1e-6 * nn.functional.pad(x[:, 1:], (0, 0, 0, 1)).detach(), state
 
 
 class BatchMean(Decay):
-    def forward(self, x, state=None, elapsed=None, shared=None):
+    def forward(self, x, state=None, call=None):
         y, state = super().forward(x, state)
         return y - y.mean(0, keepdim=True), state
 
-    def step(self, x_t, state, elapsed=None, shared=None):
+    def step(self, x_t, state, call=None):
         y, state = super().step(x_t, state)
         return y - y.mean(0, keepdim=True), state
 
 
 class WrongStep(Decay):
-    def step(self, x_t, state, elapsed=None, shared=None):
+    def step(self, x_t, state, call=None):
         y, state = super().step(x_t, state)
         return y * (1 + 1e-7), state
 
 
 class WrongGeneration(Decay):
     def frozen_step(self):
-        def step(x_t, state, elapsed=None, shared=None):
+        def step(x_t, state, call=None):
             y, state = Decay.step(self, x_t, state)
             return y * 1.1, state
 
@@ -90,12 +91,12 @@ class WrongGeneration(Decay):
 
 
 class Forgetful(Decay):
-    def forward(self, x, state=None, elapsed=None, shared=None):
+    def forward(self, x, state=None, call=None):
         return super().forward(x, None)
 
 
 class WrongGradient(Decay):
-    def forward(self, x, state=None, elapsed=None, shared=None):
+    def forward(self, x, state=None, call=None):
         y, state = super().forward(x, state)
         return y * 0.999 + y.detach() * 0.001, state
 
@@ -124,13 +125,13 @@ class ContextFlops(Decay):
 
 
 class NotANumber(Decay):
-    def forward(self, x, state=None, elapsed=None, shared=None):
+    def forward(self, x, state=None, call=None):
         y, state = super().forward(x, state)
         return torch.log(-y.abs() - 1), state
 
 
 class Raises(Decay):
-    def step(self, x_t, state, elapsed=None, shared=None):
+    def step(self, x_t, state, call=None):
         raise RuntimeError("the kernel fell over")
 
 
@@ -141,21 +142,33 @@ class ZeroStart(Decay):
         super().__init__(d_model, layer, n_layers)
         self.gain = nn.Parameter(torch.zeros(d_model))
 
-    def forward(self, x, state=None, elapsed=None, shared=None):
+    def forward(self, x, state=None, call=None):
         y, state = super().forward(x, state)
         return y + self.gain * nn.functional.pad(x[:, 1:], (0, 0, 0, 1)), state
 
 
 class Agrees(Decay):
-    def trusted(self):
-        return Trusted("a reference", lambda x: self(x)[0] * (1 + 1e-7), tolerance=1e-6)
+    pass
 
 
 class Disagrees(Decay):
-    def trusted(self):
-        return Trusted("a reference", lambda x: self(x)[0] * (1 + 1e-5), tolerance=1e-6)
+    pass
 
 
 class NotInstalled(Decay):
-    def trusted(self):
-        import a_package_that_nobody_has  # noqa: F401
+    pass
+
+
+@oracle_of(Agrees)
+def agreeing(mixer):
+    return Oracle("a reference", lambda x: mixer(x)[0] * (1 + 1e-7), tolerance=1e-6)
+
+
+@oracle_of(Disagrees)
+def disagreeing(mixer):
+    return Oracle("a reference", lambda x: mixer(x)[0] * (1 + 1e-5), tolerance=1e-6)
+
+
+@oracle_of(NotInstalled)
+def not_installed(mixer):
+    import a_package_that_nobody_has  # noqa: F401

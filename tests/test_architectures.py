@@ -3,8 +3,8 @@
 import torch
 
 import configs
-from harness.certify import certify
-from harness.sizing import SizeConfig, solve
+from harness.checks.certify import certify
+from harness.model.sizing import SizeConfig, solve
 
 
 def test_every_architecture_is_certified(architecture):

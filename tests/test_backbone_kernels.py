@@ -5,9 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness import backbone_numba
-from harness.mlp import swiglu
-from harness.norm import reference as rms_norm
+from harness.model.mlp import swiglu
+from harness.model.norm import reference as rms_norm
+from harness.ops.elementwise import kernel_numba as backbone_numba
 
 OPERATIONS = {
     "swiglu": (backbone_numba.swiglu, swiglu, 0),

@@ -11,14 +11,15 @@ import torch
 import yaml
 
 import run
+from analysis import bench_tables as table
 from analysis.__main__ import main as analyse
-from harness.bench import __main__ as command
-from harness.bench import kernels, table, timing
-from harness.bench.bandwidth import floor_ms
-from harness.bench.bars import Bar
-from harness.bench.comparison import Comparison, layer
-from harness.bench.store import Store
-from harness.bench.timing import Call, Contestant, Limits
+from bench import __main__ as command
+from bench import kernels, timing
+from bench.bandwidth import floor_ms
+from bench.comparison import Comparison, layer
+from bench.store import Store
+from bench.targets import Bar
+from bench.timing import Call, Contestant, Limits
 from harness.configure import locate
 from harness.errors import ConfigError, RecordError
 
@@ -133,7 +134,7 @@ def test_a_peer_that_is_not_installed_is_skipped_with_a_line(tmp_path):
 
 def test_measurements_are_kept_taken_up_again_and_measured_again_by_force(tmp_path, monkeypatch, capsys):
     quick = ["kernels", "--quick", "--out", str(tmp_path)]
-    config = CONFIGS["kernels"] | {"comparisons": ["baselines.bench.gru"]}
+    config = CONFIGS["kernels"] | {"comparisons": ["bench.baselines.gru"]}
     monkeypatch.setattr(command.yaml, "safe_load", lambda _: config)
     command.main(quick)
     rows = json.loads((tmp_path / "kernels.json").read_text())["rows"]
@@ -192,7 +193,7 @@ def test_every_comparison_has_contestants_that_run_and_bars_name_them(path):
 
 
 def test_the_contestants_of_the_liquid_scan_compute_the_same_thing():
-    contestants = {c.name: c for c in locate("arch.bench.liquid_scan", "comparisons")(CPU).contestants}
+    contestants = {c.name: c for c in locate("bench.liquid.liquid_scan", "comparisons")(CPU).contestants}
     fused, loop = (contestants[name].make(2, 5, 16).run() for name in ("fused, semi_implicit x 6", "torch loop"))
     torch.testing.assert_close(fused, loop)
     rk4, peer = (contestants[n].make(2, 5, 16).run() for n in ("fused, rk4", "torchdiffeq rk4"))

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.causal_conv import reference
-from harness.causal_conv_numba import causal_conv
+from harness.ops.causal_conv.conv import reference
+from harness.ops.causal_conv.conv_numba import causal_conv
 from kernel_checks import check, poison, values_and_gradients
 
 

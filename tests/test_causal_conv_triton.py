@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness import causal_conv_triton
-from harness.causal_conv import reference
-from harness.causal_conv_triton import causal_conv
+from harness.ops.causal_conv import conv_triton as causal_conv_triton
+from harness.ops.causal_conv.conv import reference
+from harness.ops.causal_conv.conv_triton import causal_conv
 from kernel_checks import check, exact, poison, relative_errors, values_and_gradients
 from triton_checks import DEVICE, compiled, needs_gpu
 
@@ -105,7 +105,7 @@ def test_a_diverged_input_stays_visible_where_it_is():
 
 def test_the_kernels_compile_for_a_gpu(tmp_path):
     calls = """
-from harness.causal_conv_triton import causal_conv
+from harness.ops.causal_conv.conv_triton import causal_conv
 for length, channels, taps, dtype in ((100, 96, 4, torch.float32), (1, 3, 1, torch.float64)):
     x = torch.ones(2, length, channels, dtype=dtype).requires_grad_()
     weight, bias, state = (torch.ones(shape) for shape in ((taps, channels), channels, (2, taps - 1, channels)))

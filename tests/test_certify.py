@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 import torch
 
-from baselines.recurrent import LSTM
+from baselines.recurrent.mixer import LSTM
 from faults import (
     Agrees,
     BatchMean,
@@ -30,11 +30,11 @@ from faults import (
     WrongStep,
     ZeroStart,
 )
-from harness.case import GATES, Case
-from harness.certify import Gate, certify
-from harness.mlp import SwiGLU
-from harness.model import ModelSpec, Width
-from harness.sizing import SizeConfig, count
+from harness.checks.case import GATES, Case
+from harness.checks.certify import Gate, certify
+from harness.model.backbone import ModelSpec, Width
+from harness.model.mlp import SwiGLU
+from harness.model.sizing import SizeConfig, count
 
 
 def certified(mixer, params=None, vocab_size=11):
@@ -77,7 +77,7 @@ def test_an_honest_architecture_passes_every_gate(mixer):
         (WrongShape, {"state_shape"}),
         (WrongFlops, {"flops"}),
         (ContextFlops, {"flops"}),
-        (Disagrees, {"trusted"}),
+        (Disagrees, {"oracle"}),
         (Raises, {"prefill_and_step", "scan", "scan_gradients", "generation", "flops"}),
     ],
 )
@@ -106,14 +106,14 @@ def test_an_exception_is_told_in_the_gate_it_broke():
 
 def test_a_missing_third_party_is_skipped_by_name():
     certificates = certified(NotInstalled)
-    gate = named(certificates, "trusted")
+    gate = named(certificates, "oracle")
     assert gate.passed is None
     assert "a_package_that_nobody_has" in gate.detail
     assert certificates.passed
 
 
 def test_no_third_party_known_passes_and_says_so():
-    assert "Decay: no third-party implementation known" in named(certified(Decay), "trusted").detail
+    assert "Decay: no third-party implementation known" in named(certified(Decay), "oracle").detail
 
 
 @pytest.mark.parametrize(("factor", "passes"), [(1.019, True), (0.985, True), (1.03, False), (0.97, False)])

@@ -4,9 +4,12 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from arch.cfc import CfC
-from arch.cfc_scan import ACTIVATIONS, reference
-from arch.kernels.cfc_torch import cfc_scan
+from arch.cfc.mixer import CfC
+from arch.cfc.oracle import ncps_weights
+from arch.cfc.scan import ACTIVATIONS, reference
+from arch.cfc.scan_torch import cfc_scan
+from harness.checks.oracles import find_oracle
+from harness.model.mixer import Call
 from oracles import step_loop
 
 MODES = pytest.mark.parametrize("mode", ["default", "pure", "no_gate"])
@@ -26,7 +29,7 @@ def test_forward_equals_ncps(mode, layers):
     pytest.importorskip("ncps")
     mixer = cfc(mode=mode, backbone_layers=layers)
     x = tokens()
-    torch.testing.assert_close(mixer(x)[0], mixer.trusted().forward(x), rtol=0, atol=1e-13)
+    torch.testing.assert_close(mixer(x)[0], find_oracle(mixer).forward(x), rtol=0, atol=1e-13)
 
 
 @MODES
@@ -34,10 +37,10 @@ def test_one_step_equals_ncps_at_irregular_times(mode):
     ncps = pytest.importorskip("ncps.torch.cfc_cell")
     mixer = cfc(mode=mode)
     cell = ncps.CfCCell(6, 12, mode, backbone_units=7).double()
-    cell.load_state_dict(mixer._ncps_weights())
+    cell.load_state_dict(ncps_weights(mixer))
     x, h, elapsed = tokens()[:, 0], torch.randn(3, 12, dtype=torch.float64), torch.tensor([0.1, 1.0, 7.0]).double()
     expected, _ = cell(x, h, elapsed[:, None])
-    torch.testing.assert_close(mixer.step(x, {"h": h}, elapsed)[1]["h"], expected, rtol=0, atol=1e-14)
+    torch.testing.assert_close(mixer.step(x, {"h": h}, Call(elapsed))[1]["h"], expected, rtol=0, atol=1e-14)
 
 
 @MODES
@@ -45,7 +48,7 @@ def test_one_step_equals_ncps_at_irregular_times(mode):
 def test_forward_equals_the_step_loop(mode, timed):
     mixer, x = cfc(mode=mode), tokens()
     elapsed = torch.rand(3, 9, dtype=torch.float64) * 3 if timed else None
-    y, state = mixer(x, elapsed=elapsed)
+    y, state = mixer(x, call=Call(elapsed))
     stepped, stepped_state = step_loop(mixer, x, elapsed=elapsed)
     h = stepped_state["h"]
     torch.testing.assert_close(y, stepped, rtol=0, atol=1e-13)

@@ -7,8 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arch.cfc_scan import ACTIVATIONS, Cell, frozen_cfc, reference
-from arch.kernels import cfc_numba, frozen_cfc_numba
+from arch.cfc import scan_numba as cfc_numba
+from arch.cfc import step_numba as frozen_cfc_numba
+from arch.cfc.scan import ACTIVATIONS, Cell, frozen_cfc, reference
 from kernel_checks import check, poison, relative_errors, values_and_gradients
 
 MODES = ("default", "no_gate", "pure")

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import test_cfc_scan
-from arch.cfc import CfC
-from arch.cfc_scan import CFC_SCAN, reference
-from arch.kernels import cfc_triton
-from arch.kernels.cfc_triton import cfc_scan
+from arch.cfc import scan_triton as cfc_triton
+from arch.cfc.mixer import CfC
+from arch.cfc.scan import CFC_SCAN, reference
+from arch.cfc.scan_triton import cfc_scan
 from kernel_checks import check, exact, poison, relative_errors, values_and_gradients
 from test_cfc_scan import arranged, scan
 from triton_checks import DEVICE, needs_gpu

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 import tiny
-from harness import checkpoint
 from harness.errors import CheckpointError
-from harness.record import Run
+from harness.records.record import Run
+from harness.training import checkpoint
 
 TIMED = ("seconds", "tokens_per_second", "peak_memory_bytes", "energy_joules")
 

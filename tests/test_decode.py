@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import configs
-from harness.decode import ROOM, Decoder, keep
-from harness.model import Width
-from harness.state import map_tensors, tensors
+from harness.generation.decode import ROOM, Decoder, keep
+from harness.model.backbone import Width
+from harness.model.state import map_tensors, tensors
 
 TOKENS = torch.randint(256, (9, 2), generator=torch.Generator().manual_seed(3))
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from harness.energy import EnergyMeter
+from harness.machine.energy import EnergyMeter
 
 
 def zone(root, name, label, energy, span=1_000_000):
@@ -63,7 +63,7 @@ def test_two_wraps_are_seen_when_sampled_between(tmp_path):
 
 
 def test_the_meter_samples_by_itself(tmp_path, monkeypatch):
-    monkeypatch.setattr("harness.energy.SAMPLE_SECONDS", 0.001)
+    monkeypatch.setattr("harness.machine.energy.SAMPLE_SECONDS", 0.001)
     zone(tmp_path, "intel-rapl:0", "package-0", 5)
     with EnergyMeter("cpu", tmp_path) as meter:
         path = tmp_path / "intel-rapl:0" / "energy_uj"

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from harness.evaluate import EvaluateConfig, evaluate, extrapolation, loss_by_position, stream_loss
+from harness.evaluation.evaluate import EvaluateConfig, evaluate, extrapolation, loss_by_position, stream_loss
 from harness.tasks.mqar import MQAR
 from harness.tasks.parity import Parity
 from harness.tasks.text import TextTask

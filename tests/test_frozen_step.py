@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import configs
-from baselines.transformer import Attention
-from harness.model import LanguageModel, Width
-from harness.state import map_tensors, tensors
+from baselines.transformer.mixer import Attention
+from harness.model.backbone import LanguageModel, Width
+from harness.model.state import map_tensors, tensors
 from kernel_checks import poison
 
 VOCAB = 16

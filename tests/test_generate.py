@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from harness.generate import choose, generate, sample_text
-from harness.mixer import Mixer
-from harness.model import LanguageModel, ModelSpec, Width
+from harness.generation.generate import choose, generate, sample_text
+from harness.model.backbone import LanguageModel, ModelSpec, Width
+from harness.model.mixer import Mixer
 
 
 class Decay(Mixer):
@@ -16,7 +16,7 @@ class Decay(Mixer):
         super().__init__(d_model, layer, n_layers)
         self.project = nn.Linear(d_model, d_model)
 
-    def forward(self, x, state=None, elapsed=None, shared=None):
+    def forward(self, x, state=None, call=None):
         state = self.init_state(len(x), dtype=x.dtype) if state is None else state
         outputs = []
         for x_t in x.unbind(1):
@@ -24,7 +24,7 @@ class Decay(Mixer):
             outputs.append(y_t)
         return torch.stack(outputs, 1), state
 
-    def step(self, x_t, state, elapsed=None, shared=None):
+    def step(self, x_t, state, call=None):
         h = 0.8 * state["h"] + torch.tanh(self.project(x_t))
         return h, {"h": h}
 

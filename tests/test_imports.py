@@ -35,5 +35,5 @@ def test_no_package_imports_what_lies_above_it(package):
 
 def test_the_reader_of_imports_sees_one_inside_a_function(tmp_path):
     path = tmp_path / "module.py"
-    path.write_text("def f():\n    from arch.ltc import LTC\n    return LTC\n")
+    path.write_text("def f():\n    from arch.ltc.mixer import LTC\n    return LTC\n")
     assert imported(path) == {"arch"}

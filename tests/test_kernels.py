@@ -8,14 +8,15 @@ import torch
 
 import configs
 from arch.gradients import Backprop
-from arch.ltc import LTC
-from arch.newton import Newton
-from arch.recurrence import Sequential
-from harness import kernels
-from harness.decode import Decoder
+from arch.ltc.mixer import LTC
+from arch.ltc.newton import Newton
+from arch.ltc.recurrence import Sequential
 from harness.errors import ConfigError
-from harness.kernels import Kernel, Operation
-from harness.model import Width
+from harness.generation.decode import Decoder
+from harness.model.backbone import Width
+from harness.model.mixer import Call
+from harness.ops import registry as kernels
+from harness.ops.registry import Kernel, Operation
 
 
 def double(x):
@@ -160,4 +161,4 @@ def test_what_served_names_the_torch_code_of_training_beside_the_kernel_of_evalu
 def test_fused_refuses_a_gradient_by_the_elapsed_time(parallel):
     elapsed = torch.ones(2, 6, requires_grad=True)
     with pytest.raises(ValueError, match="no gradient by elapsed"):
-        LTC(8, kernel="fused", parallel=parallel)(torch.randn(2, 6, 8), elapsed=elapsed)
+        LTC(8, kernel="fused", parallel=parallel)(torch.randn(2, 6, 8), call=Call(elapsed))

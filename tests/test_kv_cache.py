@@ -5,9 +5,9 @@ import math
 import torch
 from torch.testing import assert_close
 
-from baselines.kv_cache import GROWTH, SPARE, KVCache
-from baselines.transformer import Attention
-from harness.state import detach, map_tensors, tensors
+from baselines.transformer.kv_cache import GROWTH, SPARE, KVCache
+from baselines.transformer.mixer import Attention
+from harness.model.state import detach, map_tensors, tensors
 from oracles import step_loop
 
 

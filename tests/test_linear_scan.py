@@ -10,9 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arch.kernels import linear_scan_numba, linear_scan_triton
-from arch.linear_scan import LINEAR_SCAN, log_depth, reference
 from harness.errors import ConfigError
+from harness.ops.linear_scan import scan_numba as linear_scan_numba
+from harness.ops.linear_scan import scan_triton as linear_scan_triton
+from harness.ops.linear_scan.scan import LINEAR_SCAN, log_depth, reference
 from kernel_checks import poison
 
 ROOT = Path(__file__).parent.parent
@@ -180,7 +181,7 @@ COMPILE = """
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from arch.kernels import linear_scan_triton as module
+from harness.ops.linear_scan import scan_triton as module
 
 for kernel, tensors in ((module._compose, ("J", "b", "P", "E")), (module._walk, ("J", "b", "starts", "h"))):
     signature = {name: "*fp32" for name in tensors} | {name: "i32" for name in ("T", "D", "length", "pieces")}

@@ -10,8 +10,8 @@ import run
 
 PROGRAM = """
 import torch
-from arch.kernels.liquid_numba import liquid_scan
-from harness.memory import peak_bytes, reset_peak
+from arch.ltc.scan_numba import liquid_scan
+from harness.machine.memory import peak_bytes, reset_peak
 
 BATCH, T, D = 8, 1024, 256
 torch.set_num_threads(1)

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arch.kernels import liquid_numba as module
-from arch.kernels.liquid_numba import liquid_scan
-from arch.liquid_scan import LIQUID_SCAN
+from arch.ltc import scan_numba as module
+from arch.ltc.scan import LIQUID_SCAN
+from arch.ltc.scan_numba import liquid_scan
 from kernel_checks import poison
 
 TABLEAUS = {  # A and b, written out here once more: the kernel's own table must not be its oracle

@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arch.kernels import liquid_triton
-from arch.kernels.liquid_triton import liquid_scan
-from arch.liquid_scan import LIQUID_SCAN, reference
+from arch.ltc import scan_triton as liquid_triton
+from arch.ltc.scan import LIQUID_SCAN, reference
+from arch.ltc.scan_triton import liquid_scan
 from kernel_checks import check, exact, poison, relative_errors, values_and_gradients
 from triton_checks import DEVICE, needs_gpu
 

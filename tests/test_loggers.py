@@ -12,7 +12,7 @@ import yaml
 
 from harness.configure import checked
 from harness.errors import ConfigError
-from harness.loggers import NoLogger, WandbLogger
+from harness.training.loggers import NoLogger, WandbLogger
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +53,7 @@ def test_wandb_offline_has_stopped_writing_when_finish_returns(tmp_path):
 
 def test_wandb_offline_keeps_the_result_of_a_process_killed_right_after(tmp_path):
     code = (
-        "import os, signal; from harness.loggers import WandbLogger; logger = WandbLogger(directory='.');"
+        "import os, signal; from harness.training.loggers import WandbLogger; logger = WandbLogger(directory='.');"
         "logger.start('name', 'key', {}); logger.log({'loss': 1.25}, 1); logger.finish({'bits_per_byte': 2.0625});"
         "os.kill(os.getpid(), signal.SIGKILL)"
     )

@@ -7,12 +7,13 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from arch.gradients import Adjoint, Backprop, Checkpoint
-from arch.ltc import LTC
-from arch.newton import Newton
-from arch.recurrence import Sequential
+from arch.ltc.mixer import LTC
+from arch.ltc.newton import Newton
+from arch.ltc.recurrence import Sequential
 from arch.solvers import Adaptive, Exponential, RungeKutta, SemiImplicit
 from harness.errors import ConfigError
-from harness.state import state_bytes
+from harness.model.mixer import Call
+from harness.model.state import state_bytes
 from oracles import step_loop
 
 D, T, B = 8, 6, 2
@@ -51,7 +52,7 @@ def assert_paths_agree(ltc, elapsed=None):
     def grads(y):
         return torch.autograd.grad((y * torch.linspace(-1, 1, y.numel()).view_as(y)).sum(), leaves)
 
-    y, state = ltc(x, elapsed=elapsed)
+    y, state = ltc(x, call=Call(elapsed))
     gradients = grads(y)
     stepped, last = step_loop(ltc, x, ltc.init_state(B, device=x.device, dtype=x.dtype), elapsed)
     assert_same(stepped, y)
@@ -60,8 +61,8 @@ def assert_paths_agree(ltc, elapsed=None):
         assert_same(ours, expected)
     cut = 2
     early, late = (None, None) if elapsed is None else (elapsed[:, :cut], elapsed[:, cut:])
-    head, carried = ltc(x[:, :cut], elapsed=early)
-    tail, last = ltc(x[:, cut:], carried, elapsed=late)
+    head, carried = ltc(x[:, :cut], call=Call(early))
+    tail, last = ltc(x[:, cut:], carried, call=Call(late))
     assert_same(torch.cat([head, tail], 1), y)
     assert_same(last, state)
     for ours, expected in zip(grads(torch.cat([head, tail], 1)), gradients, strict=True):
@@ -126,12 +127,13 @@ def test_newtons_method_gives_the_sequential_states_and_tells_how_it_converged()
 def test_the_fused_token_is_the_step(options):
     ltc = mixer(torch.float32, **options)
     x, times = inputs(torch.float32)
+    call = Call(times[:, 3])
     with torch.no_grad():
         run, state = ltc.frozen_step(), ltc(x[:, :3])[1]
         assert run != ltc.step  # the kernel serves
         before = {name: tensor.clone() for name, tensor in state.items()}
         assert_same(run(x[:, 3], state), ltc.step(x[:, 3], state), 1e-5)
-        assert_same(run(x[:, 3], state, times[:, 3]), ltc.step(x[:, 3], state, times[:, 3]), 1e-5)
+        assert_same(run(x[:, 3], state, call), ltc.step(x[:, 3], state, call), 1e-5)
         assert_same(state, before, 0)
 
 
@@ -152,7 +154,7 @@ def test_the_elapsed_times_gradient_is_the_references(parallel):
     gradients = []
     for kernel in ("auto", "reference"):
         elapsed = times.clone().requires_grad_()
-        y, _ = mixer(parallel=parallel, kernel=kernel)(x, elapsed=elapsed)
+        y, _ = mixer(parallel=parallel, kernel=kernel)(x, call=Call(elapsed))
         gradients.append(torch.autograd.grad(y.sin().sum(), elapsed)[0])
     assert gradients[1].abs().min() > 0
     assert_same(*gradients)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from arch.solvers import Exponential, RungeKutta
+from harness.model.mixer import Call
 from test_ltc import B, D, T, assert_same, inputs, mixer
 
 
@@ -66,6 +67,6 @@ def test_a_gate_blind_to_the_state_is_a_selective_state_space_model():
 def test_twice_the_elapsed_time_is_two_tokens_alike():
     ltc = mixer(solver=Exponential(), coupling="none", d_conv=0)
     x, _ = inputs()
-    twice = ltc(x, elapsed=torch.full((B, T), 2.0, dtype=torch.float64))[0]
+    twice = ltc(x, call=Call(torch.full((B, T), 2.0, dtype=torch.float64)))[0]
     again = ltc(x.repeat_interleave(2, dim=1))[0][:, 1::2]
     assert_same(twice, again, 1e-12)

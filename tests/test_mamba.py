@@ -9,18 +9,19 @@ from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
 import configs
-from baselines import mamba_trusted
-from baselines.mamba import Mamba
+from baselines.mamba import oracle as mamba_oracle
+from baselines.mamba.mixer import Mamba
+from harness.checks.oracles import find_oracle
 from harness.errors import ConfigError
-from harness.sizing import SizeConfig, count, solve
-from harness.state import tensors
+from harness.model.sizing import SizeConfig, count, solve
+from harness.model.state import tensors
 from oracles import step_loop
 
 
 def mamba_ssm(name: str):
     if find_spec("mamba_ssm") is None:
         pytest.skip("mamba-ssm is not installed")
-    return mamba_trusted.import_mamba_ssm(name)
+    return mamba_oracle.import_mamba_ssm(name)
 
 
 def results(function, mixer, x, state):
@@ -131,9 +132,9 @@ def test_mixer_equals_mamba_ssm_and_its_state_dict_loads():
     ours = {name: p.shape for name, p in mixer.named_parameters()}
     assert ours == {name: p.shape for name, p in theirs.named_parameters()}
     mixer.load_state_dict(theirs.state_dict())
-    trusted = mamba_trusted.mamba_ssm_mixer(mixer)
+    oracle = mamba_oracle.mamba_ssm_mixer(mixer)
     x = torch.randn(2, 19, 24)
-    assert_close(mixer(x)[0], trusted.forward(x), rtol=1e-4, atol=trusted.tolerance)
+    assert_close(mixer(x)[0], oracle.forward(x), rtol=1e-4, atol=oracle.tolerance)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -141,14 +142,14 @@ def test_mixer_equals_transformers_where_mamba_ssm_is_absent(monkeypatch, dtype)
     def absent(mixer):
         raise ImportError("mamba_ssm")
 
-    monkeypatch.setattr(mamba_trusted, "mamba_ssm_mixer", absent)
+    monkeypatch.setattr(mamba_oracle, "mamba_ssm_mixer", absent)
     if find_spec("mamba_ssm"):  # whose import transformers notices
-        mamba_trusted.import_mamba_ssm("mamba_ssm")
+        mamba_oracle.import_mamba_ssm("mamba_ssm")
     mixer = Mamba(24, d_state=8, d_conv=3, dt_rank=4).to(dtype)
-    trusted = mixer.trusted()
-    assert "transformers" in trusted.name
+    oracle = find_oracle(mixer)
+    assert "transformers" in oracle.name
     x = torch.randn(2, 19, 24, dtype=dtype)
-    assert_close(mixer(x)[0], trusted.forward(x), rtol=1e-4, atol=trusted.tolerance)
+    assert_close(mixer(x)[0], oracle.forward(x), rtol=1e-4, atol=oracle.tolerance)
 
 
 @pytest.mark.parametrize(("params", "n_layers"), [(250_000, 3), (1_000_000, 4)])

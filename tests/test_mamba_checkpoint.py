@@ -7,17 +7,17 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from baselines import mamba_trusted
-from baselines.mamba import Mamba
-from baselines.mamba_checkpoint import load_mamba_checkpoint, translate
+from baselines.mamba import oracle as mamba_oracle
+from baselines.mamba.mixer import Mamba
+from baselines.mamba.weights import load_mamba_checkpoint, translate
 from harness.errors import CheckpointError
-from harness.model import ModelSpec, Width
+from harness.model.backbone import ModelSpec, Width
 
 
 def mamba_ssm(name: str):
     if find_spec("mamba_ssm") is None:
         pytest.skip("mamba-ssm is not installed")
-    return mamba_trusted.import_mamba_ssm(name)
+    return mamba_oracle.import_mamba_ssm(name)
 
 
 def small_model(vocab_size=40, n_layers=2):
@@ -51,8 +51,8 @@ def _on_cpu(theirs) -> None:
     for layer in backbone.layers:
         mixer = Mamba(16)
         mixer.load_state_dict(layer.mixer.state_dict())
-        trusted = mamba_trusted.mamba_ssm_mixer(mixer)
-        layer.mixer.forward = lambda x, inference_params=None, trusted=trusted: trusted.forward(x)
+        oracle = mamba_oracle.mamba_ssm_mixer(mixer)
+        layer.mixer.forward = lambda x, inference_params=None, oracle=oracle: oracle.forward(x)
 
 
 def test_a_checkpoint_of_transformers_gives_its_logits():
@@ -63,7 +63,7 @@ def test_a_checkpoint_of_transformers_gives_its_logits():
     model = small_model()
     load_mamba_checkpoint(model, theirs.state_dict())
     tokens = torch.randint(40, (2, 13))
-    with mamba_trusted.transformers_in_torch():
+    with mamba_oracle.transformers_in_torch():
         logits = theirs(tokens, use_cache=False).logits
     assert_close(model(tokens)[0], logits, rtol=1e-4, atol=1e-5)
     untied = {name: tensor for name, tensor in theirs.state_dict().items() if name != "lm_head.weight"}

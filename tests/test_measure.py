@@ -5,13 +5,13 @@ import pytest
 import torch
 from torch import nn
 
-from harness import forecast, latency, measure
-from harness.cost import dollars_per_million_tokens
-from harness.flops import train_flops_per_token
-from harness.hardware import available_bytes, device_name, used_bytes
-from harness.measure import MeasureConfig, StateMismatchError
-from harness.mixer import Flops, Mixer
-from harness.model import ModelSpec, Width
+from harness.machine.hardware import available_bytes, device_name, used_bytes
+from harness.measurement import forecast, latency, measure
+from harness.measurement.cost import dollars_per_million_tokens
+from harness.measurement.measure import MeasureConfig, StateMismatchError
+from harness.model.backbone import ModelSpec, Width
+from harness.model.flops import train_flops_per_token
+from harness.model.mixer import Flops, Mixer
 
 
 class Average(Mixer):
@@ -23,13 +23,13 @@ class Average(Mixer):
         super().__init__(d_model, layer, n_layers)
         self.key = nn.Linear(d_model, d_model, bias=False)
 
-    def forward(self, x, state=None, elapsed=None, shared=None):
+    def forward(self, x, state=None, call=None):
         kept = self.key(x) if state is None else torch.cat([state["kept"], self.key(x)], dim=1)
         total = kept.cumsum(1)[:, -x.shape[1] :]
         seen = torch.arange(kept.shape[1] - x.shape[1], kept.shape[1], device=x.device) + 1
         return total / seen[:, None], {"kept": kept}
 
-    def step(self, x_t, state, elapsed=None, shared=None):
+    def step(self, x_t, state, call=None):
         y, state = self.forward(x_t[:, None], state)
         return y[:, 0], state
 
@@ -45,7 +45,7 @@ class Decay(Average):
 
     constant_state = True
 
-    def forward(self, x, state=None, elapsed=None, shared=None):
+    def forward(self, x, state=None, call=None):
         state = state or self.init_state(x.shape[0], device=x.device, dtype=x.dtype)
         y = []
         for t in range(x.shape[1]):
@@ -53,7 +53,7 @@ class Decay(Average):
             y.append(out)
         return torch.stack(y, dim=1), state
 
-    def step(self, x_t, state, elapsed=None, shared=None):
+    def step(self, x_t, state, call=None):
         h = 0.9 * state["h"] + self.key(x_t)
         return h, {"h": h}
 
@@ -85,7 +85,7 @@ class Watched(Decay):
         self.__dict__.setdefault("given", []).append(weakref.ref(state["h"]))
         return state
 
-    def step(self, x_t, state, elapsed=None, shared=None):
+    def step(self, x_t, state, call=None):
         self.__dict__.setdefault("alive", []).append(sum(ref() is not None for ref in self.given))
         return super().step(x_t, state)
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from harness.hardware import used_bytes
-from harness.memory import reused_memory
+from harness.machine.hardware import used_bytes
+from harness.machine.memory import reused_memory
 
 SIZE = 64 * 2**20
 

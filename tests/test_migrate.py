@@ -7,8 +7,8 @@ import pytest
 
 import configs
 import run
-from harness import migrate
-from harness.record import SCHEMA_VERSION, run_key
+from harness.records import migrate
+from harness.records.record import SCHEMA_VERSION, run_key
 
 RECORDS = sorted(path.parent for path in (run.ROOT / "results").glob("*/result.json"))
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import configs
-from harness.sizing import SizeConfig, solve
-from harness.state import map_tensors, state_bytes, tensors
+from harness.model.sizing import SizeConfig, solve
+from harness.model.state import map_tensors, state_bytes, tensors
 
 
 @pytest.fixture

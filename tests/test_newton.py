@@ -11,11 +11,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arch.bench import liquid_inputs
-from arch.kernels import newton_numba, newton_triton
-from arch.liquid_scan import reference
-from arch.liquid_tokens import tokens, tokens_vjp
-from arch.newton import Newton, Tally, newton_scan, refuses
+from arch.ltc import tokens_numba as newton_numba
+from arch.ltc import tokens_triton as newton_triton
+from arch.ltc.newton import Newton, Tally, newton_scan, refuses
+from arch.ltc.scan import reference
+from arch.ltc.tokens import tokens, tokens_vjp
+from bench.liquid import liquid_inputs
 
 SOLVERS = ["euler", "midpoint", "heun", "rk4", "semi_implicit", "exponential"]
 EXACT = Newton(tolerance=1e-7)
@@ -290,7 +291,7 @@ COMPILE = """
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from arch.kernels import newton_triton as module
+from arch.ltc import tokens_triton as module
 
 inputs = ("a", "A", "inv_tau", "omega", "w", "h0", "h", "dt")
 for kernel, outputs, sizes in (

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from arch import newton_bench
-from harness.bench.timing import Limits
+from bench import newton_study as newton_bench
+from bench.timing import Limits
 
 CPU, ONCE = torch.device("cpu"), Limits(rounds=1)
 

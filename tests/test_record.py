@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from analysis import records
-from harness import record
-from harness.environment import environment, git_state
 from harness.errors import RecordError
-from harness.record import Run, run_key
+from harness.machine.environment import environment, git_state
+from harness.records import record
+from harness.records.record import Run, run_key
 
 CONFIG = {"model": {"d_state": 1}, "size": {"params": 1000}, "logger": {"mode": "offline"}, "records": "runs"}
 

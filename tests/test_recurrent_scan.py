@@ -7,9 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numba import njit
 
-from baselines.kernels import frozen_recurrent_numba, gru_numba, recurrent_torch
-from baselines.recurrent_scan import frozen_gru, frozen_lstm, gru_scan, lstm_scan
-from harness.numba_linear import padded, panels, product
+from baselines.recurrent import gru_numba
+from baselines.recurrent import scan_torch as recurrent_torch
+from baselines.recurrent import step_numba as frozen_recurrent_numba
+from baselines.recurrent.scan import frozen_gru, frozen_lstm, gru_scan, lstm_scan
+from harness.ops.toolbox.numba_linear import padded, panels, product
 from kernel_checks import check, poison, relative_errors, values_and_gradients
 
 SCANS = {

@@ -10,9 +10,9 @@ import run
 
 PROGRAM = """
 import torch, numba
-from harness.runtime import use_threads
+from harness.machine.runtime import use_threads
 use_threads({threads})
-import baselines.selective_scan, arch.liquid_scan
+import baselines.mamba.scan, arch.ltc.scan
 print(torch.get_num_threads(), min({threads}, numba.config.NUMBA_NUM_THREADS) == numba.get_num_threads())
 """
 

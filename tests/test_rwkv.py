@@ -8,12 +8,14 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import configs
-from baselines import rwkv_scan
-from baselines.rwkv import ChannelMix, TimeMix, auto_rank
+from baselines.rwkv import scan as rwkv_scan
+from baselines.rwkv.mixer import ChannelMix, TimeMix, auto_rank
+from harness.checks.oracles import find_oracle
 from harness.errors import ConfigError
-from harness.model import LanguageModel, ModelSpec, Width
-from harness.sizing import SizeConfig, count, solve
-from harness.state import state_bytes, tensors
+from harness.model.backbone import LanguageModel, ModelSpec, Width
+from harness.model.mixer import Call
+from harness.model.sizing import SizeConfig, count, solve
+from harness.model.state import state_bytes, tensors
 
 VOCAB, LAYERS, WIDTH = 32, 3, Width(32, 48)
 RANKS = {"decay_rank": 3, "rate_rank": 4, "value_rank": 5, "gate_rank": 6}
@@ -40,10 +42,10 @@ def tokens(B: int = 2, T: int = 20) -> torch.Tensor:
 class LoopMix(TimeMix):
     """TimeMix on the torch loop in place of the kernels."""
 
-    def forward(self, x, state=None, elapsed=None, shared=None):
+    def forward(self, x, state=None, call=None):
         state = state or self.init_state(len(x), dtype=x.dtype)
         previous = torch.cat([state["shift"][:, None], x[:, :-1]], dim=1)
-        vectors, gate = self._vectors(x, previous, shared)
+        vectors, gate = self._vectors(x, previous, call.shared)
         y, wkv = rwkv_scan.scan_reference(*vectors, state["wkv"])
         return self._read(y, vectors, gate), {"shift": x[:, -1], "wkv": wkv}
 
@@ -106,17 +108,17 @@ def test_gradients_agree_with_finite_differences():
 def test_the_value_of_layer_0_reaches_the_layers_above():
     upper, x = disturbed(TimeMix(32, 1, 3, head_dim=16)).double(), torch.randn(2, 5, 32, dtype=torch.float64)
     one, other = ({"v_first": torch.randn(2, 5, 32, dtype=torch.float64)} for _ in range(2))
-    assert not torch.allclose(upper(x, shared=one)[0], upper(x, shared=other)[0])
+    assert not torch.allclose(upper(x, call=Call(shared=one))[0], upper(x, call=Call(shared=other))[0])
     with pytest.raises(ConfigError, match="layer 1"):
-        upper(x, shared={})
+        upper(x, call=Call(shared={}))
 
 
 def test_no_gradient_comes_from_the_future():
     model, ids = language_model(), tokens(1, 12)
     x = model.embedding_norm(model.embedding(ids)).detach().requires_grad_()
-    shared, h = {}, x
+    call, h = Call(shared={}), x
     for block in model.blocks:
-        h, _ = block.run("forward", h, None, None, shared)
+        h, _ = block.run("forward", h, None, call)
     (gradient,) = torch.autograd.grad(h[:, 6].square().sum(), x)
     assert gradient[:, 7:].abs().max() == 0
     assert (gradient[:, :7].abs().amax(-1) > 0).all()
@@ -140,18 +142,19 @@ def test_flops_are_those_of_step(layer):
     for mixer in (time, channel):
         counter = FlopCounterMode(display=False)
         with counter:
-            mixer.step(torch.randn(1, 32), mixer.init_state(1), None, {"v_first": torch.randn(1, 32)} if layer else {})
+            call = Call(shared={"v_first": torch.randn(1, 32)} if layer else {})
+            mixer.step(torch.randn(1, 32), mixer.init_state(1), call)
         assert counter.get_total_flops() == mixer.flops_per_token(7).matmul > 0
 
 
 @pytest.mark.parametrize("make", [functools.partial(TimeMix, head_dim=16), functools.partial(ChannelMix, d_ff=48)])
 def test_a_mixer_equals_the_rwkv_package(make):
     mixer = disturbed(make(d_model=32, layer=0, n_layers=2))
-    trusted, x = mixer.trusted(), torch.randn(2, 19, 32)
-    torch.testing.assert_close(trusted.forward(x), mixer(x)[0].detach(), atol=1e-5, rtol=1e-5)
+    oracle, x = find_oracle(mixer), torch.randn(2, 19, 32)
+    torch.testing.assert_close(oracle.forward(x), mixer(x)[0].detach(), atol=1e-5, rtol=1e-5)
     with torch.no_grad():
         next(mixer.parameters()).add_(0.1)  # the comparison sees the mixer's weights, and sees a difference
-    assert not torch.allclose(trusted.forward(x), make(d_model=32, layer=0, n_layers=2)(x)[0], atol=1e-2)
+    assert not torch.allclose(oracle.forward(x), make(d_model=32, layer=0, n_layers=2)(x)[0], atol=1e-2)
 
 
 def test_the_official_start():

@@ -6,7 +6,8 @@ import sys
 import pytest
 import torch
 
-from baselines import rwkv_checkpoint
+from baselines.rwkv import weights as rwkv_checkpoint
+from baselines.rwkv.oracle import rwkv_package
 from harness.errors import CheckpointError
 from test_rwkv import VOCAB, language_model, tokens
 
@@ -14,7 +15,7 @@ from test_rwkv import VOCAB, language_model, tokens
 def test_a_whole_model_equals_the_rwkv_package_in_sequence_and_step_by_step(tmp_path):
     model, ids = language_model(torch.float32), tokens(1, 24)
     torch.save(rwkv_checkpoint.export_x070(model), tmp_path / "tiny.pth")
-    package = rwkv_checkpoint.rwkv_package().RWKV_x070(str(tmp_path / "tiny"), "cpu fp32")
+    package = rwkv_package().RWKV_x070(str(tmp_path / "tiny"), "cpu fp32")
     logits = model(ids)[0][0].detach()
     assert logits.std() > 0.05
     sequence, _ = package.forward(ids[0].tolist(), None, full_output=True)
@@ -31,7 +32,7 @@ def test_importing_the_package_leaves_no_switch_behind(monkeypatch):
     monkeypatch.delenv("RWKV_V7_ON", raising=False)
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
     monkeypatch.delitem(sys.modules, "rwkv.model", raising=False)
-    assert hasattr(rwkv_checkpoint.rwkv_package(), "RWKV_x070_TMix_seq")
+    assert hasattr(rwkv_package(), "RWKV_x070_TMix_seq")
     assert torch.backends.cudnn.benchmark is False
     assert "RWKV_V7_ON" not in os.environ
 

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from baselines import rwkv_scan
-from baselines.kernels.rwkv_numba import rwkv_scan as fused
+from baselines.rwkv import scan as rwkv_scan
+from baselines.rwkv.scan_numba import rwkv_scan as fused
 from kernel_checks import check, exact, poison, relative_errors, values_and_gradients
 
 NAMES = ("r", "w", "k", "v", "a", "b", "state")

@@ -6,9 +6,9 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from baselines.kernels import rwkv_triton
-from baselines.kernels.rwkv_triton import rwkv_scan
-from baselines.rwkv_scan import scan_reference
+from baselines.rwkv import scan_triton as rwkv_triton
+from baselines.rwkv.scan import scan_reference
+from baselines.rwkv.scan_triton import rwkv_scan
 from kernel_checks import check, exact, poison, relative_errors, values_and_gradients
 from triton_checks import DEVICE, compiled, needs_gpu
 
@@ -107,7 +107,7 @@ def test_it_refuses_too_large_heads():
 
 def test_the_kernels_compile_for_a_gpu(tmp_path):
     calls = """
-from baselines.kernels.rwkv_triton import rwkv_scan
+from baselines.rwkv.scan_triton import rwkv_scan
 for length, size, dtype in ((100, 64, torch.float32), (1, 5, torch.float64)):
     vectors = torch.ones(6, 1, length, 2, size, dtype=dtype).requires_grad_()
     differentiate(rwkv_scan(*vectors, torch.zeros(1, 2, size, size, dtype=dtype)))

@@ -10,11 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from baselines.kernels import selective_mamba_ssm, selective_numba
-from baselines.kernels.selective_mamba_ssm import scan_by
-from baselines.kernels.selective_numba import selective_scan
-from baselines.mamba_trusted import import_mamba_ssm
-from baselines.selective_scan import selective_scan_reference
+from baselines.mamba import scan_mamba_ssm as selective_mamba_ssm
+from baselines.mamba import scan_numba as selective_numba
+from baselines.mamba.oracle import import_mamba_ssm
+from baselines.mamba.scan import selective_scan_reference
+from baselines.mamba.scan_mamba_ssm import scan_by
+from baselines.mamba.scan_numba import selective_scan
 from kernel_checks import check, poison, relative_errors, values_and_gradients
 
 

@@ -5,9 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from baselines.kernels import selective_triton
-from baselines.kernels.selective_triton import selective_scan
-from baselines.selective_scan import selective_scan_reference
+from baselines.mamba import scan_triton as selective_triton
+from baselines.mamba.scan import selective_scan_reference
+from baselines.mamba.scan_triton import selective_scan
 from kernel_checks import check, exact, poison, relative_errors, values_and_gradients
 from triton_checks import DEVICE, compiled, needs_gpu
 
@@ -112,7 +112,7 @@ def test_it_refuses_too_many_states():
 
 def test_the_kernels_compile_for_a_gpu(tmp_path):
     calls = """
-from baselines.kernels.selective_triton import selective_scan
+from baselines.mamba.scan_triton import selective_scan
 for length, channels, states, dtype in ((100, 96, 16, torch.float32), (1, 3, 1, torch.float64)):
     x, dt = torch.ones(2, 1, length, channels, dtype=dtype).requires_grad_()
     B, C = torch.ones(2, 1, length, states, dtype=dtype)

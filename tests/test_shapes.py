@@ -5,17 +5,18 @@ import torch
 
 import configs
 import tiny
-from arch.cfc import CfC
-from arch.liquid_scan import LIQUID_SCAN
-from arch.ltc import LTC
-from arch.newton import Newton
-from baselines.recurrent import GRU
-from baselines.recurrent_scan import GRU_SCAN
-from harness.mlp import SWIGLU
-from harness.model import Width
-from harness.norm import RMS_NORM
-from harness.shapes import expect, expect_tokens, expect_type
-from harness.state import tensors
+from arch.cfc.mixer import CfC
+from arch.ltc.mixer import LTC
+from arch.ltc.newton import Newton
+from arch.ltc.scan import LIQUID_SCAN
+from baselines.recurrent.mixer import GRU
+from baselines.recurrent.scan import GRU_SCAN
+from harness.model.backbone import Width
+from harness.model.mixer import Call
+from harness.model.mlp import SWIGLU
+from harness.model.norm import RMS_NORM
+from harness.model.state import tensors
+from harness.ops.shapes import expect, expect_tokens, expect_type
 
 CPU = torch.device("cpu")
 
@@ -94,7 +95,7 @@ def test_the_cfc_scan_checks_the_heads():
     mixer = CfC(8, backbone_layers=2)
     mixer.heads.bias = torch.nn.Parameter(torch.zeros(8))
     with torch.no_grad(), pytest.raises(ValueError, match=r"heads' bias has the shape"):
-        mixer(torch.randn(2, 3, 8), elapsed=torch.ones(2, 3))
+        mixer(torch.randn(2, 3, 8), call=Call(torch.ones(2, 3)))
     mixer = CfC(8, backbone_layers=2)
     mixer.hidden[0].bias = torch.nn.Parameter(torch.zeros(3))
     with torch.no_grad(), pytest.raises(ValueError, match=r"layer 0's bias has the shape"):
@@ -205,4 +206,4 @@ def test_kernels_hold_the_weights_as_they_stood(architecture):
 def test_a_value_of_another_batch_is_refused_by_a_token():
     mixer = build("rwkv").blocks[1].mixer
     with torch.no_grad(), pytest.raises(ValueError, match="v_first has the shape"):
-        mixer.frozen_step()(torch.zeros(4, 64), mixer.init_state(4), None, {"v_first": torch.zeros(1, 64)})
+        mixer.frozen_step()(torch.zeros(4, 64), mixer.init_state(4), Call(shared={"v_first": torch.zeros(1, 64)}))

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 
 import configs
 from harness.errors import ConfigError
-from harness.mlp import SwiGLU
-from harness.model import ModelSpec
-from harness.sizing import SizeConfig, count, solve
+from harness.model.backbone import ModelSpec
+from harness.model.mlp import SwiGLU
+from harness.model.sizing import SizeConfig, count, solve
 
 
 def mlp_spec(**options) -> ModelSpec:

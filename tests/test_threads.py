@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from harness.threads import SMALL_WORK, spread
+from harness.ops.toolbox.threads import SMALL_WORK, spread
 
 
 @pytest.fixture(params=[1, 2, 3])

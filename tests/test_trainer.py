@@ -11,12 +11,12 @@ import torch
 import yaml
 
 import tiny
-from harness import optimizer
 from harness.configure import checked
 from harness.errors import ConfigError, TaskError
-from harness.record import Run
-from harness.runtime import use_threads
-from harness.trainer import TrainerConfig, train
+from harness.machine.runtime import use_threads
+from harness.records.record import Run
+from harness.training import optimizer
+from harness.training.trainer import TrainerConfig, train
 
 DEFAULT = Path(__file__).parent.parent / "conf" / "trainer" / "default.yaml"
 
@@ -199,11 +199,11 @@ def test_a_configuration_that_cannot_be_served_is_told_before_training(tmp_path,
 
 def test_the_default_configuration_is_checked_and_is_the_class_s_own():
     node = checked(yaml.safe_load(DEFAULT.read_text()), "trainer")
-    assert node.pop("_target_") == "harness.trainer.TrainerConfig"
+    assert node.pop("_target_") == "harness.training.trainer.TrainerConfig"
     assert node == asdict(TrainerConfig())
     for key, value in {"tokens": -1, "warmup_ratio": 1.5, "precision": "fp8", "clip_norm": 0.0, "beta2": 1.0}.items():
         with pytest.raises(ConfigError, match=f"trainer.{key}="):
-            checked({"_target_": "harness.trainer.TrainerConfig", key: value}, "trainer")
+            checked({"_target_": "harness.training.trainer.TrainerConfig", key: value}, "trainer")
 
 
 def test_threads_are_those_asked_for_and_recorded(tmp_path):

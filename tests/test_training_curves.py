@@ -6,7 +6,7 @@ import torch
 import configs
 import tiny
 from harness.errors import ConfigError
-from harness.model import Width
+from harness.model.backbone import Width
 
 UPDATES, BATCH, LENGTH = 50, 2, 24
 

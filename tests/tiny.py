@@ -5,13 +5,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from harness.loggers import NoLogger
-from harness.mixer import Flops, Mixer
-from harness.mlp import SwiGLU
-from harness.model import LanguageModel, ModelSpec, Width
-from harness.record import Run
+from harness.model.backbone import LanguageModel, ModelSpec, Width
+from harness.model.mixer import Flops, Mixer
+from harness.model.mlp import SwiGLU
+from harness.records.record import Run
 from harness.tasks.task import IGNORE, Batch, Task
-from harness.trainer import TrainerConfig, train
+from harness.training.loggers import NoLogger
+from harness.training.trainer import TrainerConfig, train
 
 VOCAB = 13
 
@@ -26,7 +26,7 @@ class LeakySum(Mixer):
         self.dropout = nn.Dropout(dropout)
         self.output = nn.Linear(d_model, d_model)
 
-    def forward(self, x, state=None, elapsed=None, shared=None):
+    def forward(self, x, state=None, call=None):
         h = self.init_state(x.shape[0], device=x.device, dtype=x.dtype)["h"] if state is None else state["h"]
         decay = torch.sigmoid(self.rate[:, 0])
         outputs = []
@@ -35,7 +35,7 @@ class LeakySum(Mixer):
             outputs.append(h)
         return self.output(self.dropout(torch.stack(outputs, 1))), {"h": h}
 
-    def step(self, x_t, state, elapsed=None, shared=None):
+    def step(self, x_t, state, call=None):
         y, state = self.forward(x_t[:, None], state)
         return y[:, 0], state
 

@@ -1,0 +1,1 @@
+"""CfC, the closed-form continuous-time cell."""

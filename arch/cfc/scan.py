@@ -1,0 +1,125 @@
+"""The operation `cfc_scan`: the CfC recurrence over time, its reference in torch and the kernels that serve it.
+
+Every implementation has the signature of `reference` and is differentiable in u, h, time and every tensor of the cell.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from harness.ops.registry import Kernel, Operation
+
+Mode = Literal["default", "pure", "no_gate"]
+HEADS = {"default": ("a", "b", "t_a", "t_b"), "no_gate": ("a", "b", "t_a", "t_b"), "pure": ("a",)}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "lecun_tanh": lambda z: 1.7159 * torch.tanh(0.666 * z),
+    "tanh": torch.tanh,
+    "relu": torch.relu,
+    "gelu": F.gelu,
+    "silu": F.silu,
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One token of the recurrence: h' = combine(heads(backbone(u + R h)), time).
+
+    recurrent: R (units, d_inner). layers: weight and bias of the backbone's further layers. heads: weight and bias of
+    a, b, t_a, t_b stacked, or a, b, t_a + t_b for unit steps of time. w_tau, amplitude: (d_inner), mode=pure only.
+    """
+
+    mode: Mode
+    activation: str
+    recurrent: Tensor
+    layers: list[tuple[Tensor, Tensor]]
+    heads: tuple[Tensor, Tensor]
+    w_tau: Tensor | None = None
+    amplitude: Tensor | None = None
+
+    def step(self, u: Tensor, h: Tensor, time: Tensor | None) -> Tensor:
+        """u (B, units), h (B, d_inner), time (B, 1) or None for unit steps -> the new h."""
+        activate = ACTIVATIONS[self.activation]
+        z = activate(torch.addmm(u, h, self.recurrent.t()))
+        for weight, bias in self.layers:
+            z = activate(F.linear(z, weight, bias))
+        return self.combine(F.linear(z, *self.heads), time)
+
+    def flat(self) -> list[Tensor]:
+        """Every tensor, as a Function takes them: R, each layer's weight and bias, the heads', w_tau, amplitude."""
+        pairs = [tensor for pair in (*self.layers, self.heads) for tensor in pair]
+        return [self.recurrent, *pairs, self.w_tau, self.amplitude]
+
+    @classmethod
+    def from_flat(cls, mode: Mode, activation: str, tensors: Sequence[Tensor | None]) -> "Cell":
+        """The cell of that kind whose tensors, in the order of `flat`, are these."""
+        recurrent, *pairs, w_tau, amplitude = tensors
+        pairs = list(zip(pairs[::2], pairs[1::2], strict=True))
+        return cls(mode, activation, recurrent, pairs[:-1], pairs[-1], w_tau, amplitude)
+
+    def combine(self, g: Tensor, time: Tensor | None) -> Tensor:
+        """The closed form, elementwise in the channel. g: (..., heads x d_inner) -> h (..., d_inner)."""
+        if self.mode == "pure":
+            rate = self.w_tau.abs() + g.abs()
+            return self.amplitude - self.amplitude * g * torch.exp(-rate if time is None else -rate * time)
+        width = self.heads[0].shape[0] // (3 if time is None else 4)
+        a, b = g[..., : 2 * width].tanh().chunk(2, dim=-1)
+        gate = g[..., 2 * width :]
+        if time is not None:
+            t_a, t_b = gate.chunk(2, dim=-1)
+            gate = torch.addcmul(t_b, t_a, time)
+        gate = gate.sigmoid()
+        return torch.addcmul(a, gate, b) if self.mode == "no_gate" else torch.lerp(a, b, gate)
+
+
+def reference(cell: Cell, u: Tensor, h: Tensor, time: Tensor | None) -> Tensor:
+    """Runs the cell over u (T, B, units) from h (B, d_inner) with time (T, B, 1), or None for 1: h (T, B, d_inner)."""
+    outputs = []
+    for t, u_t in enumerate(u.unbind(0)):
+        h = cell.step(u_t, h, None if time is None else time[t])
+        outputs.append(h)
+    return torch.stack(outputs)
+
+
+def frozen_cfc(entry: tuple[Tensor, Tensor], cell: Cell, out: Tensor) -> Callable[[Tensor, Tensor], tuple]:
+    """One token of unit time for these weights, between projections: x (B, D), h (B, d_inner) -> y (B, D), the new h.
+
+    entry: weight (units, D) and bias of u. cell: with its heads merged. out: (D, d_inner).
+    """
+
+    def run(x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        h = cell.step(F.linear(x, *entry), h, None)
+        return F.linear(h, out), h
+
+    return run
+
+
+def _triton_refuses(layers: int, **options) -> str | None:
+    return f"backbone_layers={layers}: its tokens are of one layer and the heads" if layers > 1 else None
+
+
+CFC_SCAN = Operation(
+    "cfc_scan",
+    reference,
+    (
+        Kernel("numba", "cpu", "arch.cfc.scan_numba:cfc_scan", (torch.float32, torch.float64)),
+        Kernel(
+            "triton",
+            "cuda",
+            "arch.cfc.scan_triton:cfc_scan",
+            (torch.float32, torch.float64),
+            _triton_refuses,
+            ("triton",),
+        ),
+        Kernel("torch", "cuda", "arch.cfc.scan_torch:cfc_scan", (torch.float32, torch.float64)),
+    ),
+)
+FROZEN_CFC = Operation(
+    "frozen_cfc",
+    frozen_cfc,
+    (Kernel("numba", "cpu", "arch.cfc.step_numba:frozen_cfc", (torch.float32,)),),
+    optional=True,
+)

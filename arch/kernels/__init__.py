@@ -1,1 +1,0 @@
-"""Fused kernels of the liquid family: numba for the CPU, Triton for CUDA, one file an operation and backend."""

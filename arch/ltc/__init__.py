@@ -1,0 +1,1 @@
+"""LTC: the mixer whose state obeys a liquid time-constant ODE."""

@@ -1,0 +1,247 @@
+"""The liquid scan parallel in time: Newton's method over the whole sequence.
+
+The states solve h_t = F_t(h_{t-1}), F_t being the flow of token t. From a guess, every F_t and its derivative J_t are
+found at once, and the linearised recurrence is one associative scan (harness/ops/linear_scan/). With the residual
+r_t = F_t(h_{t-1}) - h_t the update of the guess solves
+
+    d_t = J_t d_{t-1} + r_t.
+
+Lim et al., "Parallelizing non-linear sequential models over the sequence length" (DEER, ICLR 2024, arXiv:2309.12252);
+Danieli et al., "ParaRNN" (ICLR 2026). Here J is diagonal because each channel's gate sees its own
+state alone, so the method is Newton's own and not the approximation of quasi-DEER (Gonzalez et al., NeurIPS 2024,
+arXiv:2407.19115). The gradient is that of the implicit function: one reverse scan with J at the solution, and one
+vjp of all flows. It does not depend on how the solution was found.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import reduce
+from typing import Literal
+
+import torch
+from pydantic import PositiveFloat, PositiveInt
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from arch.field import Gate
+from arch.ltc.scan import LIQUID_SCAN, check_shapes
+from arch.ltc.tokens import LIQUID_TOKENS, LIQUID_TOKENS_VJP
+from harness.ops.linear_scan.scan import LINEAR_SCAN, Scan, transposed
+from harness.ops.registry import Choice
+
+
+@dataclass(frozen=True)
+class Newton:
+    """When to stop: at an update of no more than `tolerance` times the largest state of its sequence.
+
+    Convergence is quadratic, so the error left is of the order of the update's square. A sequence that has not
+    converged after `max_iterations`, or whose update is not finite, is solved by the sequential scan instead.
+    """
+
+    name: Literal["newton"] = "newton"
+    max_iterations: PositiveInt = 20
+    tolerance: PositiveFloat = 1e-4
+
+
+@dataclass(frozen=True)
+class Diagnostics:
+    """How one call converged, in the worst of its sequences.
+
+    iterations: evaluations of all flows. residuals: max |F_t(h_{t-1}) - h_t| of the guess that each iteration began
+    with. updates: max |change of h| / max |h| of each iteration; of sequences still iterating, both. fallbacks:
+    sequences solved by the sequential scan.
+    """
+
+    iterations: int
+    residuals: tuple[float, ...]
+    updates: tuple[float, ...]
+    fallbacks: int
+
+    @property
+    def converged(self) -> bool:
+        return self.fallbacks == 0
+
+
+@dataclass
+class Tally:
+    """Sums the diagnostics of many calls; pass `tally.add` as `record`."""
+
+    calls: int = 0
+    iterations: int = 0
+    fallbacks: int = 0
+    last: Diagnostics | None = None
+
+    def add(self, diagnostics: Diagnostics) -> None:
+        self.calls += 1
+        self.iterations += diagnostics.iterations
+        self.fallbacks += diagnostics.fallbacks
+        self.last = diagnostics
+
+
+DEFAULT = Newton()
+FAR = 0.5  # relative update above which a guess is far: a J beyond 1 there would only throw the next one farther
+
+
+def refuses(solver: str, coupling: str, d_state: int) -> str | None:
+    """Why Newton's method over time cannot serve, or None where it can."""
+    if solver not in ("euler", "midpoint", "heun", "rk4", "semi_implicit", "exponential"):
+        return f"solver={solver} chooses its own steps, so the flow of a token is no fixed function of its state"
+    if coupling not in ("none", "diagonal"):
+        return f"coupling={coupling} mixes channels, so the derivative of a token's flow is a matrix and not a diagonal"
+    if coupling == "diagonal" and d_state > 1:
+        return f"d_state={d_state} with coupling=diagonal mixes a channel's states in its gate"
+    return None
+
+
+def newton_scan(
+    solver: str,
+    substeps: int,
+    gate: Gate,
+    a: Tensor,
+    A: Tensor,
+    B: Tensor | None,
+    C: Tensor | None,
+    inv_tau: Tensor,
+    omega: Tensor,
+    w: Tensor | None,
+    h0: Tensor,
+    elapsed: Tensor | None,
+    options: Newton = DEFAULT,
+    kernel: Choice = "auto",
+    record: Callable[[Diagnostics], None] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """As arch.ltc.scan.reference, computed parallel in time; `record` is called with the diagnostics.
+
+    w is (D,) or None. N > 1 states a channel need w = None: they are then channels of their own, and B, C None stands
+    for ones. Returns y (batch, T, D) and the last h (batch, D, N) in the widest of the inputs' types, float32 at least.
+    No gradient by elapsed. Raises ValueError for what `refuses` names.
+    """
+    D, N = h0.shape[1:]
+    _check(solver, a, B, C, w, N, elapsed)
+    check_shapes(a, A, B, C, inv_tau, w, h0, elapsed)
+    given = (x.dtype for x in (a, A, B, C, inv_tau, omega, w, h0) if x is not None)
+    dtype = reduce(torch.promote_types, given, torch.float32)
+    a, A, inv_tau, omega, h0 = (x.to(dtype) for x in (a, A, inv_tau, omega.expand_as(inv_tau), h0))
+    B, C, w, elapsed = (x if x is None else x.to(dtype) for x in (B, C, w, elapsed))
+    a_n = a if N == 1 else a.repeat_interleave(N, dim=2)  # (batch, T, D * N), as all that follows
+    A_n = A.repeat_interleave(N, dim=2) if B is None else (A.unsqueeze(3) * B.unsqueeze(2)).flatten(2)
+    problem = _Problem(solver, substeps, gate, elapsed, options, kernel, record)
+    h = _NewtonScan.apply(problem, a_n, A_n, inv_tau.flatten(), omega.flatten(), w, h0.flatten(1))
+    states = h.unflatten(2, (D, N))
+    last = states[:, -1].clone()  # on its own: a view would keep every state alive
+    if C is not None:
+        states = states * C.unsqueeze(2)
+    return (h if N == 1 and C is None else states.sum(3)), last
+
+
+def _check(solver: str, a: Tensor, B: Tensor | None, C: Tensor | None, w: Tensor | None, N: int, elapsed) -> None:
+    coupling = "none" if w is None else {1: "diagonal", 2: "dense", 3: "heads"}[w.dim()]
+    reason = refuses(solver, coupling, N)
+    if reason is None and w is not None and (B is not None or C is not None):
+        reason = "B and C with coupling=diagonal would stand between a channel's state and its gate"
+    if reason is None and elapsed is not None and elapsed.requires_grad:
+        reason = "it gives no gradient by elapsed; pass elapsed.detach() or use the reference"
+    if reason is None and a.shape[1] == 0:
+        reason = "it needs at least one token"
+    if reason is not None:
+        raise ValueError(f"newton_scan cannot serve this call: {reason}.")
+
+
+@dataclass(frozen=True, eq=False)
+class _Problem:
+    """What one call holds besides the tensors it is differentiated by, which are a, A, inv_tau, omega, w and h0.
+
+    a, A (batch, T, D); inv_tau, omega (D,); w (D,) or None; h0 (batch, D).
+    """
+
+    solver: str
+    substeps: int
+    gate: Gate
+    elapsed: Tensor | None
+    options: Newton
+    kernel: Choice
+    record: Callable[[Diagnostics], None] | None
+
+    def scan(self, like: Tensor) -> Scan:
+        return LINEAR_SCAN.choose(self.kernel, like.device, like.dtype)
+
+    def linearised(self, inputs: tuple[Tensor | None, ...], h: Tensor) -> tuple[Tensor, Tensor]:
+        """(F_t(h_{t-1}) - h_t, J_t) at the states h."""
+        run = LIQUID_TOKENS.choose(self.kernel, h.device, h.dtype)
+        return run(self.solver, self.substeps, self.gate, *inputs, h, self.elapsed)
+
+    def vjp(self, inputs: tuple[Tensor | None, ...], h: Tensor, g: Tensor) -> tuple[Tensor | None, ...]:
+        """From the gradients g of all F_t to those of the inputs but h0."""
+        run = LIQUID_TOKENS_VJP.choose(self.kernel, h.device, h.dtype)
+        return run(self.solver, self.substeps, self.gate, *inputs, h, self.elapsed, g)
+
+    def sequential(self, inputs: tuple[Tensor | None, ...], rows: Tensor) -> Tensor:
+        """The states of some of the sequences, (rows, T, D), one token after the other."""
+        a, A, inv_tau, omega, w, h0 = inputs
+        facts = {"solver": self.solver, "coupling": "none" if w is None else "diagonal", "d_state": 1}
+        run = LIQUID_SCAN.choose(self.kernel, a.device, a.dtype, **facts)
+        rates = (inv_tau.unsqueeze(1), omega.unsqueeze(1), w)
+        elapsed = None if self.elapsed is None else self.elapsed[rows]
+        tokens = (a[rows], A[rows], None, None)
+        return run(self.solver, self.substeps, self.gate, *tokens, *rates, h0[rows].unsqueeze(2), elapsed)[0]
+
+
+def _solve(p: _Problem, inputs: tuple[Tensor | None, ...]) -> tuple[Tensor, Diagnostics]:
+    """The states h (batch, T, D). Each sequence stops by itself, so that its values do not depend on its company."""
+    a, *_, w, h0 = inputs
+    nothing, scan, coupled = torch.zeros_like(h0), p.scan(h0), w is not None
+    h = h0.unsqueeze(1).repeat(1, a.shape[1], 1)
+    active = torch.ones(len(h), dtype=torch.bool, device="cpu")
+    failed, far = torch.zeros_like(active), torch.full_like(active, coupled)
+    residuals, updates = [], []
+    while len(updates) < p.options.max_iterations and active.any():
+        residual, J = p.linearised(inputs, h)
+        if far.any():
+            bound = _per_sequence(torch.where(far, 1.0, torch.inf), h)
+            J.clamp_(-bound, bound)
+        update = scan(J, residual, nothing, False)
+        h.addcmul_(update, _per_sequence(active, h))
+        norms = torch.stack([_largest(x) for x in (residual, update, h)])
+        error, change, size = norms.double().cpu()  # one wait for the device an iteration
+        residuals.append(error[active].max().item())
+        updates.append((change / size.clamp_min(torch.finfo(h.dtype).tiny))[active].max().item())
+        finite = change.isfinite() & size.isfinite()
+        failed |= active & ~finite
+        # A flow without coupling is linear in h: one iteration is exact.
+        active &= finite & (far | (change > p.options.tolerance * size)) & coupled
+        far &= change > FAR * size
+    failed |= active
+    if failed.any():
+        rows = failed.nonzero().squeeze(1).to(h.device)
+        h[rows] = p.sequential(inputs, rows)
+    return h, Diagnostics(len(updates), tuple(residuals), tuple(updates), int(failed.sum()))
+
+
+def _largest(x: Tensor) -> Tensor:
+    """max |x| of each sequence, (batch, T, D) -> (batch,), without a copy of x."""
+    return torch.maximum(x.amax((1, 2)), -x.amin((1, 2)))
+
+
+def _per_sequence(values: Tensor, like: Tensor) -> Tensor:
+    """One value a sequence, (batch,), to go with tensors (batch, T, D) such as `like`."""
+    return values.to(like)[:, None, None]
+
+
+class _NewtonScan(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, p: _Problem, *inputs: Tensor | None) -> Tensor:
+        h, diagnostics = _solve(p, inputs)
+        if p.record is not None:
+            p.record(diagnostics)
+        ctx.p = p
+        ctx.save_for_backward(*inputs, h)
+        return h
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g: Tensor):
+        p, (*inputs, h) = ctx.p, ctx.saved_tensors
+        _, J = p.linearised(inputs, h)
+        adjoint, g_h0 = transposed(p.scan(h), J, g)  # of h, and so of F, each token's and all that follow it
+        del J
+        return None, *p.vjp(inputs, h, adjoint), g_h0

@@ -1,0 +1,107 @@
+"""How an LTC carries its state: which code runs a sequence of its field, and which a token.
+
+Four ways lead from the same states to the same parameters: the gradient's own loop in torch (arch/gradients.py), the
+fused scan that stands for it (scan.py), Newton's method over the whole sequence (newton.py), and for a generation one
+call a token (step_numba.py).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from arch.field import Coupling, Field
+from arch.gradients import Adjoint, Checkpoint, Gradient
+from arch.ltc import newton
+from arch.ltc.newton import Newton, Tally
+from arch.ltc.scan import LIQUID_SCAN
+from arch.solvers import Solver
+from harness.errors import ConfigError
+from harness.ops.registry import Choice
+
+
+@dataclass(frozen=True)
+class Sequential:
+    """One token after another."""
+
+    name: Literal["sequential"] = "sequential"
+
+
+Parallel = Sequential | Newton
+"""How a sequence's tokens are run: parallel=sequential or parallel=newton."""
+
+
+class Recurrence:
+    """The flow over a sequence (B, T, ...) of a field, as configured; raises ConfigError for what cannot be had.
+
+    facts: of every call, as the kernels of `liquid_scan` may refuse them. tally: how Newton's method converged.
+    """
+
+    def __init__(
+        self,
+        solver: Solver,
+        gradient: Gradient,
+        parallel: Parallel,
+        coupling: Coupling,
+        d_state: int,
+        head_dim: int,
+        kernel: Choice,
+    ):
+        self.solver, self.gradient, self.parallel, self.kernel = solver, gradient, parallel, kernel
+        self.facts = {"solver": solver.name, "coupling": coupling, "d_state": d_state}
+        self.facts |= {"head_dim": head_dim} if coupling == "heads" else {}
+        self.tally = Tally()
+        gradient.check(solver)
+        if parallel.name == "newton":
+            self._check_newton()
+        if kernel == "fused" and not (self.served("cpu", torch.float32) and isinstance(gradient, Checkpoint)):
+            raise ConfigError(
+                f"kernel=fused cannot serve solver={solver.name}, coupling={coupling} (head_dim={head_dim}), "
+                f"gradient={gradient.name}.",
+                "a solver of fixed steps, coupling none, diagonal or heads of 4 to 64 channels, gradient=checkpoint.",
+                "set kernel=auto, or change those.",
+            )
+
+    def _check_newton(self) -> None:
+        reason = newton.refuses(self.facts["solver"], self.facts["coupling"], self.facts["d_state"])
+        if reason is None and not isinstance(self.gradient, Checkpoint):
+            reason = f"gradient={self.gradient.name} is another derivative than the solution's own"
+        if reason is not None:
+            raise ConfigError(
+                f"parallel=newton cannot serve this model: {reason}.",
+                "a solver of fixed steps, coupling none, or diagonal with d_state=1, and gradient=checkpoint.",
+                "set parallel=sequential, or change those.",
+            )
+
+    def served(self, device: torch.device | str, dtype: torch.dtype) -> bool:
+        """Whether a kernel may stand for the flow; the adjoint's rk4 is another rule than the kernels'."""
+        return not isinstance(self.gradient, Adjoint) and LIQUID_SCAN.serves(device, dtype, **self.facts)
+
+    def sequence(self, field: Field, h: Tensor, elapsed: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Carries h (B, D, N) across the tokens; returns y (B, T, D) and the last h."""
+        timed = elapsed is not None and elapsed.requires_grad  # neither has a gradient by the elapsed time
+        if self.parallel.name == "newton" and not timed:
+            return self._call(newton.newton_scan, field, h, elapsed, self.parallel, self.kernel, self.tally.add)
+        exact = isinstance(self.gradient, Checkpoint) or not torch.is_grad_enabled()
+        free = self.kernel == "auto" and exact and not timed and self.served(field.a.device, field.a.dtype)
+        if free or self.kernel == "fused":  # where fused cannot serve, the registry or the kernel says why
+            return self._call(self._fused(field), field, h, elapsed)
+        LIQUID_SCAN.choose("reference", field.a.device, field.a.dtype, **self.facts)  # for the record of what served
+        return self.gradient.scan(self.solver, field, h, elapsed)
+
+    def token(self, field: Field, h: Tensor, elapsed: Tensor | None) -> tuple[Tensor, Tensor]:
+        """As `sequence` for one token, T = 1, where float64 and gradients keep the torch code: the kernels' oracle."""
+        fast = not torch.is_grad_enabled() and field.a.dtype != torch.float64 and self.kernel != "reference"
+        if fast and self.served(field.a.device, field.a.dtype):
+            return self._call(self._fused(field), field, h, elapsed)
+        return self.gradient.scan(self.solver, field, h, elapsed)
+
+    def _fused(self, field: Field) -> Callable:
+        return LIQUID_SCAN.choose(self.kernel, field.a.device, field.a.dtype, **self.facts)
+
+    def _call(self, run: Callable, field: Field, h: Tensor, elapsed: Tensor | None, *more) -> tuple[Tensor, Tensor]:
+        rates = (field.inv_tau, field.omega, field.coupling)
+        tokens = (field.a, field.A, field.B, field.C)
+        return run(self.solver.name, self.solver.substeps, field.gate, *tokens, *rates, h, elapsed, *more)

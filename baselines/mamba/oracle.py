@@ -1,0 +1,97 @@
+"""Third parties' Mamba mixers with the weights of ours: mamba-ssm's, and Hugging Face's where that is missing."""
+
+import importlib
+import inspect
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import ModuleType
+
+from torch import Tensor
+
+from baselines.mamba.mixer import Mamba
+from harness.checks.oracles import Oracle, oracle_of
+
+
+def import_mamba_ssm(name: str) -> ModuleType:
+    """Imports a module of mamba-ssm, on a machine without its CUDA half too.
+
+    There the module that holds the compiled kernels is replaced by an empty one, after which mamba-ssm's torch
+    references work. Raises ImportError where mamba-ssm is not installed.
+    """
+    try:
+        importlib.import_module("selective_scan_cuda")
+    except ImportError:
+        stand_in = ModuleType("selective_scan_cuda")
+        stand_in.fwd = stand_in.bwd = None
+        sys.modules["selective_scan_cuda"] = stand_in
+    return importlib.import_module(name)
+
+
+@contextmanager
+def replaced(module: ModuleType, **functions: Callable | None) -> Iterator[None]:
+    """Puts other functions in the place of a module's own for a while."""
+    originals = {name: getattr(module, name) for name in functions}
+    vars(module).update(functions)
+    try:
+        yield
+    finally:
+        vars(module).update(originals)
+
+
+def transformers_in_torch():
+    """While open, transformers' Mamba computes in torch; else it takes mamba-ssm's kernels where it finds them."""
+    from transformers.models.mamba import modeling_mamba
+
+    names = ("mamba_inner_fn", "mamba_selective_scan", "causal_conv1d_fn")
+    return replaced(modeling_mamba, **{name: inspect.unwrap(getattr(modeling_mamba, name)) for name in names})
+
+
+@oracle_of(Mamba)
+def mamba_oracle(mixer: Mamba) -> Oracle:
+    """mamba-ssm's mixer, or transformers' where mamba-ssm is not installed."""
+    try:
+        return mamba_ssm_mixer(mixer)
+    except ImportError:
+        return transformers_mixer(mixer)
+
+
+def mamba_ssm_mixer(mixer: Mamba) -> Oracle:
+    """mamba-ssm's `Mamba` over its `selective_scan_ref`, which computes in float32 whatever the weights are."""
+    simple = import_mamba_ssm("mamba_ssm.modules.mamba_simple")
+    reference = import_mamba_ssm("mamba_ssm.ops.selective_scan_interface").selective_scan_ref
+    other = simple.Mamba(
+        mixer.d_model, mixer.d_state, mixer.d_conv, mixer.expand, dt_rank=mixer.dt_rank, use_fast_path=False
+    ).to(mixer.D)
+    other.load_state_dict(mixer.state_dict())
+
+    def forward(x: Tensor) -> Tensor:
+        with replaced(simple, selective_scan_fn=reference, causal_conv1d_fn=None):
+            return other(x)
+
+    return Oracle("mamba-ssm Mamba", forward)
+
+
+def transformers_mixer(mixer: Mamba) -> Oracle:
+    """transformers' MambaMixer on its loop over time."""
+    from transformers import MambaConfig
+    from transformers.models.mamba.modeling_mamba import MambaMixer
+
+    config = MambaConfig(
+        hidden_size=mixer.d_model,
+        state_size=mixer.d_state,
+        conv_kernel=mixer.d_conv,
+        expand=mixer.expand,
+        time_step_rank=mixer.dt_rank,
+        num_hidden_layers=1,
+        use_bias=False,
+        use_conv_bias=True,
+    )
+    other = MambaMixer(config, layer_idx=0).to(mixer.D).eval()
+    other.load_state_dict(mixer.state_dict())
+
+    def forward(x: Tensor) -> Tensor:
+        with transformers_in_torch():
+            return other(x)
+
+    return Oracle("transformers MambaMixer", forward)

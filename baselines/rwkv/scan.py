@@ -1,0 +1,39 @@
+"""The operation `rwkv_scan`: WKV-7, a generalised delta rule on one N x N state per head (arXiv:2503.14456, eq. 15-18).
+
+    S_t = S_{t-1} diag(w_t) + (S_{t-1} a_t) b_t^T + v_t k_t^T        y_t = S_t r_t
+
+Rows of S are values, columns are keys.
+"""
+
+import torch
+from torch import Tensor
+
+from harness.ops.registry import Kernel, Operation
+
+
+def step(r: Tensor, w: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """One token: vectors (B, H, N) and state (B, H, N, N) -> y (B, H, N) and the new state; pure."""
+    removed = state @ a.unsqueeze(-1)  # (B, H, N, 1): what the state holds under the key that is replaced
+    state = state * w.unsqueeze(-2) + removed * b.unsqueeze(-2) + v.unsqueeze(-1) * k.unsqueeze(-2)
+    return (state @ r.unsqueeze(-1)).squeeze(-1), state
+
+
+def scan_reference(
+    r: Tensor, w: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, state: Tensor
+) -> tuple[Tensor, Tensor]:
+    """A loop of `step`: vectors (B, T, H, N) -> y (B, T, H, N) and the state after the last token."""
+    outputs = []
+    for token in zip(*(x.unbind(1) for x in (r, w, k, v, a, b)), strict=True):
+        y, state = step(*token, state)
+        outputs.append(y)
+    return torch.stack(outputs, dim=1), state
+
+
+RWKV_SCAN = Operation(
+    "rwkv_scan",
+    scan_reference,
+    (
+        Kernel("numba", "cpu", "baselines.rwkv.scan_numba:rwkv_scan"),
+        Kernel("triton", "cuda", "baselines.rwkv.scan_triton:rwkv_scan", needs=("triton",)),
+    ),
+)

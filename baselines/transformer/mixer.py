@@ -1,0 +1,150 @@
+"""Causal self-attention as in Llama (Touvron et al. 2023, arXiv:2302.13971): rotary positions, no bias."""
+
+import math
+from collections.abc import Callable
+from functools import lru_cache
+
+import torch
+from pydantic import PositiveFloat, PositiveInt
+from torch import Tensor, nn
+
+from baselines.transformer.fixed_cache import FixedCache
+from baselines.transformer.kv_cache import KVCache
+from harness.errors import ConfigError
+from harness.model.mixer import UNTIMED, Call, Flops, Mixer, step_operation
+from harness.ops.attention.attention import ATTENTION, weigh
+from harness.ops.registry import Choice
+
+
+class Attention(Mixer):
+    """Multi-head attention whose state is the keys and values of every token seen.
+
+    head_dim: even, divides d_model. n_kv_heads: key-value heads, each shared by a group of query heads (Ainslie et al.
+    2023, arXiv:2305.13245); None means one for each. rope_theta: base of the rotary frequencies (Su et al. 2021,
+    arXiv:2104.09864). Projections start as N(0, 2 / (5 d_model)) (Nguyen and Salazar 2019, arXiv:1910.05895), the one
+    into the residual stream smaller by sqrt(2 n_layers) (GPT-2). kernel: see harness/ops/registry.py; a sequence of one
+    token needs no mask and is weighed by torch's own products whatever the choice.
+    """
+
+    constant_state = False
+
+    def __init__(
+        self,
+        d_model: int,
+        layer: int = 0,
+        n_layers: int = 1,
+        *,
+        head_dim: PositiveInt = 32,
+        n_kv_heads: PositiveInt | None = None,
+        rope_theta: PositiveFloat = 10_000.0,
+        kernel: Choice = "auto",
+    ):
+        super().__init__(d_model, layer, n_layers)
+        self.head_dim, self.rope_theta, self.kernel = head_dim, rope_theta, kernel
+        self.n_heads = _count_heads(d_model, head_dim)
+        self.n_kv_heads = _count_kv_heads(self.n_heads, n_kv_heads, head_dim)
+        self.qkv = nn.Linear(d_model, (self.n_heads + 2 * self.n_kv_heads) * head_dim, bias=False)
+        self.out = nn.Linear(d_model, d_model, bias=False)
+        std = math.sqrt(2 / (5 * d_model))
+        nn.init.normal_(self.qkv.weight, std=std)
+        nn.init.normal_(self.out.weight, std=std / math.sqrt(2 * n_layers))
+
+    def forward(self, x: Tensor, state: KVCache | None = None, call: Call = UNTIMED) -> tuple[Tensor, KVCache]:
+        position, past = (0, 0) if state is None else (state.position, state.length)
+        queries, keys, values = self._project(x, position)
+        if state is None:
+            state = KVCache.of(keys[:, :, :0], values[:, :, :0])
+        cache = state.append(keys, values)
+        if x.shape[1] == 1:
+            y = weigh(queries, cache.keys, cache.values)
+        else:
+            attend = ATTENTION.choose(self.kernel, queries.device, queries.dtype)
+            y = attend(queries, cache.keys, cache.values) if past else attend(queries, keys, values)
+        return self.out(y.transpose(1, 2).flatten(2)), cache  # (B, heads, T, head_dim) -> (B, T, d_model)
+
+    def step(
+        self,
+        x_t: Tensor,
+        state: KVCache | FixedCache,
+        call: Call = UNTIMED,
+    ) -> tuple[Tensor, KVCache | FixedCache]:
+        queries, keys, values = self._project(x_t.unsqueeze(1), state.position)
+        cache = state.append(keys, values)
+        unseen = ~cache.seen.unsqueeze(0) if isinstance(cache, FixedCache) else None
+        y = weigh(queries, cache.keys, cache.values, unseen)
+        return self.out(y.flatten(1)), cache  # (B, heads, 1, head_dim) -> (B, d_model)
+
+    def frozen_step(self) -> Callable:
+        return ATTENTION_STEP.choose(self.kernel, self.out.weight.device, self.out.weight.dtype)(self)
+
+    def init_state(self, batch: int, context: int = 0, device=None, dtype=None) -> KVCache:
+        return KVCache.zeros(batch, self.n_kv_heads, context, self.head_dim, device=device, dtype=dtype)
+
+    def truncate_state(self, state: KVCache, keep: int) -> KVCache:
+        return state.truncate(keep)
+
+    def fixed_state(self, state: KVCache | FixedCache, room: int) -> FixedCache:
+        return FixedCache.of(state, room)
+
+    def flops_per_token(self, context: int) -> Flops:
+        attention = self.n_heads * self.head_dim * context
+        projections = self.qkv.weight.numel() + self.out.weight.numel()
+        rotation = 3 * (self.n_heads + self.n_kv_heads) * self.head_dim
+        softmax = 5 * self.n_heads * context  # scale, maximum, difference, exponential and sum
+        return Flops(matmul=2 * projections + 4 * attention, other=rotation + softmax)
+
+    def _project(self, x: Tensor, position: int | Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x (B, T, d_model) -> queries (B, n_heads, T, head_dim), keys and values (B, n_kv_heads, T, head_dim)."""
+        rotated = self.n_heads + self.n_kv_heads
+        heads = self.qkv(x).unflatten(2, (-1, self.head_dim))  # (B, T, n_heads + 2 n_kv_heads, head_dim)
+        wide = torch.promote_types(heads.dtype, torch.float32)
+        table = _rotary_table if isinstance(position, int) else _rotary
+        cos, sin = table(position, x.shape[1], self.head_dim, self.rope_theta, x.device, wide)
+        turned = _rotate(heads[:, :, :rotated].to(wide), cos, sin).to(heads.dtype).transpose(1, 2)
+        return turned[:, : self.n_heads], turned[:, self.n_heads :], heads[:, :, rotated:].transpose(1, 2)
+
+
+@lru_cache(maxsize=1)  # every layer of one call asks for the same
+def _rotary_table(position: int, length: int, head_dim: int, theta: float, device, dtype) -> tuple[Tensor, Tensor]:
+    with torch.inference_mode(False), torch.no_grad():
+        return _rotary(position, length, head_dim, theta, device, dtype)
+
+
+def _rotary(position: int | Tensor, length: int, head_dim: int, theta: float, device, dtype) -> tuple[Tensor, Tensor]:
+    """Cosine and sine (length, 1, head_dim / 2) of position x theta^(-2 i / head_dim), rounded once from float64.
+
+    position: of the first of `length` tokens, a number or a tensor of one.
+    """
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.float64, device=device) / head_dim
+    positions = position + torch.arange(length, dtype=torch.float64, device=device)
+    angles = positions[:, None, None] * theta**-exponents
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def _rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turns the pairs (i, i + head_dim / 2) of heads (B, T, heads, head_dim), Llama's order."""
+    first, second = heads.chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+
+
+def _count_heads(d_model: int, head_dim: int) -> int:
+    if d_model % head_dim or head_dim % 2:
+        raise ConfigError(
+            f"model.mixer.head_dim={head_dim} does not fit d_model={d_model}.",
+            "an even head_dim that divides d_model.",
+            f"set model.width_multiple to a multiple of head_dim={head_dim}, which must be even.",
+        )
+    return d_model // head_dim
+
+
+def _count_kv_heads(n_heads: int, n_kv_heads: int | None, head_dim: int) -> int:
+    if n_kv_heads is not None and n_heads % n_kv_heads:
+        raise ConfigError(
+            f"model.mixer.n_kv_heads={n_kv_heads} does not divide the {n_heads} query heads of this width.",
+            "every key-value head shared by the same number of query heads.",
+            f"set model.width_multiple={n_kv_heads * head_dim}.",
+        )
+    return n_kv_heads or n_heads
+
+
+ATTENTION_STEP = step_operation("attention_step", "baselines.transformer.step_numba:attention_step")

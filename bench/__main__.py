@@ -1,0 +1,64 @@
+"""The bench's command; see the package."""
+
+import argparse
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+import yaml
+
+from analysis.bench_tables import SUBJECTS, TABLES
+from bench import kernels, models, newton
+from bench.store import Store
+from bench.targets import Bar
+from bench.timing import Limits
+from harness.errors import UserError
+from harness.machine.runtime import one_precision, use_threads
+
+ROOT = Path(__file__).resolve().parents[1]
+RUN = {"kernels": kernels.run, "models": models.run, "newton": newton.run}
+
+
+def arguments(given: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench",
+        description="Times kernels and whole models against each other and against other packages, by turns in one "
+        "process, and holds the ratios to the bars of conf/bench/. What is measured is kept and not measured again.",
+    )
+    parser.add_argument("subject", choices=SUBJECTS)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--out", type=Path, help="folder of the measurements (results/bench, or with --quick none)")
+    parser.add_argument("--force", action="store_true", help="measure again what was measured")
+    parser.add_argument("--quick", action="store_true", help="one small cell: does everything run?")
+    options = parser.parse_args(given)
+    if options.out is None and not options.quick:
+        options.out = ROOT / "results" / "bench"
+    return options
+
+
+def main(given: list[str] | None = None) -> None:
+    """Measures one subject, prints its tables and keeps them."""
+    options = arguments(given)
+    config = yaml.safe_load((ROOT / "conf" / "bench" / f"{options.subject}.yaml").read_text())
+    if options.quick:
+        config |= config["quick"]
+    bars = [Bar(**bar) for bar in config.get("bars", [])]
+    name = options.subject if options.device == "cpu" else f"{options.subject}-{options.device}"
+    limits = Limits(seconds=0.2, rounds=1) if options.quick else Limits()
+    use_threads(None)
+    one_precision()
+    try:
+        store = Store(options.out and options.out / f"{name}.json", options.force)
+        if store.aside:
+            print(f"measured on another machine or with other packages, kept as {store.aside}; beginning anew")
+        torch.manual_seed(0)
+        RUN[options.subject](config, store, torch.device(options.device), limits, lambda line: print(line, flush=True))
+    except UserError as error:
+        sys.exit(f"error: {error.what}\nexpected: {error.expected}\nremedy: {error.remedy}")
+    store.note(bars=[bar.verdict(store.rows) for bar in bars], limits=asdict(limits))
+    print(f"\n{TABLES[options.subject](store.content)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""The subject `models`: whole models of one size, what an update and what a generated token takes."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from statistics import median
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from analysis.bench_tables import Row
+from bench.store import Store, absent
+from bench.timing import LEAST_ROUNDS, Limits, in_turn, undisturbed
+from harness.configure import locate
+from harness.generation.decode import Decoder
+from harness.measurement.latency import now
+from harness.model import sizing
+from harness.model.backbone import LanguageModel
+from harness.training.optimizer import parameter_groups
+
+VOCAB = 256
+DECODED = 64  # tokens of one timed round of generation
+
+
+def run(config: dict, store: Store, device: torch.device, limits: Limits, say: Callable[[str], None]) -> None:
+    """Measures what the store lacks: training at each length, then generation behind the context."""
+    peers = {name: peer for name, peer in config["peers"].items() if _present(name, peer, device, store, say)}
+    decoders = {name: peer for name, peer in config["decoders"].items() if _present(name, peer, device, store, say)}
+    models = config["models"]
+    build = partial(_build, locate(config["compose"], "compose"), config.get("size", []), device)
+    store.note(tokens=config["tokens"], context=config["context"])
+    for length in config["lengths"]:
+        if not store.holds([*models, *peers], what="training", length=length):
+            racers = [Racer(name, build(overrides), config["tokens"], length) for name, overrides in models.items()]
+            mixers = {name: build(peer["model"], peer["mixer"]) for name, peer in peers.items()}
+            racers += [Racer(name, model, config["tokens"], length) for name, model in mixers.items()]
+            store.add(_train(racers, limits, say))
+    if not store.holds([*models, *decoders], what="decoding"):
+        steps = {name: _decoder(build(given).eval(), config["context"]) for name, given in models.items()}
+        for name, peer in decoders.items():
+            steps[name] = _other_decoder(locate(peer["decoder"], name)(build(peer["model"]).eval()))
+        store.add(_decode(steps, config["context"], device, limits, say))
+    store.write()
+
+
+def _present(name: str, peer: dict, device: torch.device, store: Store, say: Callable[[str], None]) -> bool:
+    reason = absent(peer["needs"])
+    if peer.get("device", device.type) != device.type:
+        reason = f"here it runs on {peer['device']} alone"
+    if reason:
+        store.skip(name, reason, say)
+    return not reason
+
+
+def _build(
+    compose: Callable, size: list[str], device: torch.device, overrides: list[str], mixer: str = ""
+) -> LanguageModel:
+    """The model of a command; `mixer`: dotted path of another that takes its mixer's place at the same widths."""
+    spec, budget = compose([*overrides, *size])
+    width = sizing.solve(spec, VOCAB, budget)
+    if mixer:
+        spec = replace(spec, mixer=locate(mixer, "mixer"))
+    torch.manual_seed(0)
+    return spec.build(VOCAB, budget.n_layers, width).to(device)
+
+
+class Racer:
+    """A model in training on random tokens, `tokens` of them an update, and the seconds that its updates took."""
+
+    def __init__(self, name: str, model: LanguageModel, tokens: int, length: int):
+        self.name, self.model, self.batch, self.length = name, model, max(1, tokens // length), length
+        self.optimizer = torch.optim.AdamW(parameter_groups(model, 0.1), 1e-4, fused=True)
+        self.seconds: list[float] = []
+
+    def update(self) -> float:
+        """Seconds of one update, as the trainer makes it."""
+        device = self.model.head.weight.device
+        tokens = torch.randint(VOCAB, (self.batch, self.length + 1), device=device)
+        start = now(device)
+        logits, _ = self.model(tokens[:, :-1])
+        F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten()).backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return (now(device) - start) / 1e9
+
+    def row(self) -> Row:
+        rate = self.batch * self.length / median(self.seconds)
+        row = {"what": "training", "contestant": self.name, "length": self.length}
+        row |= {"parameters": sizing.count(self.model).total, "rounds": len(self.seconds)}
+        row["range_us"] = [
+            1e6 * seconds / (self.batch * self.length) for seconds in (min(self.seconds), max(self.seconds))
+        ]
+        return row | {"tokens_per_second": rate, "training_us": 1e6 / rate}
+
+
+def _train(racers: list[Racer], limits: Limits, say: Callable[[str], None]) -> list[Row]:
+    """Updates of every model by turns after an untimed one, of a slow one fewer."""
+    with undisturbed():
+        for racer in racers:
+            racer.update()
+        for turn in range(limits.rounds):
+            for racer in in_turn(racers, turn):
+                if turn < LEAST_ROUNDS or sum(racer.seconds) * (turn + 1) / turn < limits.seconds:
+                    racer.seconds.append(racer.update())
+    rows = [racer.row() for racer in racers]
+    for row in rows:
+        say(f"training at {row['length']:5}  {row['contestant']:24} {row['tokens_per_second']:9,.0f} tokens/s")
+    return rows
+
+
+def _decoder(model: LanguageModel, context: int) -> Callable[[int], None]:
+    """Generates so many tokens, greedily, each time from where it stands."""
+    decoder = Decoder(model, model.init_state(1, context))
+    token = torch.zeros(1, dtype=torch.long, device=model.head.weight.device)
+
+    def generate(count: int) -> None:
+        nonlocal token
+        for _ in range(count):
+            token = decoder.step(token).argmax(-1)
+
+    return generate
+
+
+def _other_decoder(step: Callable[[int], Tensor]) -> Callable[[int], None]:
+    token = 0
+
+    def generate(count: int) -> None:
+        nonlocal token
+        for _ in range(count):
+            token = int(step(token).argmax())
+
+    return generate
+
+
+@torch.inference_mode()
+def _decode(
+    steps: dict[str, Callable[[int], None]], context: int, device: torch.device, limits: Limits, say: Callable
+) -> list[Row]:
+    """Milliseconds a token of each, by turns."""
+    taken: dict[str, list[float]] = {name: [] for name in steps}
+    with undisturbed():
+        for turn in range(limits.rounds + 1):
+            for name, generate in in_turn(list(steps.items()), turn):
+                start = now(device)
+                generate(DECODED)
+                if turn:  # the first compiles
+                    taken[name].append((now(device) - start) / 1e6 / DECODED)
+    rows = []
+    for name, values in taken.items():
+        ms = median(values)
+        row = {"what": "decoding", "contestant": name, "length": context, "decode_ms": ms}
+        rows.append(row | {"rounds": len(values), "range_ms": [min(values), max(values)]})
+        say(f"decoding after {context:,}  {name:24} {ms:9.3f} ms a token")
+    return rows

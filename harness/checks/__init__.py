@@ -1,0 +1,1 @@
+"""What an architecture must pass before its run counts."""

@@ -1,0 +1,77 @@
+"""The gates an architecture must pass before its run counts, tried on a float64 copy of the model to be trained."""
+
+import copy
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from harness.checks import checks as gates  # noqa: F401  (fills GATES)
+from harness.checks.case import GATES, Case, GateFunction, Outcome
+from harness.model.backbone import LanguageModel, ModelSpec
+from harness.model.sizing import SizeConfig
+
+
+@dataclass(frozen=True)
+class Gate:
+    """One gate's verdict: `passed` is None where it could not be tried; `value` must not exceed `tolerance`."""
+
+    name: str
+    passed: bool | None
+    value: float | None
+    tolerance: float | None
+    detail: str
+
+
+@dataclass(frozen=True)
+class Certificates:
+    """Every gate's verdict, in order."""
+
+    gates: list[Gate] = field(default_factory=list)
+
+    @property
+    def passed(self) -> bool:
+        """No gate failed (a gate that could not be tried says so and does not fail)."""
+        return all(gate.passed is not False for gate in self.gates)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"passed": self.passed, "gates": [asdict(gate) for gate in self.gates]}
+
+
+def certify(model: LanguageModel, spec: ModelSpec, vocab_size: int, size: SizeConfig, seed: int = 0) -> Certificates:
+    """Tries every gate of checks.py; takes seconds, and leaves `model` and torch's generators as they were.
+
+    The copy runs on the CPU in float64, on random tokens. Parameters that start at zero are moved off it there, for
+    they would hide whatever they multiply.
+    """
+    with torch.random.fork_rng(devices=[]), torch.autocast("cpu", enabled=False), torch.enable_grad():
+        torch.manual_seed(seed)  # for third parties that draw their weights before they are given ours
+        generator = torch.Generator().manual_seed(seed)
+        case = Case(_float64_copy(model, generator), spec, vocab_size, size, generator)
+        return Certificates([_try(name, gate, case) for name, gate in GATES.items()])
+
+
+def _float64_copy(model: LanguageModel, generator: torch.Generator) -> LanguageModel:
+    clone = copy.deepcopy(model).cpu().double().eval()
+    with torch.no_grad():
+        for parameter in clone.parameters():
+            parameter.grad = None
+            if not parameter.any():
+                nn.init.normal_(parameter, std=0.02, generator=generator)
+    return clone
+
+
+def _try(name: str, gate: GateFunction, case: Case) -> Gate:
+    """Runs one gate; an exception in it is a failure told by its text."""
+    try:
+        outcome = gate(case)
+    except Exception as error:  # whatever an architecture under test may raise
+        outcome = Outcome(None, None, f"{type(error).__name__}: {error}"[:500], passed=False)
+    passed = outcome.passed
+    if outcome.value is not None:
+        passed = outcome.value <= outcome.tolerance  # False for NaN
+    value = outcome.value if outcome.value is None or math.isfinite(outcome.value) else None
+    detail = outcome.detail if value is not None or outcome.value is None else f"not finite; {outcome.detail}"
+    return Gate(name, passed, value, outcome.tolerance, detail)

@@ -1,0 +1,210 @@
+"""The gates themselves: what the contract of harness/model/mixer.py promises, each as a figure and its tolerance."""
+
+import copy
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from harness.checks.case import BATCH, LENGTH, Case, Outcome, distance, gate, state_distance, worst
+from harness.checks.oracles import find_oracle
+from harness.generation.decode import Decoder
+from harness.model.mixer import Mixer
+from harness.model.sizing import count
+from harness.model.state import state_bytes, tensors
+
+CUTS = (0, 15, 31, 40, 63, LENGTH - 2)  # positions whose future is examined by gradient, a row for each
+CHUNKS = (1, 15, 1, 33, 17)
+CONTEXTS = (1, 64, 4096, 8192)
+FLOPS_CONTEXTS = (1, 2, 65)
+SINGLE = 1e-3  # what rounding in float32 may come to over the layers and the tokens of a case
+GRADIENT_FLOOR = 1e-3  # gradients are compared on their own scale, but on no less than this part of the largest
+
+
+@gate
+def causality(case: Case) -> Outcome:
+    """The gradient of logits up to a position by the embeddings after it is exactly zero (a position for each row)."""
+    leaves = []
+
+    def cut(_module, _inputs, output):
+        leaves.append(output.detach().requires_grad_())
+        return leaves[-1]
+
+    hook = case.model.embedding.register_forward_hook(cut)
+    try:
+        logits, _ = case.model(case.tokens[:1].expand(len(CUTS), -1))
+    finally:
+        hook.remove()
+    future = torch.arange(LENGTH) > torch.tensor(CUTS)[:, None]  # (row, position)
+    (grad,) = torch.autograd.grad((logits * case.random(*logits.shape))[~future].sum(), leaves[0])
+    if not all(grad[row, t].any() for row, t in enumerate(CUTS)):
+        return Outcome(None, None, "logits do not depend on their own token, so nothing can be said", passed=False)
+    return Outcome(worst([grad[future].abs().max().item()]), 0.0, f"largest gradient from after positions {CUTS}")
+
+
+@gate
+def causality_by_perturbation(case: Case) -> Outcome:
+    """Changing all tokens from any position on leaves every earlier logit as it was."""
+    changed = (case.tokens[:1] + 1 + torch.arange(LENGTH) % (case.vocab_size - 1)) % case.vocab_size
+    time = torch.arange(LENGTH)
+    past = time[None, :] < time[:, None]  # (row s, position t): row s differs from the original from s on
+    with torch.no_grad():
+        base, _ = case.model(torch.where(past, case.tokens[:1], changed))
+    original = base[-1:, :-1]  # the last row differs at the last position only
+    error = distance((base[:, :-1] * past[:, :-1, None]), original * past[:, :-1, None])
+    return Outcome(error, case.model.tolerance, f"earlier logits after a change from each of {LENGTH} positions on")
+
+
+@gate
+def batch_independence(case: Case) -> Outcome:
+    """A row alone equals the same row in a batch."""
+    with torch.no_grad():
+        alone = torch.cat([case.model(row[None])[0] for row in case.tokens])
+    return Outcome(distance(alone, case.whole[0]), case.model.tolerance, f"each of {BATCH} rows alone against together")
+
+
+@gate
+def prefill_and_step(case: Case) -> Outcome:
+    """A prefix by `forward`, then single steps, equals `forward` in logits and in the last state."""
+    cut, (whole, last) = LENGTH // 2, case.whole
+    with torch.no_grad():
+        logits, state = case.model(case.tokens[:, :cut])
+        parts = [logits]
+        for t in range(cut, LENGTH):
+            logit, state = case.model.step(case.tokens[:, t], state)
+            parts.append(logit[:, None])
+    error = worst([distance(torch.cat(parts, dim=1), whole), state_distance(state, last)])
+    return Outcome(error, case.model.tolerance, f"{cut} tokens by forward and {LENGTH - cut} by step, logits and state")
+
+
+@gate
+def chunks(case: Case) -> Outcome:
+    """`forward` in chunks, the state carried, equals `forward` at once in logits and in the last state."""
+    whole, last = case.whole
+    parts, state = [], None
+    with torch.no_grad():
+        for chunk in case.tokens.split(CHUNKS, dim=1):
+            logits, state = case.model(chunk, state)
+            parts.append(logits)
+    error = worst([distance(torch.cat(parts, dim=1), whole), state_distance(state, last)])
+    return Outcome(error, case.model.tolerance, f"chunks of {CHUNKS} tokens, logits and state")
+
+
+@gate
+def scan(case: Case) -> Outcome:
+    """`forward` equals the loop of `step` from an empty state, in logits and in the last state."""
+    whole, last = case.whole
+    with torch.no_grad():
+        looped, state = case.model.scan(case.tokens)
+    error = worst([distance(whole, looped), state_distance(last, state)])
+    return Outcome(error, case.model.tolerance, f"{LENGTH} tokens by forward against a loop of step, logits and state")
+
+
+@gate
+def scan_gradients(case: Case) -> Outcome:
+    """Every parameter's gradient through `forward` equals that through the loop of `step`."""
+    named = [(name, p) for name, p in case.model.named_parameters() if p.requires_grad]
+    weights = case.random(BATCH, LENGTH, case.vocab_size)
+    both = []
+    for function in (case.model, case.model.scan):
+        loss = (function(case.tokens)[0] * weights).sum()
+        grads = torch.autograd.grad(loss, [p for _, p in named], allow_unused=True)
+        both.append([torch.zeros_like(p) if g is None else g for (_, p), g in zip(named, grads, strict=True)])
+    floor = GRADIENT_FLOOR * worst(grad.abs().max().item() for grad in both[1])
+    errors = {n: distance(a, b, floor) for (n, _), a, b in zip(named, *both, strict=True)}
+    error = worst(errors.values())
+    name = max(errors, key=errors.get)
+    return Outcome(error, case.model.tolerance, f"{len(errors)} parameters, the largest difference at {name}")
+
+
+@gate
+def generation(case: Case) -> Outcome:
+    """What generation runs, the decoder over one-token kernels in float32, equals `forward` after a prefill."""
+    cut, model = LENGTH // 2, copy.deepcopy(case.model).float()
+    with torch.inference_mode():
+        decoder = Decoder(model, model(case.tokens[:, :cut])[1])
+        made = torch.stack([decoder.step(token).clone() for token in case.tokens[:, cut:].unbind(1)], dim=1)
+    error = distance(made.double(), case.whole[0][:, cut:])
+    return Outcome(error, max(SINGLE, case.model.tolerance), f"{LENGTH - cut} tokens by the decoder in float32")
+
+
+@gate
+def state_shape(case: Case) -> Outcome:
+    """`init_state(context)` has the shapes and the bytes of the state that a prefill of `context` tokens leaves."""
+    real, stated = case.whole[1], case.model.init_state(BATCH, LENGTH)
+    shapes = [[(tuple(t.shape), t.dtype) for t in tensors(state)] for state in (real, stated)]
+    differing = [f"{a} where {b} is stated" for a, b in zip(*shapes, strict=True) if a != b]
+    detail = "; ".join(differing) or f"{state_bytes(real)} bytes after {LENGTH} tokens x {BATCH} rows, as stated"
+    return Outcome(float(abs(state_bytes(real) - state_bytes(stated)) + len(differing)), 0.0, detail)
+
+
+@gate
+def state_growth(case: Case) -> Outcome:
+    """State bytes do not depend on the context where that is claimed; else they grow by the same bytes each token."""
+    held = {}
+    with torch.no_grad():
+        for context in (1, LENGTH // 2, LENGTH):
+            held[f"real {context}"] = (context, state_bytes(case.model(case.tokens[:1, :context])[1]))
+    for context in CONTEXTS:
+        held[f"stated {context}"] = (context, state_bytes(case.model.init_state(1, context)))
+    (first, start), (last, end) = held["stated 1"], held[f"stated {CONTEXTS[-1]}"]
+    slope = 0.0 if case.model.constant_state else (end - start) / (last - first)
+    off = max(abs(size - start - slope * (context - first)) for context, size in held.values())
+    if case.model.constant_state:
+        return Outcome(off, 0.0, f"claimed constant: {start} bytes at every context")
+    if slope <= 0:
+        return Outcome(None, None, f"claimed to grow, but holds {start} bytes at every context", passed=False)
+    return Outcome(off, 0.0, f"claimed to grow: {slope:g} bytes a token")
+
+
+@gate
+def parameters(case: Case) -> Outcome:
+    """Trainable parameters, embeddings included, lie within the budget's tolerance."""
+    counts, budget = count(case.model), case.size.params
+    detail = f"{counts.total} trainable, {counts.non_embedding} of them non-embedding, for a budget of {budget}"
+    return Outcome(abs(counts.total - budget) / budget, case.size.tolerance, f"{case.spec.name}: {detail}")
+
+
+@gate
+def flops(case: Case) -> Outcome:
+    """The matrix products stated by hand are those that torch counts in one step (at most, where data decide)."""
+    least_only = any(mixer.data_dependent_flops for mixer in case.model.mixers)
+    differences = {}
+    for context in FLOPS_CONTEXTS:
+        state = case.model.init_state(1, context - 1)
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            case.model.step(case.tokens[0, :1], state)
+        stated, counted = case.model.flops_per_token(context).matmul, counter.get_total_flops()
+        off = max(0, stated - counted) if least_only else abs(stated - counted)
+        differences[context] = (off, stated, counted)
+    context = max(differences, key=lambda c: differences[c][0])
+    off, stated, counted = differences[context]
+    return Outcome(off, 0.0, f"{stated:.0f} stated, {counted} counted at context {context}")
+
+
+@gate
+def oracle(case: Case) -> Outcome:
+    """Each class of mixer equals a third party's implementation that carries its weights, where one exists."""
+    firsts: dict[type, Mixer] = {}
+    for mixer in case.model.mixers:
+        firsts.setdefault(type(mixer), mixer)
+    compared, notes, missing = [], [], False
+    for kind, mixer in firsts.items():
+        try:
+            other = find_oracle(mixer)
+        except ImportError as error:
+            missing = True
+            notes.append(f"{kind.__name__}: not installed ({error})")
+            continue
+        if other is None:
+            notes.append(f"{kind.__name__}: no third-party implementation known")
+            continue
+        x = case.random(2, 17, mixer.d_model)
+        with torch.no_grad():
+            error = distance(mixer(x)[0], other.forward(x).double())
+        compared.append((error, other.tolerance))
+        notes.append(f"{kind.__name__} = {other.name} within {error:.1e}")
+    failed = [pair for pair in compared if not pair[0] <= pair[1]]
+    detail = "; ".join(notes)
+    if failed or (compared and not missing):
+        return Outcome(*max(failed or compared, key=lambda pair: pair[0] / pair[1]), detail)
+    return Outcome(None, None, detail, passed=None if missing else True)

@@ -1,0 +1,1 @@
+"""Generation memory, latency and cost."""

@@ -1,0 +1,202 @@
+"""The one instrument: state bytes, peak memory, prefill and decode speed of a model, by context."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from statistics import median
+from time import perf_counter
+
+import torch
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from harness.machine.hardware import available_bytes, device_name, used_bytes
+from harness.machine.memory import peak_bytes, reset_peak
+from harness.measurement import latency
+from harness.measurement.cost import dollars_per_million_tokens
+from harness.measurement.forecast import Forecast
+from harness.model.backbone import LanguageModel
+from harness.model.state import state_bytes, tensors
+
+STEP_COPIES = 3
+"""Memory a step may need, in states: the old one, the new one, and as much again for slack."""
+MEMORY_FRACTION = 0.8
+"""The part of the free memory that a measurement may plan to use."""
+UNMEASURED = [
+    "state_bytes",
+    "peak_memory_bytes",
+    *("prefill_tokens_per_second", "first_token_ms", "prefill_samples"),
+    *("decode_tokens_per_second", "decode_ms_p50", "decode_ms_p95", "decode_ms_p99", "decode_samples"),
+]
+
+
+@dataclass(frozen=True)
+class MeasureConfig:
+    """What is measured, and how long it may take.
+
+    contexts: tokens read before generation starts. warmup: untimed steps at the head of every pass. decode_tokens:
+    timed steps of a pass. repeats: passes (decode) and readings (prefill), as far as time allows.
+    seconds_per_context: budget of one context; half of it is for decoding. prefill_chunk: tokens read at once.
+    dollars_per_hour: the price of the machine, an assumption of the user's that the costs are scaled by.
+    """
+
+    contexts: list[PositiveInt] = field(default_factory=lambda: [1024, 4096, 16384, 32768, 131072])
+    batch_size: PositiveInt = 1
+    warmup: NonNegativeInt = 8
+    decode_tokens: PositiveInt = 64
+    repeats: PositiveInt = 3
+    seconds_per_context: PositiveFloat = 5.0
+    prefill_chunk: PositiveInt = 2048
+    dollars_per_hour: NonNegativeFloat = 0.10
+
+
+class StateMismatchError(RuntimeError):
+    """An architecture whose `init_state` does not hold what reading the context really leaves."""
+
+
+def measure(model: LanguageModel, config: MeasureConfig, device: torch.device | str | None = None) -> dict:
+    """Returns the record's measurement block, but for the costs (see `cost`).
+
+    device: where the model lies, its own by default. Memory is the process's (CPU) or the allocator's (GPU). What
+    does not fit the time or the memory is null, and `skipped` says why. Leaves the model's training mode and the
+    random generators as they were. Raises StateMismatchError where `init_state` misstates the state.
+    """
+    device = torch.device(device or model.head.weight.device)
+    with _undisturbed(model, device), torch.inference_mode():
+        forecast = Forecast(linear=model.constant_state)
+        contexts = sorted(set(config.contexts))
+        if contexts:
+            _check_state(model, config, contexts[0], device)
+        rows = [_measure_context(model, config, context, device, forecast) for context in contexts]
+    return {
+        "device": device.type,
+        "device_name": device_name(device),
+        "threads": torch.get_num_threads(),
+        "dtype": str(model.head.weight.dtype).removeprefix("torch."),
+        "batch_size": config.batch_size,
+        "peak_memory_since": "context" if reset_peak(device) else "process start",
+        "contexts": rows,
+    }
+
+
+def cost(config: MeasureConfig, measurement: dict, train_tokens_per_second: float | None) -> dict:
+    """Returns dollars per million tokens, trained on and generated (by context), at the configured price."""
+    price = config.dollars_per_hour
+    decode = {
+        str(row["context"]): dollars_per_million_tokens(price, row["decode_tokens_per_second"])
+        for row in measurement["contexts"]
+    }
+    return {
+        "dollars_per_hour": price,
+        "train_dollars_per_million_tokens": dollars_per_million_tokens(price, train_tokens_per_second),
+        "decode_dollars_per_million_tokens": decode,
+    }
+
+
+@contextmanager
+def _undisturbed(model: LanguageModel, device: torch.device) -> Iterator[None]:
+    """Evaluation mode inside; every module's training flag and the random generators as they were afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        model.eval()
+        try:
+            yield
+        finally:
+            for module, mode in modes:
+                module.training = mode
+
+
+def _check_state(model: LanguageModel, config: MeasureConfig, context: int, device: torch.device) -> None:
+    """Holds `init_state` to a real prefill of the smallest context; warms the prefill up, too."""
+    tokens = latency.prompt(model, config.batch_size, context, device)
+    _, state = latency.prefill(model, tokens, config.prefill_chunk)
+    real = [(tuple(tensor.shape), tensor.dtype) for tensor in tensors(state)]
+    stated = [(tuple(t.shape), t.dtype) for t in tensors(model.init_state(config.batch_size, context))]
+    if real != stated:
+        wrong = next((pair for pair in zip(real, stated, strict=False) if pair[0] != pair[1]), (len(real), len(stated)))
+        raise StateMismatchError(
+            f"model={model.spec.name}: init_state(context={context}) differs from the state that reading {context} "
+            f"tokens leaves: read {wrong[0]}, stated {wrong[1]}."
+        )
+
+
+def _measure_context(
+    model: LanguageModel, config: MeasureConfig, context: int, device: torch.device, forecast: Forecast
+) -> dict:
+    row = {"context": context} | dict.fromkeys(UNMEASURED) | {"skipped": None}
+    skipped = []
+    started = perf_counter()
+    for part in (_decode, _prefill):
+        left = config.seconds_per_context * (0.5 if part is _decode else 1.0) - (perf_counter() - started)
+        try:
+            result = part(model, config, context, device, forecast, left)
+        except (RuntimeError, MemoryError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            result = "out of memory"
+        if isinstance(result, str):
+            skipped.append(f"{part.__name__.strip('_')}: {result}")
+        else:
+            row |= result
+    row["skipped"] = "; ".join(skipped) or None
+    return row
+
+
+def _decode(model, config: MeasureConfig, context: int, device, forecast: Forecast, seconds: float) -> dict | str:
+    """Holds the state after `context` tokens and generates from it: bytes, peak memory, latency."""
+    needed, free = STEP_COPIES * _stated_bytes(model, config.batch_size, context), available_bytes(device)
+    if needed > MEMORY_FRACTION * free:
+        return f"needs about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"
+    token = latency.prompt(model, config.batch_size, 1, device)[:, 0]
+    reset_peak(device)
+    held = 0
+    times: list[float] = []
+    deadline = perf_counter() + seconds
+    for number in range(config.repeats):
+        left = deadline - perf_counter()
+        if number and left <= 0:
+            break
+        states = [model.init_state(config.batch_size, context)]
+        held = state_bytes(states[0])
+        # popped: no name here may keep the first state alive, which a generation would have let go of
+        times += latency.time_decode(model, token, states.pop(), config.warmup, config.decode_tokens, left)
+    spread = latency.percentiles(times)
+    return {
+        "state_bytes": held,
+        "peak_memory_bytes": peak_bytes(device),
+        "decode_tokens_per_second": config.batch_size * len(times) / sum(times) * 1e3,
+        "decode_samples": len(times),
+        **{f"decode_ms_{name}": value for name, value in spread.items()},
+    }
+
+
+def _prefill(model, config: MeasureConfig, context: int, device, forecast: Forecast, seconds: float) -> dict | str:
+    """Reads `context` tokens for real, where the smaller contexts say that time and memory allow it."""
+    refusal = forecast.refusal(context, seconds, MEMORY_FRACTION * available_bytes(device))
+    if refusal:
+        return refusal
+    tokens = latency.prompt(model, config.batch_size, context, device)
+    before = used_bytes(device)
+    reset_peak(device)
+    timings: list[tuple[float, float]] = []
+    while not timings or (len(timings) < config.repeats and sum(t[1] for t in timings) + timings[-1][1] <= seconds):
+        timings.append(latency.time_prefill(model, tokens, config.prefill_chunk))
+    read = median(timing[0] for timing in timings)
+    first_token = median(timing[1] for timing in timings)
+    forecast.add(context, first_token, (peak_bytes(device) or 0) - before)
+    return {
+        "prefill_tokens_per_second": config.batch_size * context / read,
+        "first_token_ms": first_token * 1e3,
+        "prefill_samples": len(timings),
+    }
+
+
+def _stated_bytes(model: LanguageModel, batch: int, context: int) -> int:
+    """Bytes the state will take, from its shapes alone: nothing is allocated."""
+    dtype = model.head.weight.dtype
+    return sum(state_bytes(mixer.init_state(batch, context, device="meta", dtype=dtype)) for mixer in model.mixers)
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    text = str(error).lower()
+    known = (MemoryError, torch.OutOfMemoryError)
+    return isinstance(error, known) or any(sign in text for sign in ("not enough memory", "can't allocate memory"))

@@ -1,0 +1,1 @@
+"""The contract of a mixer and the backbone around it."""

@@ -1,0 +1,204 @@
+"""The only backbone: embed -> [norm, mixer, norm, channel mixer] x L -> norm -> head."""
+
+import copy
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from pydantic import NonNegativeFloat, PositiveInt
+from torch import Tensor, nn
+
+from harness.model.mixer import Call, Flops, Mixer
+from harness.model.norm import RMSNorm
+from harness.model.state import State
+from harness.ops.registry import Choice
+
+
+class Width(NamedTuple):
+    """The widths that sizing solves for."""
+
+    d_model: int
+    d_ff: int
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What makes one architecture: everything but its size.
+
+    mixer: factory called with (d_model, layer, n_layers). channel_mixer: the same with d_ff, or None for an
+    architecture that has none (Mamba). width_multiple: d_model is a multiple of it. d_ff_ratio: the architecture's
+    own d_ff / d_model. depth_factor: blocks per layer of the size group (an architecture of half blocks takes two).
+    kernel: of the norms; mixers have their own.
+    """
+
+    name: str
+    mixer: Callable[..., Mixer]
+    channel_mixer: Callable[..., Mixer] | None = None
+    norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
+    embedding_norm: bool = False
+    tie_embeddings: bool = False
+    width_multiple: PositiveInt = 8
+    d_ff_ratio: NonNegativeFloat = 8 / 3
+    depth_factor: PositiveInt = 1
+    kernel: Choice = "auto"
+
+    def build(self, vocab_size: int, n_layers: int, width: Width) -> "LanguageModel":
+        """Returns the model with `n_layers` x depth_factor blocks of `width`, initialised from torch's generator."""
+        return LanguageModel(self, vocab_size, n_layers * self.depth_factor, width)
+
+    def build_norm(self, width: int) -> nn.Module:
+        """A fresh norm over vectors of `width`."""
+        return RMSNorm(width, 1e-5, self.kernel) if self.norm == "rmsnorm" else nn.LayerNorm(width, 1e-5)
+
+
+class Block(nn.Module):
+    """x + mixer(norm(x)), then x + channel_mixer(norm(x)) where there is a channel mixer (pre-norm residual)."""
+
+    def __init__(self, spec: ModelSpec, width: Width, layer: int, n_layers: int):
+        super().__init__()
+        self.norm = spec.build_norm(width.d_model)
+        self.mixer = spec.mixer(d_model=width.d_model, layer=layer, n_layers=n_layers)
+        self.channel_norm = self.channel_mixer = None
+        if spec.channel_mixer is not None:
+            self.channel_norm = spec.build_norm(width.d_model)
+            self.channel_mixer = spec.channel_mixer(
+                d_model=width.d_model, d_ff=width.d_ff, layer=layer, n_layers=n_layers
+            )
+
+    def parts(self) -> list[tuple[nn.Module, Mixer]]:
+        """The (norm, mixer) pairs of the block, in order."""
+        pairs = [(self.norm, self.mixer), (self.channel_norm, self.channel_mixer)]
+        return [(norm, mixer) for norm, mixer in pairs if mixer is not None]
+
+    def run(self, method: str, x: Tensor, state: State, call: Call) -> tuple[Tensor, State]:
+        """Applies `forward` or `step` of each part around its residual."""
+        parts = self.parts()
+        new_state = []
+        for (norm, mixer), old in zip(parts, state or [None] * len(parts), strict=True):
+            function = mixer if method == "forward" else mixer.step  # through __call__, so that hooks run
+            y, new = function(norm(x), old, call)
+            x = x + y
+            new_state.append(new)
+        return x, new_state
+
+
+class LanguageModel(nn.Module):
+    """Token ids in, logits out, with the state that generation must keep."""
+
+    def __init__(self, spec: ModelSpec, vocab_size: int, n_layers: int, width: Width):
+        super().__init__()
+        self.spec, self.vocab_size, self.n_layers, self.width = spec, vocab_size, n_layers, width
+        self.embedding = nn.Embedding(vocab_size, width.d_model)
+        nn.init.normal_(self.embedding.weight, std=0.02)
+        self.embedding_norm = spec.build_norm(width.d_model) if spec.embedding_norm else nn.Identity()
+        self.blocks = nn.ModuleList(Block(spec, width, layer, n_layers) for layer in range(n_layers))
+        self.norm = spec.build_norm(width.d_model)
+        self.head = nn.Linear(width.d_model, vocab_size, bias=False)
+        if spec.tie_embeddings:
+            self.head.weight = self.embedding.weight
+        else:
+            nn.init.normal_(self.head.weight, std=0.02)
+
+    @property
+    def mixers(self) -> list[Mixer]:
+        """Every token mixer and channel mixer, in order."""
+        return [mixer for block in self.blocks for _, mixer in block.parts()]
+
+    @property
+    def constant_state(self) -> bool:
+        """Whether every mixer claims a state whose bytes do not depend on the context."""
+        return all(mixer.constant_state for mixer in self.mixers)
+
+    @property
+    def capturable(self) -> bool:
+        """Whether a CUDA graph can hold `step`."""
+        return all(mixer.capturable for mixer in self.mixers)
+
+    @property
+    def tolerance(self) -> float:
+        """The loosest agreement any mixer promises between its paths."""
+        return max(mixer.tolerance for mixer in self.mixers)
+
+    def _run(self, method: str, tokens: Tensor, state: State, elapsed: Tensor | None) -> tuple[Tensor, State]:
+        x = self.embedding_norm(self.embedding(tokens))
+        call, new_state = Call(elapsed, shared={}), []
+        for block, old in zip(self.blocks, state or [None] * self.n_layers, strict=True):
+            x, new = block.run(method, x, old, call)
+            new_state.append(new)
+        return self.head(self.norm(x)), new_state
+
+    def forward(self, tokens: Tensor, state: State = None, elapsed: Tensor | None = None) -> tuple[Tensor, State]:
+        """tokens (B, T), T >= 1 -> logits (B, T, vocab_size) and the state after the last token."""
+        if tokens.shape[1] == 0:
+            raise ValueError("a model reads at least one token; tokens (B, T) has T = 0.")
+        return self._run("forward", tokens, state, elapsed)
+
+    def step(self, tokens: Tensor, state: State, elapsed: Tensor | None = None) -> tuple[Tensor, State]:
+        """tokens (B,) -> logits (B, vocab_size) and the new state; pure."""
+        return self._run("step", tokens, state, elapsed)
+
+    def frozen_step(self) -> Callable[[Tensor, State], tuple[Tensor, State]]:
+        """`step` for the weights as they stand, without gradients: (tokens (B,), state) -> (logits, new state)."""
+        embedding, head = (weight.detach().clone() for weight in (self.embedding.weight, self.head.weight))
+        first, last = _frozen(self.embedding_norm), _frozen(self.norm)
+        blocks = [[(_frozen(norm), mixer.frozen_step()) for norm, mixer in block.parts()] for block in self.blocks]
+
+        def step(tokens: Tensor, state: State) -> tuple[Tensor, State]:
+            x, call, new_state = first(F.embedding(tokens, embedding)), Call(shared={}), []
+            for parts, held in zip(blocks, state, strict=True):
+                new_state.append(made := [])
+                for (norm, run), old in zip(parts, held, strict=True):
+                    y, new = run(norm(x), old, call)
+                    x = x + y
+                    made.append(new)
+            return F.linear(last(x), head), new_state
+
+        return step
+
+    def scan(self, tokens: Tensor, state: State = None, elapsed: Tensor | None = None) -> tuple[Tensor, State]:
+        """The oracle of `forward`: a loop of `step` over the tokens (B, T)."""
+        state = state or self.init_state(tokens.shape[0])
+        logits = []
+        for t in range(tokens.shape[1]):
+            logit, state = self.step(tokens[:, t], state, None if elapsed is None else elapsed[:, t])
+            logits.append(logit)
+        return torch.stack(logits, dim=1), state
+
+    def init_state(self, batch: int, context: int = 0) -> State:
+        """The state held after `context` tokens, zero-filled, in the dtype and on the device of the weights."""
+        where = {"device": self.head.weight.device, "dtype": self.head.weight.dtype}
+        return [[mixer.init_state(batch, context, **where) for _, mixer in block.parts()] for block in self.blocks]
+
+    def truncate_state(self, state: State, keep: int) -> State:
+        """Forgets all but the last `keep` tokens where the state grows with them."""
+        return self._by_part("truncate_state", state, keep)
+
+    def fixed_state(self, state: State, room: int) -> State:
+        """A copy of `state` whose tensors keep their shapes for `room` more tokens."""
+        return self._by_part("fixed_state", state, room)
+
+    def _by_part(self, method: str, state: State, number: int) -> State:
+        return [
+            [getattr(mixer, method)(part, number) for (_, mixer), part in zip(block.parts(), parts, strict=True)]
+            for block, parts in zip(self.blocks, state, strict=True)
+        ]
+
+    def counts(self) -> dict[str, int]:
+        """The sum of what the mixers have counted of their work."""
+        total: Counter[str] = Counter()
+        for mixer in self.mixers:
+            total.update(mixer.counts())
+        return dict(total)
+
+    def flops_per_token(self, context: int) -> Flops:
+        """Forward operations of one token that sees `context` tokens; training costs three times as many."""
+        norms = sum(len(block.parts()) for block in self.blocks) + 1
+        head = Flops(2 * self.width.d_model * self.vocab_size, 5 * self.width.d_model * norms)
+        return sum((mixer.flops_per_token(context) for mixer in self.mixers), head)
+
+
+def _frozen(norm: nn.Module) -> Callable[[Tensor], Tensor]:
+    return norm.frozen() if isinstance(norm, RMSNorm) else copy.deepcopy(norm)

@@ -1,0 +1,1 @@
+"""Operations below every architecture, and the registry of the kernels that serve them."""

@@ -1,0 +1,40 @@
+"""The operation `causal_conv`: a short causal depthwise convolution that carries its state.
+
+    y_t = bias + sum_k weight_k x_{t - K + 1 + k},    then silu(y) = y sigmoid(y) where asked for
+
+Tap K - 1 falls on the token itself; the K - 1 inputs before the first token are the state. Shapes: x, y (B, T, D);
+weight (K, D); bias (D); state (B, K - 1, D), oldest first.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from harness.ops.registry import Kernel, Operation
+
+
+def reference(x: Tensor, weight: Tensor, bias: Tensor, state: Tensor, silu: bool) -> tuple[Tensor, Tensor]:
+    """Returns y (B, T, D) and the last K - 1 inputs (B, K - 1, D), a tensor of its own; both in the type of x."""
+    taps, length = weight.shape[0], x.shape[1]
+    window = torch.cat([state.to(x.dtype), x], dim=1)  # (B, K - 1 + T, D)
+    weight, y = weight.to(x.dtype), bias.to(x.dtype)
+    for k in range(taps):
+        y = torch.addcmul(y, window[:, k : k + length], weight[k])
+    return F.silu(y) if silu else y, window[:, length:].clone()  # a view would keep the whole sequence alive
+
+
+def step_reference(x: Tensor, weight: Tensor, bias: Tensor, state: Tensor, silu: bool) -> tuple[Tensor, Tensor]:
+    """`reference` for one token: x, y (B, D)."""
+    window = torch.cat([state.to(x.dtype), x.unsqueeze(1)], dim=1)  # (B, K, D)
+    y = (window * weight.to(x.dtype)).sum(1) + bias.to(x.dtype)
+    return F.silu(y) if silu else y, window[:, 1:].contiguous()
+
+
+CAUSAL_CONV = Operation(
+    "causal_conv",
+    reference,
+    (
+        Kernel("numba", "cpu", "harness.ops.causal_conv.conv_numba:causal_conv"),
+        Kernel("triton", "cuda", "harness.ops.causal_conv.conv_triton:causal_conv", needs=("triton",)),
+    ),
+)

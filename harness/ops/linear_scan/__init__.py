@@ -1,0 +1,1 @@
+"""The linear recurrence h_t = J_t h_{t-1} + b_t."""

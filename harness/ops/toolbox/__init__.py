@@ -1,0 +1,1 @@
+"""What kernels in numba and Triton are built from."""

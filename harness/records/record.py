@@ -1,0 +1,208 @@
+"""Recorded runs: one folder each, named after a hash of what makes the run what it is.
+
+<root>/<name>-<key>/  config.json, environment.json, certificates.json, metrics.jsonl, checkpoint.pt,
+                      result.json (written last: where it lies, the run is finished)
+"""
+
+import fcntl
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import IO, Any
+
+from harness.errors import RecordError
+from harness.machine.environment import environment
+from harness.records.files import replacing
+
+SCHEMA_VERSION = 2
+IGNORED = ("logger", "records", "force", "progress", "question")
+"""Keys of the configuration that change nothing about a run's figures, and so not its key either."""
+KEY_LENGTH = 16
+LOCK = ".lock"
+
+
+def run_key(config: dict, data_digest: str) -> str:
+    """Returns the run's key: sha256 over the schema, the meaning of the resolved configuration, and the data's digest.
+
+    The meaning is names and values: all but IGNORED, and of what a node builds its class's name without its module.
+    """
+    meaning = _meaning({key: value for key, value in config.items() if key not in IGNORED})
+    canonical = to_json({"schema": SCHEMA_VERSION, "config": meaning, "data": data_digest}, sort_keys=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:KEY_LENGTH]
+
+
+def _meaning(node: Any) -> Any:
+    """`node` with the dotted path under each `_target_` cut to its last name: where code stands changes no run."""
+    if isinstance(node, dict):
+        return {k: v.rpartition(".")[2] if k == "_target_" else _meaning(v) for k, v in node.items()}
+    return [_meaning(item) for item in node] if isinstance(node, list | tuple) else node
+
+
+def to_json(value: Any, **options) -> str:
+    """Returns strict JSON: NaN and infinities, which JSON lacks, become null."""
+    return json.dumps(_plain(value), allow_nan=False, ensure_ascii=False, **options)
+
+
+def check_writable(root: Path) -> None:
+    """Raises RecordError unless the folder `root` can be made and written to."""
+    probe = root / f".probe-{os.getpid()}"
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise _unwritable(root, error) from error
+
+
+class Run:
+    """The folder of one run, held by one process at a time. `with Run.open(...) as run:` lets go of it at the end."""
+
+    def __init__(self, path: Path, key: str, config: dict, lock: IO):
+        self.path, self.key, self._config, self._lock = path, key, config, lock
+
+    @classmethod
+    def open(cls, root: Path, name: str, config: dict, data_digest: str) -> "Run":
+        """Makes or reopens the folder of the run, and notes configuration and environment unless it is finished.
+
+        Raises RecordError where the folder cannot be written to or another process holds the run.
+        """
+        key = run_key(config, data_digest)
+        path = Path(root) / f"{re.sub(r'[^A-Za-z0-9._=-]+', '-', name)}-{key}"
+        check_writable(path)
+        run = cls(path, key, config, _locked(path / LOCK))
+        if not run.is_finished():
+            run.describe()
+        return run
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Lets another process take the run up (the system does so for a killed process)."""
+        self._lock.close()
+
+    def is_finished(self) -> bool:
+        return (self.path / "result.json").exists()
+
+    def result(self) -> dict:
+        """Returns the finished record; raises RecordError where it cannot be read or is another run's."""
+        path = self.path / "result.json"
+        try:
+            result = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise _unreadable(path, str(error)) from error
+        found = (result.get("schema_version"), result.get("key")) if isinstance(result, dict) else None
+        if found != (SCHEMA_VERSION, self.key):
+            raise _unreadable(path, f"schema version and key are {found}, not {(SCHEMA_VERSION, self.key)}")
+        return result
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Writes a JSON file of the record, whole or not at all."""
+        try:
+            with replacing(self.path / name) as file:
+                file.write((to_json(value, indent=1) + "\n").encode())
+        except OSError as error:
+            raise _unwritable(self.path / name, error) from error
+
+    def finish(self, result: dict) -> dict:
+        """Writes the result, which makes the run finished, and returns it as `result()` will read it."""
+        self.write_json("result.json", {"schema_version": SCHEMA_VERSION, "key": self.key} | result)
+        return self.result()
+
+    def clear(self) -> None:
+        """Forgets all that was recorded, so that the run starts anew."""
+        (self.path / "result.json").unlink(missing_ok=True)  # first: a half-cleared run is not a finished one
+        for entry in self.path.iterdir():
+            if entry.is_dir():
+                shutil.rmtree(entry)
+            elif entry.name != LOCK:
+                entry.unlink()
+        self.describe()
+
+    def describe(self) -> None:
+        self.write_json("config.json", self._config)
+        self.write_json("environment.json", environment())
+
+    def log(self, metrics: dict) -> None:
+        """Appends one line to metrics.jsonl."""
+        try:
+            with (self.path / "metrics.jsonl").open("a") as file:
+                file.write(to_json(metrics) + "\n")
+        except OSError as error:
+            raise _unwritable(self.path / "metrics.jsonl", error) from error
+
+    def metrics(self) -> list[dict]:
+        """Returns the logged lines; a last line that a kill cut short is left out.
+
+        Raises RecordError for a line in the middle that is no JSON object.
+        """
+        path = self.path / "metrics.jsonl"
+        lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []  # whatever follows the last newline is cut
+        return [_parsed(line, number, path) for number, line in enumerate(lines, 1)]
+
+    def truncate_metrics(self, update: int) -> None:
+        """Drops the lines after `update`, so that a resumed run writes them once; with 0, every line of training."""
+        kept = [line for line in self.metrics() if line.get("update", 0) <= update]
+        with replacing(self.path / "metrics.jsonl") as file:
+            file.writelines((to_json(line) + "\n").encode() for line in kept)
+
+
+def _parsed(line: bytes, number: int, path: Path) -> dict:
+    try:
+        parsed = json.loads(line)
+    except ValueError as error:
+        raise _unreadable(path, f"line {number}: {error}") from error
+    if not isinstance(parsed, dict):
+        raise _unreadable(path, f"line {number} is no JSON object")
+    return parsed
+
+
+def _locked(path: Path) -> IO:
+    """Opens `path` and holds the system's lock on it, which ends with this process however it ends."""
+    file = path.open("a")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        raise RecordError(
+            f"Another process is making the run in {path.parent}.",
+            "one process for a run.",
+            "wait for it, or stop it; then the same command resumes.",
+        ) from error
+    return file
+
+
+def _plain(value: Any) -> Any:
+    """`value` in JSON's own types."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "item"):  # a scalar of numpy or torch
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _unwritable(path: Path, error: OSError) -> RecordError:
+    return RecordError(
+        f"{path} cannot be written to ({error.strerror or error}).",
+        "a folder for records that this user may write to, on a disk with room.",
+        "set records=FOLDER to another one, or change its permissions.",
+    )
+
+
+def _unreadable(path: Path, why: str) -> RecordError:
+    return RecordError(
+        f"The record {path} cannot be used: {why}.",
+        "the file as a run of this version wrote it.",
+        "make the run again with force=true, or move the folder away.",
+    )

@@ -1,0 +1,65 @@
+"""The rules of training as a configuration."""
+
+import math
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from harness.errors import ConfigError
+from harness.tasks.task import Task
+from harness.training import optimizer
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Momentum = Annotated[float, Field(ge=0, lt=1)]
+
+
+@dataclass(frozen=True)
+class TrainerConfig:
+    """The rules of training; conf/trainer/default.yaml says what each key means."""
+
+    tokens: PositiveInt = 1_048_576
+    batch_size: PositiveInt = 4
+    length: PositiveInt = 512
+    accumulate: PositiveInt = 1
+    learning_rate: PositiveFloat = 3e-3
+    warmup_ratio: Fraction = 0.05
+    final_learning_rate_ratio: Fraction = 0.1
+    weight_decay: NonNegativeFloat = 0.1
+    beta1: Momentum = 0.9
+    beta2: Momentum = 0.95
+    clip_norm: PositiveFloat | None = 1.0
+    precision: Literal["fp32", "bf16"] = "fp32"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: PositiveInt | None = None
+    divergence_norm: PositiveFloat = 1e3
+    divergence_patience: PositiveInt = 20
+    checkpoint_every: PositiveInt = 50
+    validate_every: NonNegativeInt = 100
+    validation_batches: PositiveInt = 8
+    log_every: PositiveInt = 10
+
+    @property
+    def tokens_per_update(self) -> int:
+        return self.batch_size * self.length * self.accumulate
+
+    @property
+    def updates(self) -> int:
+        """Optimizer updates that spend the budget; the last one may overspend it."""
+        return math.ceil(self.tokens / self.tokens_per_update)
+
+    def learning_rate_at(self, update: int) -> float:
+        """The learning rate of the update with this index, from 0."""
+        ratios = (self.final_learning_rate_ratio, self.warmup_ratio)
+        return optimizer.learning_rate(update, self.updates, self.learning_rate, *ratios)
+
+    def check(self, task: Task) -> None:
+        """Raises UserError where this machine or this task cannot serve the configuration."""
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise ConfigError(
+                "trainer.device=cuda was given, but torch sees no CUDA device.",
+                "a GPU with a driver, and a torch built for it.",
+                "set trainer.device=cpu or trainer.device=auto.",
+            )
+        task.check(self.batch_size, self.length)

@@ -1,0 +1,202 @@
+"""The one training loop. Budgets are counted in tokens and optimizer updates."""
+
+import math
+import time
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from harness.machine.energy import EnergyMeter
+from harness.machine.memory import peak_bytes, reset_peak, reused_memory
+from harness.machine.runtime import make_accelerator, seed_all, use_threads
+from harness.model.backbone import LanguageModel
+from harness.model.flops import train_flops_per_token
+from harness.records.record import Run
+from harness.tasks.task import IGNORE, Batch, Task
+from harness.training import checkpoint, optimizer
+from harness.training.config import TrainerConfig
+from harness.training.ledger import FINAL_UPDATES, Ledger, TrainingResult
+from harness.training.loggers import Logger
+from harness.training.progress import TrainingProgress
+
+
+def train(
+    model: LanguageModel,
+    task: Task,
+    config: TrainerConfig,
+    seed: int,
+    run: Run,
+    logger: Logger,
+    progress: bool = True,
+) -> TrainingResult:
+    """Trains `model` in place, from the run's checkpoint where it has one, and leaves it on the training device.
+
+    Divergence is a result, not an error. Raises UserError (see TrainerConfig.check) and CheckpointError.
+    """
+    config.check(task)
+    use_threads(config.threads)
+    run.describe()
+    trainer = Trainer(model, task, config, seed, run, logger)
+    ledger = trainer.resume()
+    with reused_memory(), TrainingProgress(progress, config.updates, ledger.update) as display:
+        reset_peak(trainer.device)
+        while ledger.update < config.updates and ledger.divergence is None:
+            with EnergyMeter(trainer.device) as meter:
+                trainer.advance(display)
+            ledger.meter(meter.joules, peak_bytes(trainer.device))
+            if ledger.divergence is None:
+                trainer.save()
+    model.zero_grad()  # what comes next needs the weights alone
+    return trainer.result()
+
+
+class Trainer:
+    """The parts of training; `train` says in which order they run."""
+
+    def __init__(self, model: LanguageModel, task: Task, config: TrainerConfig, seed: int, run: Run, logger: Logger):
+        self.task, self.config, self.seed, self.run, self.logger = task, config, seed, run, logger
+        self.accelerator = make_accelerator(config)
+        self.device = self.accelerator.device
+        self.model = model.to(self.device).train()
+        groups = optimizer.parameter_groups(model, config.weight_decay)
+        self.group_reports = optimizer.report(groups)
+        betas = (config.beta1, config.beta2)
+        adamw = torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, fused=True)
+        self.optimizer = self.accelerator.prepare(adamw)
+        self.parameters = [p for group in groups for p in group["params"]]
+        self.checkpoint_path = run.path / checkpoint.NAME
+        self.ledger = Ledger()
+
+    def resume(self) -> Ledger:
+        """Takes up the run's checkpoint, or starts from the seed; later lines of metrics.jsonl are dropped."""
+        saved = checkpoint.load(self.checkpoint_path, self.run.key)
+        if saved is None:
+            seed_all(self.seed)
+        else:
+            try:
+                self.model.load_state_dict(saved["model"])
+                self.optimizer.load_state_dict(saved["optimizer"])
+                self.ledger = Ledger(**saved["ledger"])
+                checkpoint.restore_random_state(saved["random"])
+            except (KeyError, RuntimeError, TypeError, ValueError) as error:
+                why = f"it does not fit this model ({' '.join(str(error).split())[:120]})"
+                raise checkpoint.unusable(self.checkpoint_path, why) from error
+        self.run.truncate_metrics(self.ledger.update)
+        return self.ledger
+
+    def save(self) -> None:
+        """Writes the checkpoint."""
+        content = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "ledger": self.ledger.to_dict(),
+        }
+        checkpoint.save(self.checkpoint_path, self.run.key, content)
+
+    def advance(self, display: TrainingProgress) -> None:
+        """Makes updates up to the next checkpoint, or to divergence, and validates and logs where they are due."""
+        config, ledger = self.config, self.ledger
+        while ledger.update < config.updates:
+            start = time.perf_counter()
+            rate = config.learning_rate_at(ledger.update)
+            loss, norm = self.gradients(ledger.update)
+            ledger.divergence = ledger.judge(loss, norm, config.divergence_norm, config.divergence_patience)
+            if ledger.divergence is not None:
+                display.note(f"Diverged at update {ledger.divergence.update}: {ledger.divergence.reason}.")
+                return self.log({"update": ledger.divergence.update, "loss": loss, "gradient_norm": norm})
+            self.apply(rate)
+            ledger.add(loss, time.perf_counter() - start)
+            display.advance(ledger.update, loss, config.tokens_per_update / ledger.update_seconds[-1])
+            if ledger.update % config.log_every == 0 or ledger.update in (1, config.updates):
+                self.log(self.figures() | {"gradient_norm": norm, "learning_rate": rate})
+            if config.validate_every and ledger.update % config.validate_every == 0:
+                loss = self.validate()
+                display.note(f"update {ledger.update:,}: validation {loss / math.log(2):.3f} bits/token")
+                self.log({"update": ledger.update, "validation_loss": loss})
+            if ledger.update % config.checkpoint_every == 0:
+                return None
+        return None
+
+    def gradients(self, update: int) -> tuple[float, float]:
+        """Leaves the gradients of one update; returns its loss (nats per scored token) and their norm before clipping.
+
+        The loss is the mean over the scored tokens of all its batches together, so accumulation changes nothing.
+        """
+        config = self.config
+        indices = range(update * config.accumulate, (update + 1) * config.accumulate)
+        batches = [self.task.batch("train", i, config.batch_size, config.length, self.seed) for i in indices]
+        scored = max(1, sum(int((batch.targets != IGNORE).sum()) for batch in batches))
+        total = 0.0
+        self.optimizer.zero_grad()
+        for batch in batches:
+            with self.accelerator.accumulate(self.model):
+                loss = self.loss_sum(batch) / scored
+                self.accelerator.backward(loss * config.accumulate)  # which divides by the number of batches
+            total += loss.item()
+        norm = self.accelerator.clip_grad_norm_(self.parameters, config.clip_norm or math.inf)
+        return total, norm.item()
+
+    def apply(self, rate: float) -> None:
+        """Makes the update at this learning rate."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+
+    def loss_sum(self, batch: Batch) -> Tensor:
+        """Cross-entropy summed over the scored positions, in fp32 at least."""
+        batch = batch.to(self.device)
+        with self.accelerator.autocast():
+            logits, _ = self.model(batch.inputs, elapsed=batch.elapsed)  # (B, T, vocab_size)
+        logits = logits.flatten(0, 1).to(torch.promote_types(logits.dtype, torch.float32))
+        return F.cross_entropy(logits, batch.targets.flatten(), ignore_index=IGNORE, reduction="sum")
+
+    def validate(self) -> float:
+        """Returns the loss (nats per scored token) over the first batches of the validation split."""
+        config, total, scored = self.config, 0.0, 0
+        self.model.eval()
+        with torch.no_grad():
+            for index in range(config.validation_batches):
+                batch = self.task.batch("validation", index, config.batch_size, config.length, self.seed)
+                total += self.loss_sum(batch).item()
+                scored += int((batch.targets != IGNORE).sum())
+        self.model.train()
+        return total / max(1, scored)
+
+    def figures(self) -> dict:
+        """The training figures since the last logged line."""
+        ledger, config = self.ledger, self.config
+        since = (ledger.update - 1) % config.log_every + 1
+        loss, seconds = ledger.mean_loss(since), sum(ledger.update_seconds[-since:])
+        return {
+            "update": ledger.update,
+            "tokens": ledger.update * config.tokens_per_update,
+            "loss": loss,
+            "bits_per_token": loss / math.log(2),
+            "tokens_per_second": since * config.tokens_per_update / seconds,
+        }
+
+    def log(self, line: dict) -> None:
+        """Sends one line of metrics to the record and to the logger."""
+        self.run.log(line)
+        self.logger.log({key: value for key, value in line.items() if key != "update"}, line["update"])
+
+    def result(self) -> TrainingResult:
+        """The training block of the record."""
+        ledger, config = self.ledger, self.config
+        tokens = ledger.update * config.tokens_per_update
+        pace = ledger.median_seconds()
+        return TrainingResult(
+            status="finished" if ledger.divergence is None else "diverged",
+            updates=ledger.update,
+            tokens=tokens,
+            epochs=self.task.epochs(tokens),
+            seconds=sum(ledger.update_seconds),
+            tokens_per_second=config.tokens_per_update / pace if pace else None,
+            final_loss=ledger.mean_loss(FINAL_UPDATES),
+            flops_per_token=train_flops_per_token(self.model, config.length),
+            peak_memory_bytes=ledger.peak_memory_bytes,
+            energy_joules=ledger.energy_joules,
+            optimizer_groups=self.group_reports,
+            divergence=ledger.divergence,
+        )
