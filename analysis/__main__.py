@@ -9,7 +9,7 @@ from harness.errors import RecordError, UserError
 
 DESCRIPTION = """Reads recorded runs and writes every table (Markdown, LaTeX, CSV) and figure (PNG, PDF).
 
-Every run counts, the diverged ones too; a run whose certificates failed is refused and named. Runs that differ only
+Every run counts, the diverged ones too; a run whose checks failed is refused and named. Runs that differ only
 in their seed are one row. With --readme, the sections of that file between `<!-- generated:NAME -->` and
 `<!-- /generated:NAME -->` (example, comparison, synthetic, memory, figures, and of
 FOLDER/bench kernels, models, newton) are written from the records."""

@@ -16,11 +16,11 @@ def tell(records: list[Record]) -> str:
 
 def _summary(result: dict) -> str:
     training, evaluation, sample = result["training"], result["evaluation"], result["evaluation"]["sample"]
-    gates = result["certificates"]["gates"]
+    checks = result["checks"]["results"]
     lines = [
         result["name"],
         f"  parameters         {result['parameters']['total']:,}",
-        f"  certificates       {sum(gate['passed'] is True for gate in gates)} of {len(gates)} passed",
+        f"  checks             {sum(check['passed'] is True for check in checks)} of {len(checks)} passed",
         f"  trained            {training['tokens']:,} tokens, {training['updates']:,} updates, "
         f"{training['tokens_per_second']:,.0f} tokens/s",
         *(f"  {split:<18} {evaluation[split]['bits_per_byte']:.3f} bits per byte" for split in ("validation", "test")),

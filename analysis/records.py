@@ -9,7 +9,7 @@ from harness.errors import RecordError
 
 SCHEMA_VERSION = 2
 STATUSES = ("finished", "diverged")
-REQUIRED = ("key", "name", "status", "model", "size", "task", "seed", "parameters", "data", "training", "certificates")
+REQUIRED = ("key", "name", "status", "model", "size", "task", "seed", "parameters", "data", "training", "checks")
 
 
 @dataclass(frozen=True)
@@ -106,10 +106,10 @@ def _broken(path: Path, what: str) -> RecordError:
 
 
 def _failed_gates(result: dict) -> str | None:
-    """Why the certificates do not let this run count; None where they do."""
-    certificates = result["certificates"]
-    if isinstance(certificates, dict) and certificates.get("passed") is True:
+    """Why the checks do not let this run count; None where they do."""
+    checks = result["checks"]
+    if isinstance(checks, dict) and checks.get("passed") is True:
         return None
-    gates = certificates.get("gates") or [] if isinstance(certificates, dict) else []
-    failed = [str(gate.get("name")) for gate in gates if gate.get("passed") is False]
-    return f"certificates failed: {', '.join(failed)}" if failed else "not certified"
+    checks = checks.get("results") or [] if isinstance(checks, dict) else []
+    failed = [str(check.get("name")) for check in checks if check.get("passed") is False]
+    return f"checks failed: {', '.join(failed)}" if failed else "not checked"

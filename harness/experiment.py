@@ -1,4 +1,4 @@
-"""One run from start to finish: size, certify, train, evaluate, measure, record."""
+"""One run from start to finish: size, check, train, evaluate, measure, record."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from pydantic import NonNegativeInt
 
-from harness.checks.certify import certify
+from harness.checks.runner import run_checks
 from harness.errors import UserError
 from harness.evaluation.evaluate import EvaluateConfig, evaluate
 from harness.measurement.measure import MeasureConfig, cost, measure
@@ -21,7 +21,7 @@ from harness.training.loggers import Logger
 from harness.training.trainer import TrainerConfig, train
 
 
-class CertificateError(UserError):
+class CheckError(UserError):
     """An architecture that broke the contract: its run would not count."""
 
 
@@ -63,10 +63,10 @@ class Experiment:
                 "width": {"d_model": width.d_model, "d_ff": width.d_ff, "n_layers": model.n_layers},
                 "parameters": sizing.count(model).to_dict(),
                 "data": self.task.describe(),
-                "certificates": self._certify(model, run, say),
+                "checks": self._check(model, run, say),
             }
             self.logger.start(names["name"], run.key, config)
-            kernels.CHOSEN.clear()  # of what the certificates ran
+            kernels.CHOSEN.clear()  # of what the checks ran
             result |= self._measured(model, run, say)
             result |= {"kernels": kernels.served(model.head.weight.device), "counts": model.counts()}
             result = run.finish(result)
@@ -88,18 +88,18 @@ class Experiment:
             "seed": self.seed,
         }
 
-    def _certify(self, model: LanguageModel, run: record.Run, say) -> dict:
-        say(f"Certifying {self.model.name} ...")
-        certificates = certify(model, self.model, self.task.vocab_size, self.size).to_dict()
-        run.write_json("certificates.json", certificates)
-        failed = [gate for gate in certificates["gates"] if gate["passed"] is False]
+    def _check(self, model: LanguageModel, run: record.Run, say) -> dict:
+        say(f"Checking {self.model.name} ...")
+        checks = run_checks(model, self.model, self.task.vocab_size, self.size).to_dict()
+        run.write_json("checks.json", checks)
+        failed = [check for check in checks["results"] if check["passed"] is False]
         if failed:
-            raise CertificateError(
-                f"model={self.model.name} fails {', '.join(gate['name'] for gate in failed)}: {failed[0]['detail']}",
+            raise CheckError(
+                f"model={self.model.name} fails {', '.join(check['name'] for check in failed)}: {failed[0]['detail']}",
                 "an architecture that keeps the contract of harness/model/mixer.py.",
-                f"mend the mixer; every gate's figures are in {run.path / 'certificates.json'}.",
+                f"mend the mixer; every check's figures are in {run.path / 'checks.json'}.",
             )
-        return certificates
+        return checks
 
     def _measured(self, model: LanguageModel, run: record.Run, say) -> dict:
         """Trains, evaluates and measures; a diverged run is recorded with neither evaluation nor measurement."""

@@ -40,10 +40,10 @@ def _headline(result: dict) -> Table:
             )
         else:
             table.add_row(f"{split} accuracy", f"{figures['accuracy']:.3f}")
-    gates = result["certificates"]["gates"]
-    passed = sum(gate["passed"] is True for gate in gates)
-    skipped = sum(gate["passed"] is None for gate in gates)
-    table.add_row("certificates", f"{passed} of {len(gates)} passed" + (f", {skipped} skipped" if skipped else ""))
+    checks = result["checks"]["results"]
+    passed = sum(check["passed"] is True for check in checks)
+    skipped = sum(check["passed"] is None for check in checks)
+    table.add_row("checks", f"{passed} of {len(checks)} passed" + (f", {skipped} skipped" if skipped else ""))
     return table
 
 

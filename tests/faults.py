@@ -1,4 +1,4 @@
-"""Small mixers that certification must judge: two honest ones, and one for each way of breaking the contract."""
+"""Small mixers that the checks must judge: two honest ones, and one for each way of breaking the contract."""
 
 import torch
 from torch import nn

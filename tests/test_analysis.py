@@ -54,8 +54,8 @@ def write_run(folder, model="ltc", seed=0, bits=2.0, solver=None, status="finish
     result |= {"gradient": None, "size": "1m", "task": task, "seed": seed, "data": {"digest": "b2023cac2b1df6e6"}}
     result |= {"parameters": {"total": 1_000_448, "non_embedding": 934_912}, "training": training}
     result |= {"evaluation": {"test": test, "extrapolation": longer}, "measurement": machine | {"contexts": rows}}
-    gates = [{"name": "causality", "passed": passed}, {"name": "oracle", "passed": None}]
-    result |= {"certificates": {"passed": passed, "gates": gates}}
+    checks = [{"name": "causality", "passed": passed}, {"name": "oracle", "passed": None}]
+    result |= {"checks": {"passed": passed, "results": checks}}
     if status == "diverged":
         result |= {"evaluation": None, "measurement": None}
         training |= {"divergence": {"update": 120, "reason": "loss is not finite", "value": None}}
@@ -165,10 +165,10 @@ def test_synthetic_tasks_have_their_own_table(tmp_path):
     assert len(text.rows) == 1
 
 
-def test_uncertified_runs_are_refused_and_named(folder, capsys):
+def test_unchecked_runs_are_refused_and_named(folder, capsys):
     path = write_run(folder, "leaky", 0, 0.1, passed=False)
     known = records.load([folder])
-    assert known.refused == [(path, "certificates failed: causality")]
+    assert known.refused == [(path, "checks failed: causality")]
     assert len(known.runs) == 7
     target = folder.parent / "README.md"
     target.write_text("nothing generated\n")
@@ -176,12 +176,12 @@ def test_uncertified_runs_are_refused_and_named(folder, capsys):
     assert f"refused {path}" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("certificates", [{}, {"passed": "true"}, {"passed": None, "gates": None}, None])
-def test_only_true_certifies(tmp_path, certificates):
+@pytest.mark.parametrize("checks", [{}, {"passed": "true"}, {"passed": None, "results": None}, None])
+def test_only_true_passes(tmp_path, checks):
     path = write_run(tmp_path)
     result = json.loads((path / "result.json").read_text())
-    (path / "result.json").write_text(json.dumps(result | {"certificates": certificates}))
-    assert records.load([tmp_path]).refused == [(path, "not certified")]
+    (path / "result.json").write_text(json.dumps(result | {"checks": checks}))
+    assert records.load([tmp_path]).refused == [(path, "not checked")]
 
 
 def test_unfinished_folders_are_listed_and_others_ignored(tmp_path):

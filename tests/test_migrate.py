@@ -30,21 +30,27 @@ def old(tmp_path):
     """A record as schema 1 kept it."""
     folder = tmp_path / "ltc-tiny-0123456789abcdef"
     shutil.copytree(RECORDS[0], folder)
+    (folder / "checks.json").rename(folder / "certificates.json")
     old = read(folder) | {"schema_version": migrate.FIRST_SCHEMA, "key": "0123456789abcdef"}
+    checks = old.pop("checks")
+    gates = [gate | {"name": "trusted"} if gate["name"] == "oracle" else gate for gate in checks["results"]]
+    old["certificates"] = {"passed": checks["passed"], "gates": gates}
     (folder / "result.json").write_text(json.dumps(old))
     return folder
 
 
 def test_migration_changes_the_key_and_no_figure(old):
     before, files = read(old), {path.name for path in old.iterdir()}
+    checks = read(RECORDS[0], "checks.json")
     moved = migrate.migrate(old)
     after = read(moved)
     assert not old.exists()
     assert moved.name == f"ltc-tiny-{after['key']}"
     assert after["key"] == RECORDS[0].name.rpartition("-")[2]
-    assert {path.name for path in moved.iterdir()} == files
-    same = {"schema_version": SCHEMA_VERSION, "key": after["key"]}
-    assert after == before | same
+    assert {path.name for path in moved.iterdir()} == files - {"certificates.json"} | {"checks.json"}
+    assert read(moved, "checks.json") == after["checks"] == checks
+    del before["certificates"]
+    assert after == before | {"schema_version": SCHEMA_VERSION, "key": after["key"], "checks": checks}
     assert migrate.migrate(moved) is None
 
 

@@ -137,10 +137,10 @@ def test_one_process_makes_a_run(tmp_path):
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path):
     with Run.open(tmp_path, "a", CONFIG, "d") as run:
-        run.write_json("certificates.json", {"passed": True})
+        run.write_json("checks.json", {"passed": True})
         with pytest.raises(TypeError):
-            run.write_json("certificates.json", {"passed": object()})
-        assert json.loads((run.path / "certificates.json").read_text()) == {"passed": True}
+            run.write_json("checks.json", {"passed": object()})
+        assert json.loads((run.path / "checks.json").read_text()) == {"passed": True}
         assert not list(run.path.glob("*.tmp"))
 
 

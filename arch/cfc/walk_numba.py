@@ -2,7 +2,8 @@
 
 Layout: (batch, time, channel), weights in panels (harness/ops/toolbox/numba_linear.py). A task is a group of
 sequences. The forward keeps the pre-activations z (layer, batch, time, units) and g (batch, time, heads) for the
-backward, which computes the activations again and leaves them, with the gradients by every pre-activation, to products over all tokens outside.
+backward, which computes the activations again and leaves them, with the gradients by every pre-activation, to products
+over all tokens outside.
 """
 
 import numpy as np

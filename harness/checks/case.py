@@ -1,4 +1,4 @@
-"""What a gate works on: the model under test, the outcome it gives, the measure of distance, and the registry."""
+"""What a check works on: the model under test, the outcome it gives, the measure of distance, and the registry."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ LENGTH = 67  # odd, and past the block sizes (16, 32, 64) of chunked scans
 
 @dataclass(frozen=True)
 class Outcome:
-    """A gate's figure and what it may be at most; where there is no figure, `passed` speaks for itself."""
+    """A check's figure and what it may be at most; where there is no figure, `passed` speaks for itself."""
 
     value: float | None
     tolerance: float | None
@@ -50,13 +50,13 @@ class Case:
         return torch.randn(*shape, generator=self.generator, dtype=torch.float64)
 
 
-GateFunction = Callable[[Case], Outcome]
-GATES: dict[str, GateFunction] = {}
+CheckFunction = Callable[[Case], Outcome]
+CHECKS: dict[str, CheckFunction] = {}
 
 
-def gate(function: GateFunction) -> GateFunction:
-    """Registers a gate under its function's name."""
-    GATES[function.__name__] = function
+def check(function: CheckFunction) -> CheckFunction:
+    """Registers a check under its function's name."""
+    CHECKS[function.__name__] = function
     return function
 
 

@@ -1,11 +1,11 @@
-"""The gates themselves: what the contract of harness/model/mixer.py promises, each as a figure and its tolerance."""
+"""The checks themselves: what the contract of harness/model/mixer.py promises, each as a figure and its tolerance."""
 
 import copy
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from harness.checks.case import BATCH, LENGTH, Case, Outcome, distance, gate, state_distance, worst
+from harness.checks.case import BATCH, LENGTH, Case, Outcome, check, distance, state_distance, worst
 from harness.checks.oracles import find_oracle
 from harness.generation.decode import Decoder
 from harness.model.mixer import Mixer
@@ -20,7 +20,7 @@ SINGLE = 1e-3  # what rounding in float32 may come to over the layers and the to
 GRADIENT_FLOOR = 1e-3  # gradients are compared on their own scale, but on no less than this part of the largest
 
 
-@gate
+@check
 def causality(case: Case) -> Outcome:
     """The gradient of logits up to a position by the embeddings after it is exactly zero (a position for each row)."""
     leaves = []
@@ -41,7 +41,7 @@ def causality(case: Case) -> Outcome:
     return Outcome(worst([grad[future].abs().max().item()]), 0.0, f"largest gradient from after positions {CUTS}")
 
 
-@gate
+@check
 def causality_by_perturbation(case: Case) -> Outcome:
     """Changing all tokens from any position on leaves every earlier logit as it was."""
     changed = (case.tokens[:1] + 1 + torch.arange(LENGTH) % (case.vocab_size - 1)) % case.vocab_size
@@ -54,7 +54,7 @@ def causality_by_perturbation(case: Case) -> Outcome:
     return Outcome(error, case.model.tolerance, f"earlier logits after a change from each of {LENGTH} positions on")
 
 
-@gate
+@check
 def batch_independence(case: Case) -> Outcome:
     """A row alone equals the same row in a batch."""
     with torch.no_grad():
@@ -62,7 +62,7 @@ def batch_independence(case: Case) -> Outcome:
     return Outcome(distance(alone, case.whole[0]), case.model.tolerance, f"each of {BATCH} rows alone against together")
 
 
-@gate
+@check
 def prefill_and_step(case: Case) -> Outcome:
     """A prefix by `forward`, then single steps, equals `forward` in logits and in the last state."""
     cut, (whole, last) = LENGTH // 2, case.whole
@@ -76,7 +76,7 @@ def prefill_and_step(case: Case) -> Outcome:
     return Outcome(error, case.model.tolerance, f"{cut} tokens by forward and {LENGTH - cut} by step, logits and state")
 
 
-@gate
+@check
 def chunks(case: Case) -> Outcome:
     """`forward` in chunks, the state carried, equals `forward` at once in logits and in the last state."""
     whole, last = case.whole
@@ -89,7 +89,7 @@ def chunks(case: Case) -> Outcome:
     return Outcome(error, case.model.tolerance, f"chunks of {CHUNKS} tokens, logits and state")
 
 
-@gate
+@check
 def scan(case: Case) -> Outcome:
     """`forward` equals the loop of `step` from an empty state, in logits and in the last state."""
     whole, last = case.whole
@@ -99,7 +99,7 @@ def scan(case: Case) -> Outcome:
     return Outcome(error, case.model.tolerance, f"{LENGTH} tokens by forward against a loop of step, logits and state")
 
 
-@gate
+@check
 def scan_gradients(case: Case) -> Outcome:
     """Every parameter's gradient through `forward` equals that through the loop of `step`."""
     named = [(name, p) for name, p in case.model.named_parameters() if p.requires_grad]
@@ -116,7 +116,7 @@ def scan_gradients(case: Case) -> Outcome:
     return Outcome(error, case.model.tolerance, f"{len(errors)} parameters, the largest difference at {name}")
 
 
-@gate
+@check
 def generation(case: Case) -> Outcome:
     """What generation runs, the decoder over one-token kernels in float32, equals `forward` after a prefill."""
     cut, model = LENGTH // 2, copy.deepcopy(case.model).float()
@@ -127,7 +127,7 @@ def generation(case: Case) -> Outcome:
     return Outcome(error, max(SINGLE, case.model.tolerance), f"{LENGTH - cut} tokens by the decoder in float32")
 
 
-@gate
+@check
 def state_shape(case: Case) -> Outcome:
     """`init_state(context)` has the shapes and the bytes of the state that a prefill of `context` tokens leaves."""
     real, stated = case.whole[1], case.model.init_state(BATCH, LENGTH)
@@ -137,7 +137,7 @@ def state_shape(case: Case) -> Outcome:
     return Outcome(float(abs(state_bytes(real) - state_bytes(stated)) + len(differing)), 0.0, detail)
 
 
-@gate
+@check
 def state_growth(case: Case) -> Outcome:
     """State bytes do not depend on the context where that is claimed; else they grow by the same bytes each token."""
     held = {}
@@ -156,7 +156,7 @@ def state_growth(case: Case) -> Outcome:
     return Outcome(off, 0.0, f"claimed to grow: {slope:g} bytes a token")
 
 
-@gate
+@check
 def parameters(case: Case) -> Outcome:
     """Trainable parameters, embeddings included, lie within the budget's tolerance."""
     counts, budget = count(case.model), case.size.params
@@ -164,7 +164,7 @@ def parameters(case: Case) -> Outcome:
     return Outcome(abs(counts.total - budget) / budget, case.size.tolerance, f"{case.spec.name}: {detail}")
 
 
-@gate
+@check
 def flops(case: Case) -> Outcome:
     """The matrix products stated by hand are those that torch counts in one step (at most, where data decide)."""
     least_only = any(mixer.data_dependent_flops for mixer in case.model.mixers)
@@ -181,7 +181,7 @@ def flops(case: Case) -> Outcome:
     return Outcome(off, 0.0, f"{stated:.0f} stated, {counted} counted at context {context}")
 
 
-@gate
+@check
 def oracle(case: Case) -> Outcome:
     """Each class of mixer equals a third party's implementation that carries its weights, where one exists."""
     firsts: dict[type, Mixer] = {}

@@ -1,7 +1,8 @@
 """Brings records of an earlier schema to today's: `python -m harness.records.migrate results runs`.
 
-Schema 2 (from 1): a run's key hashes names and values, where it hashed the dotted paths of classes too. Figures are
-never touched, so a migrated record is found by the command that made it.
+Schema 2 (from 1): a run's key hashes names and values, where it hashed the dotted paths of classes too; `certificates`
+and its `gates` are `checks` and `results`. Figures are never touched, and a migrated record is found by the command
+that made it.
 """
 
 import argparse
@@ -31,10 +32,19 @@ def migrate(folder: Path) -> Path | None:
     half_made = target.with_name(f".{target.name}.migrating")
     shutil.rmtree(half_made, ignore_errors=True)
     shutil.copytree(folder, half_made)
-    _write(half_made / "result.json", result | {"schema_version": SCHEMA_VERSION, "key": key})
+    checks = _checks(result.pop("certificates"))
+    _write(half_made / "checks.json", checks)
+    (half_made / "certificates.json").unlink(missing_ok=True)
+    _write(half_made / "result.json", result | {"schema_version": SCHEMA_VERSION, "key": key, "checks": checks})
     half_made.rename(target)
     shutil.rmtree(folder)
     return target
+
+
+def _checks(certificates: dict) -> dict:
+    """The verdicts under today's names; the check `trusted` is `oracle`."""
+    results = [gate | {"name": {"trusted": "oracle"}.get(gate["name"], gate["name"])} for gate in certificates["gates"]]
+    return {"passed": certificates["passed"], "results": results}
 
 
 def _write(path: Path, value: dict) -> None:

@@ -1,6 +1,6 @@
 """Recorded runs: one folder each, named after a hash of what makes the run what it is.
 
-<root>/<name>-<key>/  config.json, environment.json, certificates.json, metrics.jsonl, checkpoint.pt,
+<root>/<name>-<key>/  config.json, environment.json, checks.json, metrics.jsonl, checkpoint.pt,
                       result.json (written last: where it lies, the run is finished)
 """
 

@@ -1,4 +1,4 @@
-"""The gates an architecture must pass before its run counts, tried on a float64 copy of the model to be trained."""
+"""The checks an architecture must pass before its run counts, tried on a float64 copy of the model to be trained."""
 
 import copy
 import math
@@ -8,15 +8,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from harness.checks import checks as gates  # noqa: F401  (fills GATES)
-from harness.checks.case import GATES, Case, GateFunction, Outcome
+from harness.checks import checks  # noqa: F401  (fills CHECKS)
+from harness.checks.case import CHECKS, Case, CheckFunction, Outcome
 from harness.model.backbone import LanguageModel, ModelSpec
 from harness.model.sizing import SizeConfig
 
 
 @dataclass(frozen=True)
-class Gate:
-    """One gate's verdict: `passed` is None where it could not be tried; `value` must not exceed `tolerance`."""
+class CheckResult:
+    """One check's verdict: `passed` is None where it could not be tried; `value` must not exceed `tolerance`."""
 
     name: str
     passed: bool | None
@@ -26,22 +26,22 @@ class Gate:
 
 
 @dataclass(frozen=True)
-class Certificates:
-    """Every gate's verdict, in order."""
+class CheckResults:
+    """Every check's verdict, in order."""
 
-    gates: list[Gate] = field(default_factory=list)
+    results: list[CheckResult] = field(default_factory=list)
 
     @property
     def passed(self) -> bool:
-        """No gate failed (a gate that could not be tried says so and does not fail)."""
-        return all(gate.passed is not False for gate in self.gates)
+        """No check failed (a check that could not be tried says so and does not fail)."""
+        return all(check.passed is not False for check in self.results)
 
     def to_dict(self) -> dict[str, Any]:
-        return {"passed": self.passed, "gates": [asdict(gate) for gate in self.gates]}
+        return {"passed": self.passed, "results": [asdict(check) for check in self.results]}
 
 
-def certify(model: LanguageModel, spec: ModelSpec, vocab_size: int, size: SizeConfig, seed: int = 0) -> Certificates:
-    """Tries every gate of checks.py; takes seconds, and leaves `model` and torch's generators as they were.
+def run_checks(model: LanguageModel, spec: ModelSpec, vocab_size: int, size: SizeConfig, seed: int = 0) -> CheckResults:
+    """Tries every check of checks.py; takes seconds, and leaves `model` and torch's generators as they were.
 
     The copy runs on the CPU in float64, on random tokens. Parameters that start at zero are moved off it there, for
     they would hide whatever they multiply.
@@ -50,7 +50,7 @@ def certify(model: LanguageModel, spec: ModelSpec, vocab_size: int, size: SizeCo
         torch.manual_seed(seed)  # for third parties that draw their weights before they are given ours
         generator = torch.Generator().manual_seed(seed)
         case = Case(_float64_copy(model, generator), spec, vocab_size, size, generator)
-        return Certificates([_try(name, gate, case) for name, gate in GATES.items()])
+        return CheckResults([_try(name, check, case) for name, check in CHECKS.items()])
 
 
 def _float64_copy(model: LanguageModel, generator: torch.Generator) -> LanguageModel:
@@ -63,10 +63,10 @@ def _float64_copy(model: LanguageModel, generator: torch.Generator) -> LanguageM
     return clone
 
 
-def _try(name: str, gate: GateFunction, case: Case) -> Gate:
-    """Runs one gate; an exception in it is a failure told by its text."""
+def _try(name: str, check: CheckFunction, case: Case) -> CheckResult:
+    """Runs one check; an exception in it is a failure reported by its text."""
     try:
-        outcome = gate(case)
+        outcome = check(case)
     except Exception as error:  # whatever an architecture under test may raise
         outcome = Outcome(None, None, f"{type(error).__name__}: {error}"[:500], passed=False)
     passed = outcome.passed
@@ -74,4 +74,4 @@ def _try(name: str, gate: GateFunction, case: Case) -> Gate:
         passed = outcome.value <= outcome.tolerance  # False for NaN
     value = outcome.value if outcome.value is None or math.isfinite(outcome.value) else None
     detail = outcome.detail if value is not None or outcome.value is None else f"not finite; {outcome.detail}"
-    return Gate(name, passed, value, outcome.tolerance, detail)
+    return CheckResult(name, passed, value, outcome.tolerance, detail)
