@@ -132,6 +132,7 @@ def test_a_peer_that_is_not_installed_is_skipped_with_a_line(tmp_path):
     assert "no_such_package" in store.content["skipped"]["theirs (sleep)"]
 
 
+@pytest.mark.slow
 def test_measurements_are_kept_taken_up_again_and_measured_again_by_force(tmp_path, monkeypatch, capsys):
     quick = ["kernels", "--quick", "--out", str(tmp_path)]
     config = CONFIGS["kernels"] | {"comparisons": ["bench.baselines.gru"]}
@@ -164,6 +165,7 @@ def test_rows_of_another_machine_or_of_other_packages_are_moved_aside(tmp_path):
         Store(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("subject", ["models", "newton"])
 def test_every_subject_runs(subject, monkeypatch, capsys):
     config = copy.deepcopy(CONFIGS[subject])
