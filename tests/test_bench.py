@@ -209,7 +209,7 @@ def test_targets_of_models_name_what_is_measured():
         assert {target["of"], target["than"]} <= names
 
 
-def test_the_readmes_sections_come_from_what_was_measured(tmp_path, monkeypatch):
+def test_sections_of_pages_come_from_what_was_measured(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     store = Store(Path("results/bench/kernels.json"))
     call = layer(torch.nn.Identity(), 1, 4, 2, CPU)
@@ -221,7 +221,7 @@ def test_the_readmes_sections_come_from_what_was_measured(tmp_path, monkeypatch)
     sections = "\n".join(f"<!-- generated:{name} -->\n<!-- /generated:{name} -->" for name in table.SUBJECTS)
     Path("README.md").write_text(sections)
     Path("results/none").mkdir()
-    assert analyse(["results", "--readme", "README.md"]) == 0
+    assert analyse(["results", "--pages", "README.md"]) == 0
     text = Path("README.md").read_text()
     assert "**identity, 2 channels.** Nothing at all." in text
     assert "| **missed**" in text
