@@ -60,12 +60,8 @@ def resolve(config: DictConfig) -> dict:
             "kernel=auto where the model's mixer takes no `kernel`.",
             "remove kernel=, or give the mixer a `kernel: ${kernel}` and an operation of harness/ops/registry.py.",
         )
-    return checked(plain, "", extra={"kernel", *interpolated(config.model)})
-
-
-def interpolated(model: DictConfig) -> set[str]:
-    """The keys beside the model (its solver, its block, ...) that reach it by interpolation alone."""
-    return set(re.findall(r"\$\{(\w+)\}", str(OmegaConf.to_container(model, resolve=False))))
+    composed_only = ("kernel", *plain["model"].get("names", {}))  # they reach the model by interpolation
+    return checked(plain, "", extra=composed_only)
 
 
 def composition_error(error: Exception, overrides: list[str]) -> ConfigError:
