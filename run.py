@@ -4,8 +4,10 @@ python run.py model=ltc solver=rk4
 python run.py --help
 """
 
+import inspect
 import itertools
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,19 +15,21 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
 os.environ.setdefault("LIQUIDBENCH_ROOT", str(ROOT))
+PLUGINS = os.environ.setdefault("LIQUIDBENCH_PLUGINS", str(ROOT))
+"""A folder of one's own architectures: NAME.py, and GROUP/CHOICE.yaml as in conf/ (model/NAME.yaml)."""
+if PLUGINS not in sys.path:
+    sys.path.append(PLUGINS)
 
-import hydra  # noqa: E402  (its configuration reads LIQUIDBENCH_ROOT)
+import hydra  # noqa: E402  (its configuration reads the two variables)
+import yaml  # noqa: E402
 from hydra.core.override_parser.overrides_parser import OverridesParser  # noqa: E402
 from hydra.core.override_parser.types import Override  # noqa: E402
 from hydra.errors import HydraException, InstantiationException  # noqa: E402
 from omegaconf import DictConfig, OmegaConf  # noqa: E402
 from omegaconf.errors import OmegaConfBaseException  # noqa: E402
 
-from harness.configure import checked  # noqa: E402
+from harness.configure import checked, locate  # noqa: E402
 from harness.errors import ConfigError, UserError  # noqa: E402
-
-GROUPS_OF_THE_MODEL = ("solver", "gradient", "parallel")
-COMPOSED_ONLY = (*GROUPS_OF_THE_MODEL, "kernel")  # they reach the model by interpolation: no keys of Experiment
 
 
 def compose(overrides: list[str]) -> DictConfig:
@@ -49,31 +53,45 @@ def resolve(config: DictConfig) -> dict:
         ) from error
     for part in ("experiment", "debug"):
         plain.pop(part, None)
-    if plain["kernel"] != "auto" and "kernel" not in plain["model"]["mixer"]:
+    mixers = plain["model"]["mixer"]
+    if plain["kernel"] != "auto" and not all("kernel" in m for m in (mixers if isinstance(mixers, list) else [mixers])):
         raise ConfigError(
             f"kernel={plain['kernel']} was given, but model={plain['model']['name']} has no kernels to choose from.",
             "kernel=auto where the model's mixer takes no `kernel`.",
             "remove kernel=, or give the mixer a `kernel: ${kernel}` and an operation of harness/ops/registry.py.",
         )
-    return checked(plain, "", extra=COMPOSED_ONLY)
+    composed_only = ("kernel", *plain["model"].get("names", {}))  # they reach the model by interpolation
+    return checked(plain, "", extra=composed_only)
 
 
 def composition_error(error: Exception, overrides: list[str]) -> ConfigError:
-    """Tells a failed composition as one paragraph; a solver given to a model without one gets its own remedy."""
+    """A failed composition as one paragraph; a group given to a model that lacks it gets its own remedy."""
     first = " ".join(str(error).split())
-    for group in GROUPS_OF_THE_MODEL:
+    for group, models in groups_of_models().items():
         if f"'{group}'" in first or f"override '{group}." in first:
             chosen = next((o for o in overrides if o.startswith("model=")), "the model chosen")
+            having = ", ".join(f"model={name}" for name in models)
             return ConfigError(
                 f"{group}= was given, but {chosen} has no {group}.",
-                f"a {group} only where the model integrates an ODE (model=ltc).",
-                f"remove {group}=, or choose model=ltc.",
+                f"a {group} only where the model has one ({having}).",
+                f"remove {group}=, or choose such a model.",
             )
     return ConfigError(
         f"The configuration cannot be composed: {first}",
         "groups, options and keys that conf/ defines.",
         "`python run.py --help` lists the groups with their options and every key.",
     )
+
+
+def groups_of_models() -> dict[str, list[str]]:
+    """The groups that the files of conf/model bring along (block, solver, ...), and the models that do."""
+    groups: dict[str, list[str]] = {}
+    for path in sorted((ROOT / "conf" / "model").glob("*.yaml")):
+        entries = [entry for entry in yaml.safe_load(path.read_text()).get("defaults", []) if isinstance(entry, dict)]
+        for group in (re.match(r"/(\w+)@", key) for entry in entries for key in entry):
+            if group:
+                groups.setdefault(group[1], []).append(path.stem)
+    return groups
 
 
 def expanded(overrides: list[str]) -> Iterator[list[str]]:
@@ -122,7 +140,13 @@ def job(config: DictConfig) -> None:
 
     with told():
         plain = resolve(config)
-        show(build({key: value for key, value in plain.items() if key not in COMPOSED_ONLY}).run(plain))
+        show(build(own_keys(plain)).run(plain))
+
+
+def own_keys(plain: dict) -> dict:
+    """The keys of a configuration that its target takes, without those that reached the model by interpolation."""
+    taken = inspect.signature(locate(plain["_target_"], "config")).parameters
+    return {key: value for key, value in plain.items() if key in taken or key == "_target_"}
 
 
 def build(node: dict):

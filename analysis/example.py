@@ -10,7 +10,7 @@ def summary(records: list[Record]) -> str:
     ended = [record for record in records if (record.result.get("evaluation") or {}).get("sample")]
     if not ended:
         return ""
-    liquid = [r for r in ended if (r.result["model"], r.result["solver"]) == ("ltc", "rk4")]
+    liquid = [r for r in ended if (r.result["model"], r.result.get("solver")) == ("ltc", "rk4")]
     return _summary((liquid or ended)[0].result)
 
 

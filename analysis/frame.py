@@ -42,7 +42,10 @@ def _row(record: Record) -> dict[str, Any]:
     measurement = result.get("measurement") or {}
     test = (result.get("evaluation") or {}).get("test") or {}
     row = {"path": str(record.path), "variant": variant(record), "machine": machine(record)}
-    row |= {key: result.get(key) for key in ("key", "name", "status", "model", "solver", "gradient", "size", "task")}
+    row |= {
+        key: result.get(key)
+        for key in ("key", "name", "status", "model", "solver", "gradient", "block", "size", "task")
+    }
     row |= {"seed": result["seed"], "parameters": result["parameters"]["total"]}
     row |= {"non_embedding": result["parameters"]["non_embedding"]}
     row |= {key: training.get(key) for key in ("tokens", "updates", "epochs", "tokens_per_second", "seconds")}

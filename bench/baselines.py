@@ -1,17 +1,20 @@
 """What the bench compares of the baselines: each layer against its loop in torch and the packages of others."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import nn
 
-from baselines.mamba.mixer import Mamba
+from baselines.mamba.mixer import Selective
 from baselines.recurrent.mixer import GRU, LSTM
 from baselines.rwkv.mixer import TimeMix
 from baselines.rwkv.oracle import packaged_time_mix
 from bench.comparison import Comparison, Projected, layer
 from bench.peers import MambaPy, TransformersMamba, TransformersMambaLoop
 from bench.timing import Call, Contestant
+from harness.model.block import Gated
+from harness.ops.registry import Choice
 
 LOOP_TOKENS = 2**14  # the most for a loop, whose backward keeps every operation's result
 SQUARED_TOKENS = (
@@ -31,7 +34,7 @@ def mamba(device: torch.device) -> Comparison:
         "All have the same sizes: 16 states, expand 2, 4 taps. transformers is configured with `use_mambapy=True`, the "
         "faster of its two ways on a CPU; its default is the last row."
     )
-    return Comparison("Mamba", [*_ours(Mamba, device), *peers], note)
+    return Comparison("Mamba", [*_ours(_mamba, device), *peers], note)
 
 
 def rwkv(device: torch.device) -> Comparison:
@@ -58,6 +61,10 @@ def lstm(device: torch.device) -> Comparison:
     peer = Contestant("torch.nn.LSTM + Linear", _layers(_torch_lstm, device))
     note = "All project their output, as every mixer does; fused is torch's own kernel, the fastest there is."
     return Comparison("LSTM", [*_ours(LSTM, device), peer], note)
+
+
+def _mamba(channels: int, kernel: Choice = "auto") -> Gated:
+    return Gated(partial(Selective, kernel=kernel), channels, kernel=kernel)
 
 
 def _time_mix(channels: int, kernel: str = "auto") -> TimeMix:

@@ -17,6 +17,7 @@ from harness.generation.decode import Decoder
 from harness.measurement.latency import now
 from harness.model import sizing
 from harness.model.backbone import LanguageModel
+from harness.model.block import TransformerBlock
 from harness.training.optimizer import parameter_groups
 
 VOCAB = 256
@@ -60,7 +61,8 @@ def _build(
     spec, budget = compose([*overrides, *size])
     width = sizing.solve(spec, VOCAB, budget)
     if mixer:
-        spec = replace(spec, mixer=locate(mixer, "mixer"))
+        whole = TransformerBlock(depth_factor=spec.block.depth_factor)  # the other brings what surrounds its recurrence
+        spec = replace(spec, mixer=locate(mixer, "mixer"), channel_mixer=None, block=whole)
     torch.manual_seed(0)
     return spec.build(VOCAB, budget.n_layers, width).to(device)
 

@@ -1,4 +1,4 @@
-"""Checks a configuration against the signatures it will call, so that a mistake is told before anything runs.
+"""Checks a configuration against the signatures it will call, so that a mistake is reported before anything runs.
 
 Every node with a `_target_` is compared with its target: an unknown key, a missing one and a value of the wrong type
 or range become a ConfigError that names the full key. Nothing here knows Hydra: a node is a plain dict.
@@ -54,10 +54,19 @@ def checked(node: dict, where: str, extra: Iterable[str] = ()) -> dict:
         elif key not in parameters:
             raise unknown_key(full_key, key, allowed)
         else:
-            result[key] = checked(value, full_key) if is_target(value) else _converted(value, hints.get(key), full_key)
+            result[key] = _checked_value(value, hints.get(key), full_key)
     if not node.get("_partial_"):
         _check_required(node, parameters, where)
     return result
+
+
+def _checked_value(value: Any, annotation: Any, full_key: str) -> Any:
+    """A node, a list with nodes in it, or a plain value."""
+    if is_target(value):
+        return checked(value, full_key)
+    if isinstance(value, list) and any(map(is_target, value)):
+        return [_checked_value(item, None, f"{full_key}.{index}") for index, item in enumerate(value)]
+    return _converted(value, annotation, full_key)
 
 
 def unknown_key(full_key: str, key: str, allowed: Iterable[str]) -> ConfigError:

@@ -9,7 +9,8 @@ from pydantic import NonNegativeInt
 
 from harness.checks.runner import run_checks
 from harness.errors import UserError
-from harness.evaluation.evaluate import EvaluateConfig, evaluate
+from harness.evaluation.batches import EvaluateConfig
+from harness.evaluation.evaluate import evaluate
 from harness.measurement.measure import MeasureConfig, cost, measure
 from harness.model import sizing
 from harness.model.backbone import LanguageModel, ModelSpec
@@ -48,7 +49,7 @@ class Experiment:
         config: the resolved configuration, recorded and hashed into the run's key. say: receives lines for the user.
         Raises UserError (before training starts) for what a user can mend.
         """
-        width = sizing.solve(self.model, self.task.vocab_size, self.size)
+        width = sizing.solve(self.model, self.task.interface, self.size)
         self.trainer.check(self.task)
         names = self._names(config)
         with record.Run.open(Path(self.records), names["name"], config, self.task.digest) as run:
@@ -58,7 +59,7 @@ class Experiment:
                 say(f"Already recorded in {run.path}; force=true runs it again.")
                 return run.result()
             torch.manual_seed(self.seed)
-            model = self.model.build(self.task.vocab_size, self.size.n_layers, width)
+            model = self.model.build(self.task.interface, self.size.n_layers, width)
             result = names | {
                 "width": {"d_model": width.d_model, "d_ff": width.d_ff, "n_layers": model.n_layers},
                 "parameters": sizing.count(model).to_dict(),
@@ -74,15 +75,13 @@ class Experiment:
             return result
 
     def _names(self, config: dict) -> dict[str, Any]:
-        solver, gradient, parallel = (config.get(part, {}).get("name") for part in ("solver", "gradient", "parallel"))
-        if parallel == "sequential":  # the usual way is not named
-            parallel = None
-        parts = [self.model.name, solver, gradient, parallel, self.size.label, self.task.name, f"seed{self.seed}"]
+        chosen = {group: config[group]["name"] for group in self.model.names if group in config}
+        named = [name for group, name in chosen.items() if name != self.model.names[group]]
+        parts = [self.model.name, *named, self.size.label, self.task.name, f"seed{self.seed}"]
         return {
-            "name": "-".join(part for part in parts if part),
+            "name": "-".join(parts),
             "model": self.model.name,
-            "solver": solver,
-            "gradient": gradient,
+            **chosen,
             "size": self.size.label,
             "task": self.task.name,
             "seed": self.seed,
@@ -90,7 +89,7 @@ class Experiment:
 
     def _check(self, model: LanguageModel, run: record.Run, say) -> dict:
         say(f"Checking {self.model.name} ...")
-        checks = run_checks(model, self.model, self.task.vocab_size, self.size).to_dict()
+        checks = run_checks(model, self.model, self.task.interface, self.size).to_dict()
         run.write_json("checks.json", checks)
         failed = [check for check in checks["results"] if check["passed"] is False]
         if failed:

@@ -38,8 +38,11 @@ def _headline(result: dict) -> Table:
                 f"{split} bits per byte",
                 f"{figures['bits_per_byte']:.3f} (perplexity per word {figures['perplexity_per_word']:,.1f})",
             )
-        else:
+        elif "accuracy" in figures:
             table.add_row(f"{split} accuracy", f"{figures['accuracy']:.3f}")
+        else:
+            metric = next(iter(figures))
+            table.add_row(f"{split} {metric.replace('_', ' ')}", f"{figures[metric]:.4g}")
     checks = result["checks"]["results"]
     passed = sum(check["passed"] is True for check in checks)
     skipped = sum(check["passed"] is None for check in checks)

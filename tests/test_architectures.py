@@ -20,8 +20,8 @@ def test_every_architecture_passes_the_checks(architecture):
 def test_two_files_are_all_an_architecture_needs(architecture):
     node = configs.resolved(f"model={architecture}")["model"]
     assert node["name"] == architecture
-    module = node["mixer"]["_target_"].split(".")[0]
-    assert module in ("arch", "baselines")
+    mixers = node["mixer"] if isinstance(node["mixer"], list) else [node["mixer"]]
+    assert {mixer["_target_"].split(".")[0] for mixer in mixers} <= {"arch", "baselines"}
 
 
 def test_building_is_a_function_of_the_seed(architecture):

@@ -57,3 +57,10 @@ def test_nested_targets_are_checked_with_their_full_key():
     node = {"_target_": TARGET, "width": {"_target_": TARGET, "_partial_": True, "width": 0}}
     with pytest.raises(ConfigError, match=r"outer\.width\.width=0"):
         checked(node, "outer")
+
+
+def test_a_list_of_targets_is_checked_with_the_place_in_the_key():
+    good = {"_target_": TARGET, "width": 3}
+    assert checked({"_target_": TARGET, "width": 1, "part": [good, good]}, "model")["part"] == [good, good]
+    with pytest.raises(ConfigError, match=r"Unknown key 'model\.part\.1\.widht'"):
+        checked({"_target_": TARGET, "width": 1, "part": [good, good | {"widht": 3}]}, "model")

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from harness.generation.generate import choose, generate, sample_text
-from harness.model.backbone import LanguageModel, ModelSpec, Width
+from harness.model.backbone import ModelSpec, Width
 from harness.model.mixer import Mixer
 
 
@@ -35,7 +35,7 @@ class Decay(Mixer):
 @pytest.fixture
 def model():
     torch.manual_seed(0)
-    model = LanguageModel(ModelSpec("decay", Decay), 256, 2, Width(16, 0)).double()
+    model = ModelSpec("decay", Decay).build(256, 2, Width(16, 0)).double()
     nn.init.normal_(model.head.weight)
     return model
 

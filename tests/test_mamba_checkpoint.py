@@ -8,10 +8,11 @@ from torch import nn
 from torch.testing import assert_close
 
 from baselines.mamba import oracle as mamba_oracle
-from baselines.mamba.mixer import Mamba
+from baselines.mamba.mixer import Selective
 from baselines.mamba.weights import load_mamba_checkpoint, translate
 from harness.errors import CheckpointError
 from harness.model.backbone import ModelSpec, Width
+from harness.model.block import Gated, GatedBlock
 
 
 def mamba_ssm(name: str):
@@ -21,7 +22,8 @@ def mamba_ssm(name: str):
 
 
 def small_model(vocab_size=40, n_layers=2):
-    return ModelSpec("mamba", Mamba, tie_embeddings=True).build(vocab_size, n_layers, Width(16, 0))
+    spec = ModelSpec("mamba", Selective, block=GatedBlock(depth_factor=1), tie_embeddings=True)
+    return spec.build(vocab_size, n_layers, Width(16, 0))
 
 
 def test_a_checkpoint_of_mamba_ssm_gives_its_logits():
@@ -49,8 +51,8 @@ def _on_cpu(theirs) -> None:
         cpu.weight = gpu.weight
         setattr(holder, name, cpu)
     for layer in backbone.layers:
-        mixer = Mamba(16)
-        mixer.load_state_dict(layer.mixer.state_dict())
+        mixer, given = Gated(Selective, 16), layer.mixer.state_dict()
+        mixer.load_state_dict({name: given[name.removeprefix("core.")] for name in mixer.state_dict()})
         oracle = mamba_oracle.mamba_ssm_mixer(mixer)
         layer.mixer.forward = lambda x, inference_params=None, oracle=oracle: oracle.forward(x)
 
@@ -78,7 +80,7 @@ def foreign_names(model) -> dict:
     renamed = {}
     for name, tensor in model.state_dict().items():
         first, rest = name.split(".", 1)
-        renamed[f"{names.get(first, 'backbone.layers')}.{rest}"] = tensor
+        renamed[f"{names.get(first, 'backbone.layers')}.{rest.replace('.core', '')}"] = tensor
     assert {translate(name) for name in renamed} == set(model.state_dict())
     return renamed
 

@@ -2,14 +2,16 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
 import configs
 import run
 from harness.records import migrate
-from harness.records.record import SCHEMA_VERSION, run_key
+from harness.records.record import run_key
 
+DATA = Path(__file__).parent / "data"  # configurations as schema 1 recorded them
 RECORDS = sorted(path.parent for path in (run.ROOT / "results").glob("*/result.json"))
 
 
@@ -25,32 +27,50 @@ def test_a_record_is_found_by_the_command_that_made_it(folder):
     assert folder.name.endswith(run_key(configs.resolved(*overrides), read(folder)["data"]["digest"]))
 
 
+def original(folder, schema1: str):
+    """Makes `folder` a record as schema 1 kept it, from today's of the same run, which it returns."""
+    config = json.loads((DATA / f"{schema1}.json").read_text())
+    solver, gradient = (config.get(group, {}).get("name") for group in ("solver", "gradient"))
+    start = "-".join(filter(None, (config["model"]["name"], solver, gradient, "1m-")))
+    (today,) = (path for path in RECORDS if path.name.startswith(start))
+    shutil.copytree(today, folder)
+    (folder / "checks.json").rename(folder / "certificates.json")
+    (folder / "config.json").write_text(json.dumps(config))
+    old = read(folder) | {"schema_version": migrate.FIRST_SCHEMA, "key": "0123456789abcdef"}
+    old |= {"solver": solver, "gradient": gradient}
+    checks = old.pop("checks")
+    for group in ("block", "parallel"):
+        old.pop(group, None)
+    gates = [gate | {"name": "trusted"} if gate["name"] == "oracle" else gate for gate in checks["results"]]
+    old["certificates"] = {"passed": checks["passed"], "gates": gates}
+    (folder / "result.json").write_text(json.dumps(old))
+    return today
+
+
 @pytest.fixture
 def old(tmp_path):
     """A record as schema 1 kept it."""
     folder = tmp_path / "ltc-tiny-0123456789abcdef"
-    shutil.copytree(RECORDS[0], folder)
-    (folder / "checks.json").rename(folder / "certificates.json")
-    old = read(folder) | {"schema_version": migrate.FIRST_SCHEMA, "key": "0123456789abcdef"}
-    checks = old.pop("checks")
-    gates = [gate | {"name": "trusted"} if gate["name"] == "oracle" else gate for gate in checks["results"]]
-    old["certificates"] = {"passed": checks["passed"], "gates": gates}
-    (folder / "result.json").write_text(json.dumps(old))
+    original(folder, "schema1_ltc")
     return folder
 
 
-def test_migration_changes_the_key_and_no_figure(old):
+@pytest.mark.parametrize("schema1", ["schema1_ltc", "schema1_mamba"])
+def test_migration_changes_the_key_and_no_figure(tmp_path, schema1):
+    old = tmp_path / "ltc-tiny-0123456789abcdef"
+    today = original(old, schema1)
     before, files = read(old), {path.name for path in old.iterdir()}
-    checks = read(RECORDS[0], "checks.json")
+    checks = read(today, "checks.json")
     moved = migrate.migrate(old)
     after = read(moved)
     assert not old.exists()
     assert moved.name == f"ltc-tiny-{after['key']}"
-    assert after["key"] == RECORDS[0].name.rpartition("-")[2]
+    assert after == read(today)
+    assert read(moved, "config.json") == read(today, "config.json")
     assert {path.name for path in moved.iterdir()} == files - {"certificates.json"} | {"checks.json"}
     assert read(moved, "checks.json") == after["checks"] == checks
-    del before["certificates"]
-    assert after == before | {"schema_version": SCHEMA_VERSION, "key": after["key"], "checks": checks}
+    figures = before.keys() - {"certificates", "schema_version", "key", "solver", "gradient"}
+    assert {name: after[name] for name in figures} == {name: before[name] for name in figures}
     assert migrate.migrate(moved) is None
 
 

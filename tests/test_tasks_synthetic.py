@@ -5,9 +5,10 @@ import pytest
 import torch
 
 from harness.errors import ConfigError
+from harness.model.interface import IGNORE
 from harness.tasks.mqar import MQAR
 from harness.tasks.parity import Parity
-from harness.tasks.task import IGNORE, SPLITS
+from harness.tasks.task import SPLITS
 
 TASKS = [MQAR(vocab_size=64, num_kv_pairs=6), MQAR(vocab_size=64, num_kv_pairs=6, random_non_queries=False), Parity()]
 

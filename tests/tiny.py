@@ -6,10 +6,11 @@ import torch
 from torch import nn
 
 from harness.model.backbone import LanguageModel, ModelSpec, Width
+from harness.model.interface import IGNORE
 from harness.model.mixer import Flops, Mixer
 from harness.model.mlp import SwiGLU
 from harness.records.record import Run
-from harness.tasks.task import IGNORE, Batch, Task
+from harness.tasks.task import Batch, Task
 from harness.training.loggers import NoLogger
 from harness.training.trainer import TrainerConfig, train
 

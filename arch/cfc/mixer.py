@@ -8,12 +8,12 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from arch.cfc.scan import CFC_SCAN, FROZEN_CFC, HEADS, Cell, Mode
-from harness.model.mixer import UNTIMED, Call, Flops, Mixer
+from harness.model.mixer import UNTIMED, Call, Flops, ProjectedMixer
 from harness.model.state import State
 from harness.ops.registry import Choice
 
 
-class CfC(Mixer):
+class CfC(ProjectedMixer):
     """The hidden state at time t in closed form, after a backbone that sees the token and the state, then a projection.
 
     z = backbone([x, h]), a, b, t_a, t_b linear in z (signs and names of the authors' package, ncps):
@@ -35,8 +35,9 @@ class CfC(Mixer):
         backbone_layers: PositiveInt = 1,
         backbone_activation: Literal["lecun_tanh", "tanh", "relu", "gelu", "silu"] = "lecun_tanh",
         kernel: Choice = "auto",
+        d_out: int | None = None,
     ):
-        super().__init__(d_model, layer, n_layers)
+        super().__init__(d_model, layer, n_layers, d_out)
         self.mode, self.activation, self.kernel = mode, backbone_activation, kernel
         self.d_inner, self.units = expand * d_model, backbone_units or d_model
         # The first layer's product is split: the token's part leaves the loop over time.
@@ -44,7 +45,7 @@ class CfC(Mixer):
         self.recurrent = nn.Parameter(torch.empty(self.units, self.d_inner))
         self.hidden = nn.ModuleList(nn.Linear(self.units, self.units) for _ in range(backbone_layers - 1))
         self.heads = nn.Linear(self.units, len(HEADS[mode]) * self.d_inner)
-        self.out = nn.Linear(self.d_inner, d_model, bias=False)
+        self.out = nn.Linear(self.d_inner, self.d_out, bias=False)
         self.w_tau = self.amplitude = None
         if mode == "pure":
             self.w_tau = nn.Parameter(torch.empty(self.d_inner))
@@ -79,20 +80,24 @@ class CfC(Mixer):
         facts = {"mode": self.mode, "activation": self.activation, "layers": len(self.hidden) + 1}
         return CFC_SCAN.choose(self.kernel, device, dtype, units=self.units, d_inner=self.d_inner, **facts)
 
-    def forward(self, x: Tensor, state: State = None, call: Call = UNTIMED) -> tuple[Tensor, State]:
+    @property
+    def projection(self) -> nn.Linear:
+        return self.out
+
+    def mix(self, x: Tensor, state: State = None, call: Call = UNTIMED) -> tuple[Tensor, State]:
         u = self.input(x).to(self.recurrent.dtype).transpose(0, 1)  # (B, T, units) -> (T, B, units)
         h = state["h"] if state else u.new_zeros(x.shape[0], self.d_inner)
         times = None if call.elapsed is None else call.elapsed.to(u.dtype).t()[..., None]  # (B, T) -> (T, B, 1)
         with torch.autocast(u.device.type, enabled=False):
             h = self._scan(u.device, u.dtype)(self._cell(merged=call.elapsed is None), u, h, times)  # (T, B, d_inner)
-        return self.out(h.transpose(0, 1)), {"h": h[-1].clone()}  # a view would keep every h alive
+        return h.transpose(0, 1), {"h": h[-1].clone()}  # a view would keep every h alive
 
-    def step(self, x_t: Tensor, state: State, call: Call = UNTIMED) -> tuple[Tensor, State]:
+    def mix_step(self, x_t: Tensor, state: State, call: Call = UNTIMED) -> tuple[Tensor, State]:
         u = self.input(x_t).to(self.recurrent.dtype)
         time = torch.ones_like(u[:, :1]) if call.elapsed is None else call.elapsed.to(u.dtype)[:, None]  # (B, 1)
         with torch.autocast(u.device.type, enabled=False):
             h = self._cell(merged=False).step(u, state["h"], time)
-        return self.out(h), {"h": h}
+        return h, {"h": h}
 
     def frozen_step(self) -> Callable:
         weight = self.recurrent
@@ -114,6 +119,6 @@ class CfC(Mixer):
     def flops_per_token(self, context: int) -> Flops:
         heads = len(HEADS[self.mode])
         products = self.units * (self.d_model + self.d_inner * (1 + heads) + self.units * len(self.hidden))
-        matmul = 2 * (products + self.d_inner * self.d_model)
+        matmul = 2 * (products + self.d_inner * self.d_out)
         other = 8 * self.units * (1 + len(self.hidden)) + (heads + 16) * self.d_inner
         return Flops(matmul, other)

@@ -14,7 +14,7 @@ from arch.gradients import Checkpoint, Gradient
 from arch.ltc.recurrence import Parallel, Recurrence, Sequential
 from arch.solvers import SemiImplicit, Solver
 from harness.errors import ConfigError
-from harness.model.mixer import UNTIMED, Call, Flops, Mixer, step_operation
+from harness.model.mixer import UNTIMED, Call, Flops, ProjectedMixer, step_operation
 from harness.model.state import State
 from harness.ops.causal_conv.conv import CAUSAL_CONV, step_reference
 from harness.ops.registry import Choice
@@ -22,15 +22,15 @@ from harness.ops.registry import Choice
 DEFAULT_SOLVER, DEFAULT_GRADIENT, SEQUENTIAL = SemiImplicit(), Checkpoint(), Sequential()
 
 
-class LTC(Mixer):
+class LTC(ProjectedMixer):
     """x -> short convolution -> (a, A[, B, C]) -> the flow of h over each token's elapsed time -> y -> out projection.
 
     Options, beside the solver, the gradient and how a sequence's tokens are run (parallel): coupling (what of the state
     the gate sees; `head_dim` is the block of `heads`), reversal (A from the token, or one learned constant per
     channel), gate, leak (whether 1/tau is there at all), d_state (states per channel), d_conv (taps of the convolution,
-    0 for none), expand (d_inner / d_model), tau_max (the longest time constant at the start, in tokens), kernel (fused,
-    reference, or fused where it serves).
-    coupling=dense, reversal=constant, d_conv=0 is the published cell, eq. 1 of Hasani et al. (2021).
+    0 for none; none in a gated block, which has its own), expand (d_inner / d_model), tau_max (the longest time
+    constant at the start, in tokens), kernel (fused, reference, or fused where it serves). coupling=dense,
+    reversal=constant, d_conv=0 is the published cell, eq. 1 of Hasani et al. (2021).
 
     Time constants start log-spaced over the channels, in the leak and in the gate alike: the gate's bias starts where
     f = 1 / (1 + tau), since f = 1/2 everywhere would let no channel remember beyond two tokens. They run from one token
@@ -57,8 +57,10 @@ class LTC(Mixer):
         head_dim: PositiveInt = 32,
         tau_max: Annotated[float, Bounded(ge=1)] = 4096.0,
         kernel: Choice = "auto",
+        d_out: int | None = None,
     ):
-        super().__init__(d_model, layer, n_layers)
+        super().__init__(d_model, layer, n_layers, d_out)
+        d_conv = d_conv if d_out is None else 0
         self.solver, self.gradient, self.coupling, self.gate, self.kernel = solver, gradient, coupling, gate, kernel
         self.d_state, self.d_conv, self.d_inner = d_state, d_conv, expand * d_model
         self.leak, self.head_dim = leak, head_dim
@@ -75,7 +77,7 @@ class LTC(Mixer):
         from_token |= {"B": d_state, "C": d_state} if d_state > 1 else {}
         self.from_token = from_token
         self.in_proj = nn.Linear(d_model, sum(from_token.values()), bias=False)
-        self.out_proj = nn.Linear(self.d_inner, d_model, bias=False)
+        self.out_proj = nn.Linear(self.d_inner, self.d_out, bias=False)
         self.reversal = None if reversal == "input" else _undecayed(torch.randn(self.d_inner))
         if d_conv:
             self.conv_weight = nn.Parameter(torch.empty(d_conv, d_model).uniform_(-1, 1) / math.sqrt(d_conv))
@@ -128,12 +130,16 @@ class LTC(Mixer):
         weight = None if self.coupling_weight is None else self.coupling_weight.to(dtype)
         return Field(a, A, token.get("B"), token.get("C"), inv_tau, omega, weight, self.gate)
 
-    def forward(self, x: Tensor, state: State = None, call: Call = UNTIMED) -> tuple[Tensor, State]:
+    @property
+    def projection(self) -> nn.Linear:
+        return self.out_proj
+
+    def mix(self, x: Tensor, state: State = None, call: Call = UNTIMED) -> tuple[Tensor, State]:
         state = state or self.init_state(x.shape[0], device=x.device, dtype=x.dtype)
         x, conv = self.convolve(x, state)
         return self._run(self.recurrence.sequence, x, state["h"], call.elapsed, conv)
 
-    def step(self, x_t: Tensor, state: State, call: Call = UNTIMED) -> tuple[Tensor, State]:
+    def mix_step(self, x_t: Tensor, state: State, call: Call = UNTIMED) -> tuple[Tensor, State]:
         x, conv = x_t, {}
         if self.d_conv:
             x, conv["conv"] = step_reference(x_t, self.conv_weight, self.conv_bias, state["conv"], False)
@@ -159,7 +165,7 @@ class LTC(Mixer):
         with torch.autocast(x.device.type, enabled=False):
             elapsed = None if elapsed is None else elapsed.to(field.a.dtype)
             y, h = run(field, h.to(field.a.dtype), elapsed)
-        return self.out_proj(y.to(x.dtype)), {"h": h, **conv}
+        return y.to(x.dtype), {"h": h, **conv}
 
     def init_state(self, batch: int, context: int = 0, device=None, dtype=None) -> State:
         dtype = dtype or self.in_proj.weight.dtype
@@ -174,7 +180,7 @@ class LTC(Mixer):
         D, N = self.d_inner, self.d_state
         evals = self.solver.substeps * self.solver.evals_per_step
         per_channel = {"none": 0, "diagonal": 2 * D, "heads": 2 * D * self.head_dim, "dense": 2 * D * D}[self.coupling]
-        products = 2 * self.d_model * sum(self.from_token.values()) + 2 * D * self.d_model
+        products = 2 * self.d_model * sum(self.from_token.values()) + 2 * D * self.d_out
         coupled = evals * per_channel
         matrix = self.coupling in ("heads", "dense")
         # gate 4, f A 1, rate 2, drive 1, derivative 2, read-out 2 and the solver's combination 3 operations

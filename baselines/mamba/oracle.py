@@ -9,8 +9,9 @@ from types import ModuleType
 
 from torch import Tensor
 
-from baselines.mamba.mixer import Mamba
+from baselines.mamba.mixer import Selective
 from harness.checks.oracles import Oracle, oracle_of
+from harness.model.block import Gated
 
 
 def import_mamba_ssm(name: str) -> ModuleType:
@@ -47,8 +48,8 @@ def transformers_in_torch():
     return replaced(modeling_mamba, **{name: inspect.unwrap(getattr(modeling_mamba, name)) for name in names})
 
 
-@oracle_of(Mamba)
-def mamba_oracle(mixer: Mamba) -> Oracle:
+@oracle_of(Selective, gated=True)
+def mamba_oracle(mixer: Gated) -> Oracle:
     """mamba-ssm's mixer, or transformers' where mamba-ssm is not installed."""
     try:
         return mamba_ssm_mixer(mixer)
@@ -56,14 +57,20 @@ def mamba_oracle(mixer: Mamba) -> Oracle:
         return transformers_mixer(mixer)
 
 
-def mamba_ssm_mixer(mixer: Mamba) -> Oracle:
+def mamba_weights(mixer: Gated) -> dict[str, Tensor]:
+    """The block's weights under the names that mamba-ssm and transformers give them in one module."""
+    return {name.removeprefix("core."): tensor for name, tensor in mixer.state_dict().items()}
+
+
+def mamba_ssm_mixer(mixer: Gated) -> Oracle:
     """mamba-ssm's `Mamba` over its `selective_scan_ref`, which computes in float32 whatever the weights are."""
+    core = mixer.core
     simple = import_mamba_ssm("mamba_ssm.modules.mamba_simple")
     reference = import_mamba_ssm("mamba_ssm.ops.selective_scan_interface").selective_scan_ref
     other = simple.Mamba(
-        mixer.d_model, mixer.d_state, mixer.d_conv, mixer.expand, dt_rank=mixer.dt_rank, use_fast_path=False
-    ).to(mixer.D)
-    other.load_state_dict(mixer.state_dict())
+        mixer.d_model, core.d_state, mixer.d_conv, mixer.expand, dt_rank=core.dt_rank, use_fast_path=False
+    ).to(core.D)
+    other.load_state_dict(mamba_weights(mixer))
 
     def forward(x: Tensor) -> Tensor:
         with replaced(simple, selective_scan_fn=reference, causal_conv1d_fn=None):
@@ -72,23 +79,24 @@ def mamba_ssm_mixer(mixer: Mamba) -> Oracle:
     return Oracle("mamba-ssm Mamba", forward)
 
 
-def transformers_mixer(mixer: Mamba) -> Oracle:
+def transformers_mixer(mixer: Gated) -> Oracle:
     """transformers' MambaMixer on its loop over time."""
     from transformers import MambaConfig
     from transformers.models.mamba.modeling_mamba import MambaMixer
 
+    core = mixer.core
     config = MambaConfig(
         hidden_size=mixer.d_model,
-        state_size=mixer.d_state,
+        state_size=core.d_state,
         conv_kernel=mixer.d_conv,
         expand=mixer.expand,
-        time_step_rank=mixer.dt_rank,
+        time_step_rank=core.dt_rank,
         num_hidden_layers=1,
         use_bias=False,
         use_conv_bias=True,
     )
-    other = MambaMixer(config, layer_idx=0).to(mixer.D).eval()
-    other.load_state_dict(mixer.state_dict())
+    other = MambaMixer(config, layer_idx=0).to(core.D).eval()
+    other.load_state_dict(mamba_weights(mixer))
 
     def forward(x: Tensor) -> Tensor:
         with transformers_in_torch():

@@ -1,4 +1,4 @@
-"""Mamba's mixer for one token in one call, float32 on the CPU: projections, convolution, scan and gate.
+"""Mamba's whole block for one token in one call, float32 on the CPU: projections, convolution, scan and gate.
 
 At small widths a token is little work in many small operations, and calling each by itself costs more than the work.
 """
@@ -17,24 +17,24 @@ from harness.ops.toolbox.numba_linear import HELPER, at, matvec, owned
 from harness.ops.toolbox.numba_math import exp, sigmoid, softplus, zero
 
 
-def mamba_step(mixer) -> Callable:
-    """Operation `mamba_step`: the `step` of a Mamba mixer for its weights as they stand, without gradients."""
-    conv = mixer.conv1d.weight.squeeze(1).t()
-    weights = (mixer.in_proj.weight, conv, mixer.conv1d.bias, mixer.x_proj.weight, mixer.dt_proj.weight)
-    weights += (mixer.dt_proj.bias, -torch.exp(mixer.A_log), mixer.D, mixer.out_proj.weight)
+def mamba_step(block) -> Callable:
+    """Operation `mamba_step`: the `step` of a gated block around S6, weights as they stand, no gradients."""
+    core = block.core
+    weights = (block.in_proj.weight, *block.taps(), core.x_proj.weight, core.dt_proj.weight)
+    weights += (core.dt_proj.bias, -torch.exp(core.A_log), core.D, core.out_proj.weight)
     weights = owned(*weights)  # the function keeps them alive
     addresses = [weight.data_ptr() for weight in weights]
-    sizes = width, inner, taps, _, n_states = mixer.d_model, mixer.d_inner, mixer.d_conv, mixer.dt_rank, mixer.d_state
+    sizes = width, inner, taps, _, n_states = block.d_model, block.d_inner, block.d_conv, core.dt_rank, core.d_state
 
     def step(x_t: Tensor, state: dict, call=UNTIMED, weights=weights) -> tuple[Tensor, dict]:
-        batch, conv, ssm = len(x_t), state["conv"], state["ssm"]
+        batch, conv, ssm = len(x_t), state["conv"], state["core"]["ssm"]
         states = ("conv", conv, (batch, taps - 1, inner)), ("ssm", ssm, (batch, inner, n_states))
         expect("mamba_step", ("x", x_t, (batch, width)), *states)
         given = [t.float().contiguous() for t in (x_t, conv, ssm)]
         made = [torch.empty_like(t) for t in given]
         places = [t.data_ptr() for t in (*given, *made)]
         _step(*places, *addresses, len(x_t), *sizes)
-        return made[0], {"conv": made[1], "ssm": made[2]}
+        return made[0], {"conv": made[1], "core": {"ssm": made[2]}}
 
     return step
 

@@ -11,7 +11,8 @@ from harness.model.backbone import LanguageModel
 _NAMES = (
     (r"backbone\.embeddings?\.weight", "embedding.weight"),  # Hugging Face writes the plural
     (r"backbone\.layers\.(\d+)\.norm\.weight", r"blocks.\1.norm.weight"),
-    (r"backbone\.layers\.(\d+)\.mixer\.(.+)", r"blocks.\1.mixer.\2"),
+    (r"backbone\.layers\.(\d+)\.mixer\.((?:in_proj|conv1d)\..+)", r"blocks.\1.mixer.\2"),
+    (r"backbone\.layers\.(\d+)\.mixer\.(.+)", r"blocks.\1.mixer.core.\2"),
     (r"backbone\.norm_f\.weight", "norm.weight"),
     (r"lm_head\.weight", "head.weight"),
 )

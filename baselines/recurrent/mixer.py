@@ -8,12 +8,12 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from baselines.recurrent.scan import FROZEN_GRU, FROZEN_LSTM, GRU_SCAN, LSTM_SCAN, gru_cell, lstm_cell
-from harness.model.mixer import UNTIMED, Call, Flops, Mixer
+from harness.model.mixer import UNTIMED, Call, Flops, ProjectedMixer
 from harness.model.state import State
 from harness.ops.registry import Choice, Operation
 
 
-class Recurrent(Mixer):
+class Recurrent(ProjectedMixer):
     """One layer of the recurrence, then a projection to d_model.
 
     A subclass names torch's module, which holds the weights under their usual names, the operations that
@@ -36,11 +36,12 @@ class Recurrent(Mixer):
         *,
         expand: PositiveInt = 1,
         kernel: Choice = "auto",
+        d_out: int | None = None,
     ):
-        super().__init__(d_model, layer, n_layers)
+        super().__init__(d_model, layer, n_layers, d_out)
         self.d_inner, self.kernel = expand * d_model, kernel
         self.rnn = self.module(d_model, self.d_inner, batch_first=True)
-        self.out = nn.Linear(self.d_inner, d_model, bias=False)
+        self.out = nn.Linear(self.d_inner, self.d_out, bias=False)
         for bias in (self.rnn.bias_ih_l0, self.rnn.bias_hh_l0):
             bias._no_weight_decay = True
 
@@ -57,19 +58,23 @@ class Recurrent(Mixer):
         """The new state from the products of the token and of h, biases in them (B, gates x d_inner each)."""
         raise NotImplementedError
 
-    def forward(self, x: Tensor, state: State = None, call: Call = UNTIMED) -> tuple[Tensor, State]:
+    @property
+    def projection(self) -> nn.Linear:
+        return self.out
+
+    def mix(self, x: Tensor, state: State = None, call: Call = UNTIMED) -> tuple[Tensor, State]:
         with torch.autocast(x.device.type, enabled=False):  # the recurrence keeps its weights' precision
             x = x.to(self.out.weight.dtype)
             state = state or self.init_state(x.shape[0], 0, x.device, x.dtype)
             h, last = self.run(self.scan.choose(self.kernel, x.device, x.dtype), x, state)  # h: (B, T, d_inner)
-        return self.out(h), last
+        return h, last
 
-    def step(self, x_t: Tensor, state: State, call: Call = UNTIMED) -> tuple[Tensor, State]:
+    def mix_step(self, x_t: Tensor, state: State, call: Call = UNTIMED) -> tuple[Tensor, State]:
         weight_ih, weight_hh, bias_ih, bias_hh = self.weights
         with torch.autocast(x_t.device.type, enabled=False):
             by_x = F.linear(x_t.to(weight_ih.dtype), weight_ih, bias_ih)
             state = self.cell_step(by_x, F.linear(state["h"], weight_hh, bias_hh), state)
-        return self.out(state["h"]), state
+        return state["h"], state
 
     def frozen_step(self) -> Callable:
         weight = self.out.weight
@@ -86,7 +91,7 @@ class Recurrent(Mixer):
         return {key: torch.zeros(batch, self.d_inner, device=device, dtype=dtype) for key in self.keys}
 
     def flops_per_token(self, context: int) -> Flops:
-        matmul = 2 * self.d_inner * (self.gates * (self.d_model + self.d_inner) + self.d_model)
+        matmul = 2 * self.d_inner * (self.gates * (self.d_model + self.d_inner) + self.d_out)
         return Flops(matmul, self.other_flops_per_channel * self.d_inner)
 
 
@@ -107,8 +112,9 @@ class LSTM(Recurrent):
         *,
         expand: PositiveInt = 1,
         kernel: Choice = "auto",
+        d_out: int | None = None,
     ):
-        super().__init__(d_model, layer, n_layers, expand=expand, kernel=kernel)
+        super().__init__(d_model, layer, n_layers, expand=expand, kernel=kernel, d_out=d_out)
         forget = slice(self.d_inner, 2 * self.d_inner)
         with torch.no_grad():
             self.rnn.bias_ih_l0[forget] = 1.0

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from baselines.transformer.fixed_cache import FixedCache
 from baselines.transformer.kv_cache import KVCache
 from harness.errors import ConfigError
-from harness.model.mixer import UNTIMED, Call, Flops, Mixer, step_operation
+from harness.model.mixer import UNTIMED, Call, Flops, ProjectedMixer, step_operation
 from harness.ops.attention.attention import ATTENTION, weigh
 from harness.ops.registry import Choice
 
 
-class Attention(Mixer):
+class Attention(ProjectedMixer):
     """Multi-head attention whose state is the keys and values of every token seen.
 
     head_dim: even, divides d_model. n_kv_heads: key-value heads, each shared by a group of query heads (Ainslie et al.
@@ -38,18 +38,23 @@ class Attention(Mixer):
         n_kv_heads: PositiveInt | None = None,
         rope_theta: PositiveFloat = 10_000.0,
         kernel: Choice = "auto",
+        d_out: int | None = None,
     ):
-        super().__init__(d_model, layer, n_layers)
+        super().__init__(d_model, layer, n_layers, d_out)
         self.head_dim, self.rope_theta, self.kernel = head_dim, rope_theta, kernel
         self.n_heads = _count_heads(d_model, head_dim)
         self.n_kv_heads = _count_kv_heads(self.n_heads, n_kv_heads, head_dim)
         self.qkv = nn.Linear(d_model, (self.n_heads + 2 * self.n_kv_heads) * head_dim, bias=False)
-        self.out = nn.Linear(d_model, d_model, bias=False)
+        self.out = nn.Linear(d_model, self.d_out, bias=False)
         std = math.sqrt(2 / (5 * d_model))
         nn.init.normal_(self.qkv.weight, std=std)
         nn.init.normal_(self.out.weight, std=std / math.sqrt(2 * n_layers))
 
-    def forward(self, x: Tensor, state: KVCache | None = None, call: Call = UNTIMED) -> tuple[Tensor, KVCache]:
+    @property
+    def projection(self) -> nn.Linear:
+        return self.out
+
+    def mix(self, x: Tensor, state: KVCache | None = None, call: Call = UNTIMED) -> tuple[Tensor, KVCache]:
         position, past = (0, 0) if state is None else (state.position, state.length)
         queries, keys, values = self._project(x, position)
         if state is None:
@@ -60,9 +65,9 @@ class Attention(Mixer):
         else:
             attend = ATTENTION.choose(self.kernel, queries.device, queries.dtype)
             y = attend(queries, cache.keys, cache.values) if past else attend(queries, keys, values)
-        return self.out(y.transpose(1, 2).flatten(2)), cache  # (B, heads, T, head_dim) -> (B, T, d_model)
+        return y.transpose(1, 2).flatten(2), cache  # (B, heads, T, head_dim) -> (B, T, d_model)
 
-    def step(
+    def mix_step(
         self,
         x_t: Tensor,
         state: KVCache | FixedCache,
@@ -72,7 +77,7 @@ class Attention(Mixer):
         cache = state.append(keys, values)
         unseen = ~cache.seen.unsqueeze(0) if isinstance(cache, FixedCache) else None
         y = weigh(queries, cache.keys, cache.values, unseen)
-        return self.out(y.flatten(1)), cache  # (B, heads, 1, head_dim) -> (B, d_model)
+        return y.flatten(1), cache  # (B, heads, 1, head_dim) -> (B, d_model)
 
     def frozen_step(self) -> Callable:
         return ATTENTION_STEP.choose(self.kernel, self.out.weight.device, self.out.weight.dtype)(self)

@@ -8,8 +8,10 @@ from harness.checks.oracles import Oracle, oracle_of
 
 
 @oracle_of(Attention)
-def llama_attention(mixer: Attention) -> Oracle:
+def llama_attention(mixer: Attention) -> Oracle | None:
     """transformers' LlamaAttention behind its own rotary embedding, whose angles are float32 in any dtype."""
+    if mixer.d_out != mixer.d_model:  # in a gated block: Llama's attention has one width
+        return None
     from transformers import LlamaConfig
     from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRotaryEmbedding
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from harness.model.backbone import LanguageModel, ModelSpec
+from harness.model.interface import Interface
 from harness.model.sizing import SizeConfig
 from harness.model.state import State, tensors
 
@@ -31,18 +32,18 @@ class Case:
 
     model: LanguageModel
     spec: ModelSpec
-    vocab_size: int
+    interface: Interface
     size: SizeConfig
     generator: torch.Generator
 
     @cached_property
     def tokens(self) -> Tensor:
-        """(BATCH, LENGTH) random tokens."""
-        return torch.randint(self.vocab_size, (BATCH, LENGTH), generator=self.generator)
+        """Random inputs (BATCH, LENGTH, ...)."""
+        return self.interface.inputs.random(BATCH, LENGTH, self.generator)
 
     @cached_property
     def whole(self) -> tuple[Tensor, State]:
-        """Logits (BATCH, LENGTH, vocab_size) and the last state, by one call of `forward`."""
+        """Outputs (BATCH, LENGTH, out_width) and the last state, by one call of `forward`."""
         with torch.no_grad():
             return self.model(self.tokens)
 

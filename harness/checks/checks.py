@@ -6,7 +6,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from harness.checks.case import BATCH, LENGTH, Case, Outcome, check, distance, state_distance, worst
-from harness.checks.oracles import find_oracle
+from harness.checks.oracles import comparable, find_oracle
 from harness.generation.decode import Decoder
 from harness.model.mixer import Mixer
 from harness.model.sizing import count
@@ -22,7 +22,7 @@ GRADIENT_FLOOR = 1e-3  # gradients are compared on their own scale, but on no le
 
 @check
 def causality(case: Case) -> Outcome:
-    """The gradient of logits up to a position by the embeddings after it is exactly zero (a position for each row)."""
+    """The gradient of logits up to a position by the encoder's outputs after it is zero (a position for each row)."""
     leaves = []
 
     def cut(_module, _inputs, output):
@@ -31,7 +31,7 @@ def causality(case: Case) -> Outcome:
 
     hook = case.model.embedding.register_forward_hook(cut)
     try:
-        logits, _ = case.model(case.tokens[:1].expand(len(CUTS), -1))
+        logits, _ = case.model(case.tokens[:1].expand(len(CUTS), *case.tokens.shape[1:]))
     finally:
         hook.remove()
     future = torch.arange(LENGTH) > torch.tensor(CUTS)[:, None]  # (row, position)
@@ -44,11 +44,12 @@ def causality(case: Case) -> Outcome:
 @check
 def causality_by_perturbation(case: Case) -> Outcome:
     """Changing all tokens from any position on leaves every earlier logit as it was."""
-    changed = (case.tokens[:1] + 1 + torch.arange(LENGTH) % (case.vocab_size - 1)) % case.vocab_size
+    changed = case.interface.inputs.changed(case.tokens[:1])
     time = torch.arange(LENGTH)
     past = time[None, :] < time[:, None]  # (row s, position t): row s differs from the original from s on
+    shown = past.view(*past.shape, *(1 for _ in changed.shape[2:]))
     with torch.no_grad():
-        base, _ = case.model(torch.where(past, case.tokens[:1], changed))
+        base, _ = case.model(torch.where(shown, case.tokens[:1], changed))
     original = base[-1:, :-1]  # the last row differs at the last position only
     error = distance((base[:, :-1] * past[:, :-1, None]), original * past[:, :-1, None])
     return Outcome(error, case.model.tolerance, f"earlier logits after a change from each of {LENGTH} positions on")
@@ -103,7 +104,7 @@ def scan(case: Case) -> Outcome:
 def scan_gradients(case: Case) -> Outcome:
     """Every parameter's gradient through `forward` equals that through the loop of `step`."""
     named = [(name, p) for name, p in case.model.named_parameters() if p.requires_grad]
-    weights = case.random(BATCH, LENGTH, case.vocab_size)
+    weights = case.random(BATCH, LENGTH, case.interface.out_width)
     both = []
     for function in (case.model, case.model.scan):
         loss = (function(case.tokens)[0] * weights).sum()
@@ -185,7 +186,7 @@ def flops(case: Case) -> Outcome:
 def oracle(case: Case) -> Outcome:
     """Each class of mixer equals a third party's implementation that carries its weights, where one exists."""
     firsts: dict[type, Mixer] = {}
-    for mixer in case.model.mixers:
+    for mixer in map(comparable, case.model.mixers):
         firsts.setdefault(type(mixer), mixer)
     compared, notes, missing = [], [], False
     for kind, mixer in firsts.items():

@@ -11,6 +11,7 @@ from torch import nn
 from harness.checks import checks  # noqa: F401  (fills CHECKS)
 from harness.checks.case import CHECKS, Case, CheckFunction, Outcome
 from harness.model.backbone import LanguageModel, ModelSpec
+from harness.model.interface import Interface, interface
 from harness.model.sizing import SizeConfig
 
 
@@ -40,16 +41,18 @@ class CheckResults:
         return {"passed": self.passed, "results": [asdict(check) for check in self.results]}
 
 
-def run_checks(model: LanguageModel, spec: ModelSpec, vocab_size: int, size: SizeConfig, seed: int = 0) -> CheckResults:
+def run_checks(
+    model: LanguageModel, spec: ModelSpec, given: Interface | int, size: SizeConfig, seed: int = 0
+) -> CheckResults:
     """Tries every check of checks.py; takes seconds, and leaves `model` and torch's generators as they were.
 
-    The copy runs on the CPU in float64, on random tokens. Parameters that start at zero are moved off it there, for
-    they would hide whatever they multiply.
+    The copy runs on the CPU in float64, on random inputs (given: what the model reads and says). Parameters that start
+    at zero are moved off it there, for they would hide whatever they multiply.
     """
     with torch.random.fork_rng(devices=[]), torch.autocast("cpu", enabled=False), torch.enable_grad():
         torch.manual_seed(seed)  # for third parties that draw their weights before they are given ours
         generator = torch.Generator().manual_seed(seed)
-        case = Case(_float64_copy(model, generator), spec, vocab_size, size, generator)
+        case = Case(_float64_copy(model, generator), spec, interface(given), size, generator)
         return CheckResults([_try(name, check, case) for name, check in CHECKS.items()])
 
 

@@ -25,9 +25,8 @@ def now(device: torch.device) -> int:
 
 
 def prompt(model: LanguageModel, batch: int, length: int, device: torch.device) -> Tensor:
-    """Random tokens (batch, length), the same on every call and machine, drawn apart from the global generators."""
-    generator = torch.Generator().manual_seed(0)
-    return torch.randint(model.vocab_size, (batch, length), generator=generator).to(device)
+    """Random inputs (batch, length, ...), the same on every call and machine, apart from the global generators."""
+    return model.interface.inputs.random(batch, length, torch.Generator().manual_seed(0)).to(device)
 
 
 def prefill(model: LanguageModel, tokens: Tensor, chunk: int) -> tuple[Tensor, State]:
@@ -45,7 +44,8 @@ def time_prefill(model: LanguageModel, tokens: Tensor, chunk: int) -> tuple[floa
     start = now(tokens.device)
     logits, state = prefill(model, tokens, chunk)
     read = now(tokens.device)
-    model.step(logits.argmax(-1), state)[0].argmax(-1)
+    following, last = model.interface.following, tokens[:, -1]
+    following(model.step(following(logits, last), state)[0], last)
     return (read - start) / 1e9, (now(tokens.device) - start) / 1e9
 
 
@@ -64,7 +64,7 @@ def time_decode(
     times: list[float] = []
     start = before = now(device)
     while len(times) < warmup + steps and (not times or (before - start) / 1e9 <= seconds):
-        tokens = decoder.step(tokens).argmax(-1)
+        tokens = model.interface.following(decoder.step(tokens), tokens)
         after = now(device)
         times.append((after - before) / 1e6)
         before = after

@@ -1,9 +1,9 @@
-"""The only backbone: embed -> [norm, mixer, norm, channel mixer] x L -> norm -> head."""
+"""The only backbone: encoder -> [norm, mixer, norm, channel mixer] x L -> norm -> head."""
 
 import copy
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import torch
@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 
+from harness.model.block import Factory, GatedBlock, TransformerBlock
+from harness.model.interface import Interface, interface
 from harness.model.mixer import Call, Flops, Mixer
 from harness.model.norm import RMSNorm
 from harness.model.state import State
@@ -28,26 +30,43 @@ class Width(NamedTuple):
 class ModelSpec:
     """What makes one architecture: everything but its size.
 
-    mixer: factory called with (d_model, layer, n_layers). channel_mixer: the same with d_ff, or None for an
-    architecture that has none (Mamba). width_multiple: d_model is a multiple of it. d_ff_ratio: the architecture's
-    own d_ff / d_model. depth_factor: blocks per layer of the size group (an architecture of half blocks takes two).
-    kernel: of the norms; mixers have their own.
+    mixer: factory called with (d_model, layer, n_layers), or a list of them that the blocks take in turn, from the
+    first on. block: what surrounds them (harness/model/block.py). channel_mixer: a factory called with d_ff too, for
+    blocks that have a channel mixer; None for none. width_multiple: d_model is a multiple of it. d_ff_ratio: the
+    architecture's own d_ff / d_model. names: the groups of the configuration whose choice names a run of this model, in
+    order, each with the choice that goes unnamed (None: every choice is named). kernel: of norms and blocks; mixers
+    have their own.
     """
 
     name: str
-    mixer: Callable[..., Mixer]
-    channel_mixer: Callable[..., Mixer] | None = None
+    mixer: Factory | list[Factory]
+    channel_mixer: Factory | None = None
+    block: TransformerBlock | GatedBlock = field(default_factory=TransformerBlock)
     norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
     embedding_norm: bool = False
     tie_embeddings: bool = False
     width_multiple: PositiveInt = 8
     d_ff_ratio: NonNegativeFloat = 8 / 3
-    depth_factor: PositiveInt = 1
+    names: dict[str, str | None] = field(default_factory=dict)
     kernel: Choice = "auto"
 
-    def build(self, vocab_size: int, n_layers: int, width: Width) -> "LanguageModel":
-        """Returns the model with `n_layers` x depth_factor blocks of `width`, initialised from torch's generator."""
-        return LanguageModel(self, vocab_size, n_layers * self.depth_factor, width)
+    @property
+    def has_channel_mixer(self) -> bool:
+        """Whether its blocks have a channel mixer, whose width takes up what the budget leaves."""
+        return self.channel_mixer is not None and self.block.has_channel_mixer
+
+    def build(self, given: Interface | int, n_layers: int, width: Width) -> "LanguageModel":
+        """Returns the model with `n_layers` x depth_factor blocks of `width`, initialised from torch's generator.
+
+        given: what it reads and says; a number stands for a language model of that vocabulary.
+        """
+        return LanguageModel(self, interface(given), n_layers * self.block.depth_factor, width)
+
+    def build_mixer(self, d_model: int, layer: int, n_layers: int) -> Mixer:
+        """The token mixer of block `layer`, as its block surrounds it."""
+        pattern = self.mixer if isinstance(self.mixer, list) else [self.mixer]
+        size = {"d_model": d_model, "layer": layer, "n_layers": n_layers}
+        return self.block.build(pattern[layer % len(pattern)], self.kernel, **size)
 
     def build_norm(self, width: int) -> nn.Module:
         """A fresh norm over vectors of `width`."""
@@ -60,9 +79,9 @@ class Block(nn.Module):
     def __init__(self, spec: ModelSpec, width: Width, layer: int, n_layers: int):
         super().__init__()
         self.norm = spec.build_norm(width.d_model)
-        self.mixer = spec.mixer(d_model=width.d_model, layer=layer, n_layers=n_layers)
+        self.mixer = spec.build_mixer(width.d_model, layer, n_layers)
         self.channel_norm = self.channel_mixer = None
-        if spec.channel_mixer is not None:
+        if spec.has_channel_mixer:
             self.channel_norm = spec.build_norm(width.d_model)
             self.channel_mixer = spec.channel_mixer(
                 d_model=width.d_model, d_ff=width.d_ff, layer=layer, n_layers=n_layers
@@ -86,18 +105,21 @@ class Block(nn.Module):
 
 
 class LanguageModel(nn.Module):
-    """Token ids in, logits out, with the state that generation must keep."""
+    """Tokens or vectors in, an output for each out, with the state that generation must keep.
 
-    def __init__(self, spec: ModelSpec, vocab_size: int, n_layers: int, width: Width):
+    interface: what it reads and says, which decides the encoder (`embedding`) and the head. Beside language models it
+    serves tasks of real vectors and of classes; shapes below are those of a language model.
+    """
+
+    def __init__(self, spec: ModelSpec, interface: Interface, n_layers: int, width: Width):
         super().__init__()
-        self.spec, self.vocab_size, self.n_layers, self.width = spec, vocab_size, n_layers, width
-        self.embedding = nn.Embedding(vocab_size, width.d_model)
-        nn.init.normal_(self.embedding.weight, std=0.02)
+        self.spec, self.interface, self.n_layers, self.width = spec, interface, n_layers, width
+        self.embedding = interface.inputs.encoder(width.d_model)
         self.embedding_norm = spec.build_norm(width.d_model) if spec.embedding_norm else nn.Identity()
         self.blocks = nn.ModuleList(Block(spec, width, layer, n_layers) for layer in range(n_layers))
         self.norm = spec.build_norm(width.d_model)
-        self.head = nn.Linear(width.d_model, vocab_size, bias=False)
-        if spec.tie_embeddings:
+        self.head = interface.targets.head(width.d_model)
+        if spec.tie_embeddings and interface.language:
             self.head.weight = self.embedding.weight
         else:
             nn.init.normal_(self.head.weight, std=0.02)
@@ -123,12 +145,16 @@ class LanguageModel(nn.Module):
         return max(mixer.tolerance for mixer in self.mixers)
 
     def _run(self, method: str, tokens: Tensor, state: State, elapsed: Tensor | None) -> tuple[Tensor, State]:
-        x = self.embedding_norm(self.embedding(tokens))
+        x = self.embedding_norm(self.embedding(self._as_read(tokens)))
         call, new_state = Call(elapsed, shared={}), []
         for block, old in zip(self.blocks, state or [None] * self.n_layers, strict=True):
             x, new = block.run(method, x, old, call)
             new_state.append(new)
         return self.head(self.norm(x)), new_state
+
+    def _as_read(self, inputs: Tensor) -> Tensor:
+        """The inputs as the encoder takes them: ids as they are, vectors in the precision of its weights."""
+        return inputs if isinstance(self.embedding, nn.Embedding) else inputs.to(self.embedding.weight.dtype)
 
     def forward(self, tokens: Tensor, state: State = None, elapsed: Tensor | None = None) -> tuple[Tensor, State]:
         """tokens (B, T), T >= 1 -> logits (B, T, vocab_size) and the state after the last token."""
@@ -142,19 +168,19 @@ class LanguageModel(nn.Module):
 
     def frozen_step(self) -> Callable[[Tensor, State], tuple[Tensor, State]]:
         """`step` for the weights as they stand, without gradients: (tokens (B,), state) -> (logits, new state)."""
-        embedding, head = (weight.detach().clone() for weight in (self.embedding.weight, self.head.weight))
+        embedding, head = _frozen_map(self.embedding), _frozen_map(self.head)
         first, last = _frozen(self.embedding_norm), _frozen(self.norm)
         blocks = [[(_frozen(norm), mixer.frozen_step()) for norm, mixer in block.parts()] for block in self.blocks]
 
         def step(tokens: Tensor, state: State) -> tuple[Tensor, State]:
-            x, call, new_state = first(F.embedding(tokens, embedding)), Call(shared={}), []
+            x, call, new_state = first(embedding(self._as_read(tokens))), Call(shared={}), []
             for parts, held in zip(blocks, state, strict=True):
                 new_state.append(made := [])
                 for (norm, run), old in zip(parts, held, strict=True):
                     y, new = run(norm(x), old, call)
                     x = x + y
                     made.append(new)
-            return F.linear(last(x), head), new_state
+            return head(last(x)), new_state
 
         return step
 
@@ -196,9 +222,19 @@ class LanguageModel(nn.Module):
     def flops_per_token(self, context: int) -> Flops:
         """Forward operations of one token that sees `context` tokens; training costs three times as many."""
         norms = sum(len(block.parts()) for block in self.blocks) + 1
-        head = Flops(2 * self.width.d_model * self.vocab_size, 5 * self.width.d_model * norms)
-        return sum((mixer.flops_per_token(context) for mixer in self.mixers), head)
+        read = 0 if isinstance(self.embedding, nn.Embedding) else self.embedding.in_features
+        ends = Flops(2 * self.width.d_model * (read + self.head.out_features), 5 * self.width.d_model * norms)
+        return sum((mixer.flops_per_token(context) for mixer in self.mixers), ends)
 
 
 def _frozen(norm: nn.Module) -> Callable[[Tensor], Tensor]:
     return norm.frozen() if isinstance(norm, RMSNorm) else copy.deepcopy(norm)
+
+
+def _frozen_map(layer: nn.Embedding | nn.Linear) -> Callable[[Tensor], Tensor]:
+    """The encoder or the head for its weights as they stand."""
+    weight = layer.weight.detach().clone()
+    if isinstance(layer, nn.Embedding):
+        return lambda tokens: F.embedding(tokens, weight)
+    bias = None if layer.bias is None else layer.bias.detach().clone()
+    return lambda x: F.linear(x, weight, bias)

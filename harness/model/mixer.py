@@ -109,6 +109,44 @@ class Mixer(nn.Module):
         return {}
 
 
+class ProjectedMixer(Mixer):
+    """A mixer that ends in a linear projection, and can therefore stand in a gated block: the gate comes before it.
+
+    A subclass writes `mix`, `mix_step` and `projection`. d_out: the width it projects to, d_model where None; given,
+    the mixer stands in a gated block, is as wide as that block's inner channels before the projection too, and brings
+    no short convolution of its own.
+    """
+
+    def __init__(self, d_model: int, layer: int = 0, n_layers: int = 1, d_out: int | None = None):
+        super().__init__(d_model, layer, n_layers)
+        self.d_out = d_out or d_model
+
+    @property
+    def projection(self) -> nn.Linear:
+        """The last layer."""
+        raise NotImplementedError
+
+    def mix(self, x: Tensor, state: State = None, call: Call = UNTIMED) -> tuple[Tensor, State]:
+        """`forward` without the projection."""
+        raise NotImplementedError
+
+    def mix_step(self, x_t: Tensor, state: State, call: Call = UNTIMED) -> tuple[Tensor, State]:
+        """`step` without the projection."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, state: State = None, call: Call = UNTIMED) -> tuple[Tensor, State]:
+        y, state = self.mix(x, state, call)
+        return self.projection(y), state
+
+    def step(self, x_t: Tensor, state: State, call: Call = UNTIMED) -> tuple[Tensor, State]:
+        y, state = self.mix_step(x_t, state, call)
+        return self.projection(y), state
+
+    def frozen_gated_step(self, block: Mixer) -> Callable | None:
+        """`frozen_step` of the gated block around this mixer in one piece; None where there is no such kernel."""
+        return None
+
+
 def step_operation(name: str, path: str, refuses: Callable[..., str | None] = always) -> Operation:
     """The operation of a mixer's whole token, its implementations called with the mixer for a function like `step`.
 

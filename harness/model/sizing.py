@@ -1,5 +1,6 @@
 """Solves the widths that meet a parameter budget, so that every architecture is compared at one size."""
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import torch
@@ -7,6 +8,7 @@ from pydantic import PositiveFloat, PositiveInt
 
 from harness.errors import ConfigError
 from harness.model.backbone import LanguageModel, ModelSpec, Width
+from harness.model.interface import Interface
 
 TOLERANCE = 0.02
 
@@ -28,7 +30,7 @@ class SizeConfig:
 
 @dataclass(frozen=True)
 class ParameterCounts:
-    """Parameters of a model: `total` = `embedding` (token embedding and untied head) + `non_embedding`."""
+    """Parameters of a model: `total` = `embedding` (encoder and untied head) + `non_embedding`."""
 
     total: int
     embedding: int
@@ -41,31 +43,35 @@ class ParameterCounts:
 def count(model: LanguageModel) -> ParameterCounts:
     """Counts trainable parameters, a tied one once."""
     trainable = {id(p): p.numel() for p in model.parameters() if p.requires_grad}
-    embedding = {id(p): p.numel() for p in (model.embedding.weight, model.head.weight)}
+    ends = (*model.embedding.parameters(), *model.head.parameters())
+    embedding = {id(p): p.numel() for p in ends}
     total, table = sum(trainable.values()), sum(embedding.values())
     return ParameterCounts(total, table, total - table)
 
 
-def solve(spec: ModelSpec, vocab_size: int, size: SizeConfig) -> Width:
+def solve(spec: ModelSpec, given: Interface | int, size: SizeConfig) -> Width:
     """Returns the widths whose trainable parameters lie within `size.tolerance` of `size.params`.
 
-    d_model runs over multiples of `spec.width_multiple`; where there is a channel mixer, its d_ff (any even number)
-    takes up the rest, and of the pairs that meet the budget the one nearest the architecture's own d_ff ratio wins.
-    Raises ConfigError, naming the nearest size, when no pair does.
+    given: what the model reads and says, as `ModelSpec.build` takes it. d_model runs over multiples of
+    `spec.width_multiple`; where there is a channel mixer, its d_ff (any even number) takes up the rest, and of the
+    pairs that meet the budget the one nearest the architecture's own d_ff ratio wins. Where there is none and no
+    multiple meets the budget, a half, a quarter, ... of the multiple is tried, as far as the mixer accepts it. Raises
+    ConfigError, naming the nearest size, when no pair does.
     """
 
     def params(d_model: int, d_ff: int) -> int:
         with torch.device("meta"):
-            return count(spec.build(vocab_size, size.n_layers, Width(d_model, d_ff))).total
+            return count(spec.build(given, size.n_layers, Width(d_model, d_ff))).total
 
-    candidates = []
-    for d_model in _neighbours(spec, size, params):
-        d_ff = _own_d_ff(spec, d_model)
-        if spec.channel_mixer is not None:
-            per_unit = (params(d_model, d_ff + 64) - params(d_model, d_ff)) / 64
-            d_ff = max(2, d_ff + 2 * round((size.params - params(d_model, d_ff)) / per_unit / 2))
-        candidates.append((Width(d_model, d_ff), params(d_model, d_ff)))
-    fitting = [c for c in candidates if abs(c[1] - size.params) <= size.tolerance * size.params]
+    unit = spec.width_multiple
+    around = _neighbours(spec, size, params)
+    candidates = [_candidate(spec, size, params, d_model) for d_model in around]
+    fitting = [c for c in candidates if _fits(c, size)]
+    while not fitting and not spec.has_channel_mixer and unit > 1:
+        unit = max(1, unit // 2)
+        finer = range(max(unit, around[0] - spec.width_multiple), around[-1] + 1, unit)
+        candidates += [c for d_model in finer if (c := _accepted(spec, size, params, d_model)) is not None]
+        fitting = [c for c in candidates if _fits(c, size)]
     if not fitting:
         nearest = min(candidates, key=lambda c: abs(c[1] - size.params))[1]
         raise ConfigError(
@@ -77,11 +83,32 @@ def solve(spec: ModelSpec, vocab_size: int, size: SizeConfig) -> Width:
     return min(fitting, key=lambda c: abs(c[0].d_ff / c[0].d_model - ratio))[0]
 
 
+def _fits(candidate: tuple[Width, int], size: SizeConfig) -> bool:
+    return abs(candidate[1] - size.params) <= size.tolerance * size.params
+
+
+def _candidate(spec: ModelSpec, size: SizeConfig, params: Callable, d_model: int) -> tuple[Width, int]:
+    """The widths at this d_model that come nearest to the budget, and their parameters."""
+    d_ff = _own_d_ff(spec, d_model)
+    if spec.has_channel_mixer:
+        per_unit = (params(d_model, d_ff + 64) - params(d_model, d_ff)) / 64
+        d_ff = max(2, d_ff + 2 * round((size.params - params(d_model, d_ff)) / per_unit / 2))
+    return Width(d_model, d_ff), params(d_model, d_ff)
+
+
+def _accepted(spec: ModelSpec, size: SizeConfig, params: Callable, d_model: int) -> tuple[Width, int] | None:
+    """The candidate, or None where the mixer refuses this width."""
+    try:
+        return _candidate(spec, size, params, d_model)
+    except ConfigError:
+        return None
+
+
 def _own_d_ff(spec: ModelSpec, d_model: int) -> int:
-    return max(2, 2 * round(spec.d_ff_ratio * d_model / 2)) if spec.channel_mixer is not None else 0
+    return max(2, 2 * round(spec.d_ff_ratio * d_model / 2)) if spec.has_channel_mixer else 0
 
 
-def _neighbours(spec: ModelSpec, size: SizeConfig, params) -> list[int]:
+def _neighbours(spec: ModelSpec, size: SizeConfig, params: Callable) -> list[int]:
     """The multiples of `width_multiple` around the width that meets the budget at the architecture's own d_ff."""
     low, high = 1, 2
     unit = spec.width_multiple

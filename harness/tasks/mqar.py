@@ -8,8 +8,8 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from harness.errors import ConfigError
+from harness.model.interface import IGNORE
 from harness.tasks.synthetic import SyntheticTask
-from harness.tasks.task import IGNORE
 
 
 class MQAR(SyntheticTask):

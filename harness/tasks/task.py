@@ -1,21 +1,24 @@
-"""What every task gives: batches whose targets are already shifted, and the facts the record keeps."""
+"""What every task gives: batches whose targets are already shifted, their loss, its metric, and the record's facts."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from harness.evaluation.batches import EvaluateConfig, by_batches
+from harness.model.interface import Inputs, Interface, Targets, Tokens
+
 SPLITS = ("train", "validation", "test")
-IGNORE = -100
-"""The target of a position that is not scored."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """inputs (B, T) and targets (B, T), int64: targets[:, t] is what the model must say after inputs[:, : t + 1].
+    """Inputs and targets as the task's `inputs` and `targets` describe them (harness/model/interface.py).
 
-    The shift is done here and nowhere else. elapsed: (B, T), time since the previous token, or None where it is 1.
+    inputs: ids (B, T) or vectors (B, T, F). targets: ids (B, T), vectors (B, T, F) or classes (B,); targets[:, t] is
+    what the model must say after inputs[:, : t + 1]. The shift is done here and nowhere else. elapsed: (B, T), time
+    since the previous token, or None where it is 1.
     """
 
     inputs: Tensor
@@ -29,14 +32,45 @@ class Batch:
 
 
 class Task:
-    """A source of batches. Constructing one reads no data: the first use does, and raises TaskError where it cannot.
+    """A source of batches with the loss that trains on them and the figure that judges a model.
 
-    metric: the figure the task is judged by.
+    Constructing one reads no data: the first use does, and raises TaskError where it cannot. A task over tokens of one
+    vocabulary states its `vocab_size`; any other states `inputs` and `targets`. metric: the figure it is judged by.
     """
 
     name: str
     vocab_size: int
-    metric: Literal["bits_per_byte", "accuracy"]
+    metric: str
+
+    @property
+    def inputs(self) -> Inputs:
+        """What a model reads."""
+        return Tokens(self.vocab_size)
+
+    @property
+    def targets(self) -> Targets:
+        """What a model says."""
+        return Tokens(self.vocab_size)
+
+    @property
+    def interface(self) -> Interface:
+        """Both, as a model is built from them."""
+        return Interface(self.inputs, self.targets)
+
+    def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """The loss of the outputs (B, T, ...), summed over what is scored, in fp32 at least."""
+        return self.targets.loss(outputs, batch.targets)
+
+    def scored(self, batch: Batch) -> int:
+        """How many targets `loss` sums over."""
+        return self.targets.scored(batch.targets)
+
+    def evaluate(self, model, config: EvaluateConfig, train_length: int, seed: int) -> dict[str, Any]:
+        """The record's "evaluation" block: each split's figure, and the test split's beyond the training length.
+
+        model: in evaluation mode. train_length: positions of a training sequence. seed: of what is sampled.
+        """
+        return by_batches(model, self, config, train_length)
 
     @property
     def digest(self) -> str:
@@ -59,7 +93,11 @@ class Task:
     def describe(self) -> dict[str, Any]:
         """The record's "data" block."""
         counts = {f"{split}_tokens": self.tokens(split) for split in SPLITS}
-        return {"name": self.name, "digest": self.digest, **counts, "vocab_size": self.vocab_size}
+        if self.interface.language:
+            shape = {"vocab_size": self.inputs.vocab_size}
+        else:
+            shape = {"inputs": repr(self.inputs), "targets": repr(self.targets)}
+        return {"name": self.name, "digest": self.digest, **counts, **shape}
 
     def check(self, batch_size: int, length: int) -> None:
         """Raises UserError when batches of this shape cannot be drawn from every split."""

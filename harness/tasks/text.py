@@ -3,11 +3,14 @@
 import hashlib
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
+from typing import Any
 
 import numpy as np
 import torch
 
 from harness.errors import TaskError
+from harness.evaluation.batches import EvaluateConfig
+from harness.evaluation.text import text_figures
 from harness.tasks.task import SPLITS, Batch, Task
 
 JOIN = b"\n\n"
@@ -45,6 +48,10 @@ class TextTask(Task):
     def words(self, split: str) -> int:
         """Words of a split, separated by white space."""
         return len(self.streams[split].tobytes().split())
+
+    def evaluate(self, model, config: EvaluateConfig, train_length: int, seed: int) -> dict[str, Any]:
+        self.check(1, train_length)
+        return text_figures(model, self.streams, config, train_length, seed)
 
     def windows(self, split: str, length: int) -> int:
         """Windows of `length` inputs in one epoch: the same number at every epoch's offset."""

@@ -13,12 +13,15 @@ LINES = 10
 class TrainingProgress:
     """Context manager that shows updates, loss, bits per token, tokens/s and the time left.
 
-    updates: in all. done: before this process took the run up. Silent unless `enabled`.
+    updates: in all. done: before this process took the run up. in_nats: whether losses are shown in bits, too. Silent
+    unless `enabled`.
     """
 
-    def __init__(self, enabled: bool, updates: int, done: int = 0, console: Console | None = None):
+    def __init__(
+        self, enabled: bool, updates: int, done: int = 0, console: Console | None = None, in_nats: bool = True
+    ):
         self.updates, self.done, self.started_at = updates, done, done
-        self.console = console or Console()
+        self.console, self.in_nats = console or Console(), in_nats
         self.plain = enabled and not self.console.is_terminal
         self._bar = self._task = None
         if enabled and self.console.is_terminal:
@@ -37,9 +40,10 @@ class TrainingProgress:
             self._bar.stop()
 
     def advance(self, done: int, loss: float, tokens_per_second: float) -> None:
-        """Notes that `done` updates are made; loss: nats per token of the last one."""
+        """Notes that `done` updates are made; loss: of the last one, per target."""
         earlier, self.done = self.done, done
-        figures = f"loss {loss:.3f}, {loss / math.log(2):.3f} bits/token, {tokens_per_second:,.0f} tokens/s"
+        in_bits = f"{loss / math.log(2):.3f} bits/token, " if self.in_nats else ""
+        figures = f"loss {loss:.3f}, {in_bits}{tokens_per_second:,.0f} tokens/s"
         if self._bar is not None:
             self._bar.update(self._task, completed=done, figures=figures)
         elif self.plain and (earlier == self.started_at or _tenth(done, self.updates) > _tenth(earlier, self.updates)):

@@ -4,7 +4,6 @@ import math
 import time
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from harness.machine.energy import EnergyMeter
@@ -13,7 +12,7 @@ from harness.machine.runtime import make_accelerator, seed_all, use_threads
 from harness.model.backbone import LanguageModel
 from harness.model.flops import train_flops_per_token
 from harness.records.record import Run
-from harness.tasks.task import IGNORE, Batch, Task
+from harness.tasks.task import Batch, Task
 from harness.training import checkpoint, optimizer
 from harness.training.config import TrainerConfig
 from harness.training.ledger import FINAL_UPDATES, Ledger, TrainingResult
@@ -39,7 +38,10 @@ def train(
     run.describe()
     trainer = Trainer(model, task, config, seed, run, logger)
     ledger = trainer.resume()
-    with reused_memory(), TrainingProgress(progress, config.updates, ledger.update) as display:
+    with (
+        reused_memory(),
+        TrainingProgress(progress, config.updates, ledger.update, in_nats=task.targets.in_nats) as display,
+    ):
         reset_peak(trainer.device)
         while ledger.update < config.updates and ledger.divergence is None:
             with EnergyMeter(trainer.device) as meter:
@@ -56,7 +58,7 @@ class Trainer:
 
     def __init__(self, model: LanguageModel, task: Task, config: TrainerConfig, seed: int, run: Run, logger: Logger):
         self.task, self.config, self.seed, self.run, self.logger = task, config, seed, run, logger
-        self.accelerator = make_accelerator(config)
+        self.accelerator = make_accelerator(config.device, config.precision, config.accumulate)
         self.device = self.accelerator.device
         self.model = model.to(self.device).train()
         groups = optimizer.parameter_groups(model, config.weight_decay)
@@ -112,21 +114,22 @@ class Trainer:
                 self.log(self.figures() | {"gradient_norm": norm, "learning_rate": rate})
             if config.validate_every and ledger.update % config.validate_every == 0:
                 loss = self.validate()
-                display.note(f"update {ledger.update:,}: validation {loss / math.log(2):.3f} bits/token")
+                shown = f"{loss / math.log(2):.3f} bits/token" if self.task.targets.in_nats else f"loss {loss:.4g}"
+                display.note(f"update {ledger.update:,}: validation {shown}")
                 self.log({"update": ledger.update, "validation_loss": loss})
             if ledger.update % config.checkpoint_every == 0:
                 return None
         return None
 
     def gradients(self, update: int) -> tuple[float, float]:
-        """Leaves the gradients of one update; returns its loss (nats per scored token) and their norm before clipping.
+        """Leaves the gradients of one update; returns its loss (per scored target) and their norm before clipping.
 
-        The loss is the mean over the scored tokens of all its batches together, so accumulation changes nothing.
+        The loss is the mean over the scored targets of all its batches together, so accumulation changes nothing.
         """
         config = self.config
         indices = range(update * config.accumulate, (update + 1) * config.accumulate)
         batches = [self.task.batch("train", i, config.batch_size, config.length, self.seed) for i in indices]
-        scored = max(1, sum(int((batch.targets != IGNORE).sum()) for batch in batches))
+        scored = max(1, sum(map(self.task.scored, batches)))
         total = 0.0
         self.optimizer.zero_grad()
         for batch in batches:
@@ -144,22 +147,21 @@ class Trainer:
         self.optimizer.step()
 
     def loss_sum(self, batch: Batch) -> Tensor:
-        """Cross-entropy summed over the scored positions, in fp32 at least."""
+        """The task's loss, summed over what it scores."""
         batch = batch.to(self.device)
         with self.accelerator.autocast():
-            logits, _ = self.model(batch.inputs, elapsed=batch.elapsed)  # (B, T, vocab_size)
-        logits = logits.flatten(0, 1).to(torch.promote_types(logits.dtype, torch.float32))
-        return F.cross_entropy(logits, batch.targets.flatten(), ignore_index=IGNORE, reduction="sum")
+            outputs, _ = self.model(batch.inputs, elapsed=batch.elapsed)  # (B, T, out_width)
+        return self.task.loss(outputs, batch)
 
     def validate(self) -> float:
-        """Returns the loss (nats per scored token) over the first batches of the validation split."""
+        """Returns the loss (per scored target) over the first batches of the validation split."""
         config, total, scored = self.config, 0.0, 0
         self.model.eval()
         with torch.no_grad():
             for index in range(config.validation_batches):
                 batch = self.task.batch("validation", index, config.batch_size, config.length, self.seed)
                 total += self.loss_sum(batch).item()
-                scored += int((batch.targets != IGNORE).sum())
+                scored += self.task.scored(batch)
         self.model.train()
         return total / max(1, scored)
 
@@ -168,11 +170,12 @@ class Trainer:
         ledger, config = self.ledger, self.config
         since = (ledger.update - 1) % config.log_every + 1
         loss, seconds = ledger.mean_loss(since), sum(ledger.update_seconds[-since:])
+        in_bits = {"bits_per_token": loss / math.log(2)} if self.task.targets.in_nats else {}
         return {
             "update": ledger.update,
             "tokens": ledger.update * config.tokens_per_update,
             "loss": loss,
-            "bits_per_token": loss / math.log(2),
+            **in_bits,
             "tokens_per_second": since * config.tokens_per_update / seconds,
         }
 
