@@ -16,7 +16,8 @@ FIGURES = ("Newton's method over time against the fused sequential scan", "The s
 FORWARD = ", forward alone"
 NOT_MEASURED = "*Not measured yet: `make bench`.*\n"
 UNITS = {6: "M", 3: "k", 0: ""}
-Row = dict[str, Any]
+Row = dict[Any, Any]
+"""What was measured, by name."""
 
 
 def sections(measured: Path, images: str) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -18,7 +19,7 @@ Curve = dict[int, float]
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31"]
 """Okabe and Ito's palette (jfly.uni-koeln.de/color), its yellow, too pale for a line, replaced."""
 MARKERS = "osD^vPX*"
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 9,
     "font.family": "sans-serif",
     "axes.spines.top": False,
@@ -83,7 +84,7 @@ def _draw(axes: Axes, curves: dict[str, Curve], show: Callable[[float], str]) ->
     """One line a curve, the highest end first, its name and last value to its right."""
     ordered = sorted(curves.items(), key=lambda item: (-list(item[1].values())[-1], item[0]))
     for number, (_, curve) in enumerate(ordered):
-        style = {
+        style: dict[str, Any] = {
             "color": COLOURS[number % len(COLOURS)],
             "marker": MARKERS[(number + number // len(COLOURS)) % len(MARKERS)],
         }

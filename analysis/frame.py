@@ -41,7 +41,7 @@ def _row(record: Record) -> dict[str, Any]:
     result, training = record.result, record.result["training"]
     measurement = result.get("measurement") or {}
     test = (result.get("evaluation") or {}).get("test") or {}
-    row = {"path": str(record.path), "variant": variant(record), "machine": machine(record)}
+    row: dict[str, Any] = {"path": str(record.path), "variant": variant(record), "machine": machine(record)}
     row |= {
         key: result.get(key)
         for key in ("key", "name", "status", "model", "solver", "gradient", "block", "size", "task")

@@ -4,7 +4,7 @@ import pandas as pd
 
 from analysis.render import Table, si_bytes
 
-Curve = dict[int, int]
+Curve = dict[int, float]
 """{context: state bytes}"""
 
 
@@ -15,8 +15,9 @@ def curves(contexts: pd.DataFrame, size: str) -> dict[str, Curve]:
     """
     held = contexts[(contexts["size"] == size) & contexts["state_bytes"].notna()]
     found: dict[str, list[tuple[str, Curve]]] = {}
-    for (model, label), group in held.groupby(["model", "label"], sort=True):
-        curve = {int(c): int(b) for c, b in zip(group["context"], group["state_bytes"], strict=True)}
+    for names, group in held.groupby(["model", "label"], sort=True):
+        model, label = map(str, names)
+        curve: Curve = {int(c): int(b) for c, b in zip(group["context"], group["state_bytes"], strict=True)}
         same = next((known for _, known in found.setdefault(model, []) if _agree(known, curve)), None)
         if same is None:
             found[model].append((label, curve))

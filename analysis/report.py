@@ -43,7 +43,7 @@ class Plot:
     """A figure that is drawn when it is wanted. title: also its alternative text."""
 
     title: str
-    draw: Callable[[str], Figure]
+    draw: Callable[..., Figure]
 
 
 def build(records: Records, measured: Path) -> Report:

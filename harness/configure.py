@@ -108,7 +108,7 @@ def _readable_option(option: dict) -> str:
         return "one of " + ", ".join(map(str, option.get("enum", [option.get("const")])))
     bounds = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
     limits = [f"{sign} {option[name]:g}" for name, sign in bounds.items() if name in option]
-    return " ".join([{"null": "null"}.get(option.get("type"), option.get("type", "a value")), *limits])
+    return " ".join([option.get("type", "a value"), *limits])
 
 
 def _check_required(node: dict, parameters: Any, where: str) -> None:

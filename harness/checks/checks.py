@@ -113,7 +113,7 @@ def scan_gradients(case: Case) -> Outcome:
     floor = GRADIENT_FLOOR * worst(grad.abs().max().item() for grad in both[1])
     errors = {n: distance(a, b, floor) for (n, _), a, b in zip(named, *both, strict=True)}
     error = worst(errors.values())
-    name = max(errors, key=errors.get)
+    name = max(errors, key=errors.__getitem__)
     return Outcome(error, case.model.tolerance, f"{len(errors)} parameters, the largest difference at {name}")
 
 
@@ -201,9 +201,9 @@ def oracle(case: Case) -> Outcome:
             continue
         x = case.random(2, 17, mixer.d_model)
         with torch.no_grad():
-            error = distance(mixer(x)[0], other.forward(x).double())
-        compared.append((error, other.tolerance))
-        notes.append(f"{kind.__name__} = {other.name} within {error:.1e}")
+            figure = distance(mixer(x)[0], other.forward(x).double())
+        compared.append((figure, other.tolerance))
+        notes.append(f"{kind.__name__} = {other.name} within {figure:.1e}")
     failed = [pair for pair in compared if not pair[0] <= pair[1]]
     detail = "; ".join(notes)
     if failed or (compared and not missing):

@@ -74,7 +74,7 @@ def _try(name: str, check: CheckFunction, case: Case) -> CheckResult:
         outcome = Outcome(None, None, f"{type(error).__name__}: {error}"[:500], passed=False)
     passed = outcome.passed
     if outcome.value is not None:
-        passed = outcome.value <= outcome.tolerance  # False for NaN
+        passed = outcome.tolerance is not None and outcome.value <= outcome.tolerance  # False for NaN
     value = outcome.value if outcome.value is None or math.isfinite(outcome.value) else None
     detail = outcome.detail if value is not None or outcome.value is None else f"not finite; {outcome.detail}"
     return CheckResult(name, passed, value, outcome.tolerance, detail)

@@ -43,6 +43,7 @@ class Decoder:
             return logits
         self.prepare(tokens)
         self._room -= 1
+        assert self._replay is not None, "prepare captures where `_captures` says so"
         return self._replay(tokens)
 
     @torch.inference_mode()

@@ -104,7 +104,7 @@ class EnergyMeter:
     def _read(self) -> float | None:
         with self._lock:
             try:
-                return self._counter.joules()
+                return None if self._counter is None else self._counter.joules()
             except Exception:  # the counter was taken away meanwhile (permissions, a lost GPU)
                 return None
 

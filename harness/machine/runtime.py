@@ -14,7 +14,7 @@ DEFAULT_THREADS = torch.get_num_threads()
 def use_threads(threads: int | None) -> None:
     """Gives torch and the numba kernels the same number of CPU threads; None is torch's own choice."""
     # numba first: starting its threads sets OpenMP's number, which is torch's too.
-    numba.set_num_threads(min(threads or DEFAULT_THREADS, numba.config.NUMBA_NUM_THREADS))
+    numba.set_num_threads(min(threads or DEFAULT_THREADS, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
     torch.set_num_threads(threads or DEFAULT_THREADS)
 
 

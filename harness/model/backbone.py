@@ -2,9 +2,9 @@
 
 import copy
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -80,8 +80,9 @@ class Block(nn.Module):
         super().__init__()
         self.norm = spec.build_norm(width.d_model)
         self.mixer = spec.build_mixer(width.d_model, layer, n_layers)
-        self.channel_norm = self.channel_mixer = None
-        if spec.has_channel_mixer:
+        self.channel_norm: nn.Module | None = None
+        self.channel_mixer: Mixer | None = None
+        if spec.channel_mixer is not None and spec.has_channel_mixer:
             self.channel_norm = spec.build_norm(width.d_model)
             self.channel_mixer = spec.channel_mixer(
                 d_model=width.d_model, d_ff=width.d_ff, layer=layer, n_layers=n_layers
@@ -89,8 +90,10 @@ class Block(nn.Module):
 
     def parts(self) -> list[tuple[nn.Module, Mixer]]:
         """The (norm, mixer) pairs of the block, in order."""
-        pairs = [(self.norm, self.mixer), (self.channel_norm, self.channel_mixer)]
-        return [(norm, mixer) for norm, mixer in pairs if mixer is not None]
+        pairs = [(self.norm, self.mixer)]
+        if self.channel_norm is not None and self.channel_mixer is not None:
+            pairs.append((self.channel_norm, self.channel_mixer))
+        return pairs
 
     def run(self, method: str, x: Tensor, state: State, call: Call) -> tuple[Tensor, State]:
         """Applies `forward` or `step` of each part around its residual."""
@@ -116,7 +119,8 @@ class LanguageModel(nn.Module):
         self.spec, self.interface, self.n_layers, self.width = spec, interface, n_layers, width
         self.embedding = interface.inputs.encoder(width.d_model)
         self.embedding_norm = spec.build_norm(width.d_model) if spec.embedding_norm else nn.Identity()
-        self.blocks = nn.ModuleList(Block(spec, width, layer, n_layers) for layer in range(n_layers))
+        blocks = nn.ModuleList(Block(spec, width, layer, n_layers) for layer in range(n_layers))
+        self.blocks = cast(Sequence[Block], blocks)
         self.norm = spec.build_norm(width.d_model)
         self.head = interface.targets.head(width.d_model)
         if spec.tie_embeddings and interface.language:
@@ -175,7 +179,8 @@ class LanguageModel(nn.Module):
         def step(tokens: Tensor, state: State) -> tuple[Tensor, State]:
             x, call, new_state = first(embedding(self._as_read(tokens))), Call(shared={}), []
             for parts, held in zip(blocks, state, strict=True):
-                new_state.append(made := [])
+                made: list[State] = []
+                new_state.append(made)
                 for (norm, run), old in zip(parts, held, strict=True):
                     y, new = run(norm(x), old, call)
                     x = x + y

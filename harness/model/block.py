@@ -7,6 +7,7 @@ import copy
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -192,7 +193,7 @@ class Gated(Surrounded):
             )
 
     def taps(self) -> tuple[Tensor, Tensor]:
-        return self.conv1d.weight.squeeze(1).t(), self.conv1d.bias
+        return self.conv1d.weight.squeeze(1).t(), cast(Tensor, self.conv1d.bias)
 
     def forward(self, x: Tensor, state: State = None, call: Call = UNTIMED) -> tuple[Tensor, State]:
         x, z = self.in_proj(x).chunk(2, dim=-1)  # (B, T, d_inner) each

@@ -28,7 +28,7 @@ class Tokens:
     in_nats = True
     figure = "accuracy"
 
-    def encoder(self, d_model: int) -> nn.Module:
+    def encoder(self, d_model: int) -> nn.Embedding:
         """ids (...) -> (..., d_model)."""
         embedding = nn.Embedding(self.vocab_size, d_model)
         nn.init.normal_(embedding.weight, std=0.02)
@@ -94,7 +94,7 @@ class Vectors:
     in_nats = False
     figure = "mean_squared_error"
 
-    def encoder(self, d_model: int) -> nn.Module:
+    def encoder(self, d_model: int) -> nn.Linear:
         """(..., width) -> (..., d_model)."""
         return nn.Linear(self.width, d_model)
 

@@ -21,7 +21,7 @@ class Flops(NamedTuple):
     matmul: float = 0.0
     other: float = 0.0
 
-    def __add__(self, more: "Flops") -> "Flops":
+    def __add__(self, more: "Flops") -> "Flops":  # type: ignore[override]  # a tuple's would concatenate
         return Flops(self.matmul + more.matmul, self.other + more.other)
 
     @property

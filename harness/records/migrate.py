@@ -73,7 +73,7 @@ def _config(old: dict) -> dict:
     model, mixer = config["model"], config["model"]["mixer"]
     del model["depth_factor"]
     if old["model"]["mixer"]["_target_"] == "baselines.mamba.Mamba":  # whose block had no configuration of its own
-        block = {"_target_": "harness.model.block.GatedBlock", "name": "gated"}
+        block: dict[str, Any] = {"_target_": "harness.model.block.GatedBlock", "name": "gated"}
         block |= {"expand": mixer.pop("expand"), "d_conv": mixer.pop("d_conv"), "depth_factor": 2}
         swiglu = {"_target_": "harness.model.mlp.SwiGLU", "_partial_": True, "kernel": config["kernel"]}
         model |= {"channel_mixer": swiglu, "d_ff_ratio": 2.6667}  # what a block with an MLP would take

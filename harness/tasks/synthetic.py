@@ -45,8 +45,8 @@ class SyntheticTask(Task):
         batch_size, length = DIGEST_SHAPE
         for split in SPLITS:
             batch = self.batch(split, 0, batch_size, max(length, self.shortest()), 0)
-            digest.update(batch.inputs.numpy())
-            digest.update(batch.targets.numpy())
+            digest.update(batch.inputs.numpy().data)
+            digest.update(batch.targets.numpy().data)
         return digest.hexdigest()
 
     def tokens(self, split: str) -> None:

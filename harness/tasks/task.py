@@ -93,7 +93,8 @@ class Task:
     def describe(self) -> dict[str, Any]:
         """The record's "data" block."""
         counts = {f"{split}_tokens": self.tokens(split) for split in SPLITS}
-        if self.interface.language:
+        shape: dict[str, Any]
+        if isinstance(self.inputs, Tokens) and self.interface.language:
             shape = {"vocab_size": self.inputs.vocab_size}
         else:
             shape = {"inputs": repr(self.inputs), "targets": repr(self.targets)}

@@ -39,7 +39,7 @@ class TextTask(Task):
         digest = hashlib.sha256()
         for split in SPLITS:
             digest.update(f"{split} {len(self.streams[split])}\n".encode())
-            digest.update(self.streams[split])
+            digest.update(self.streams[split].data)
         return digest.hexdigest()
 
     def tokens(self, split: str) -> int:

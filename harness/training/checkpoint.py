@@ -4,7 +4,7 @@ import hashlib
 import io
 import random
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ def save(path: Path, key: str, content: dict) -> None:
     try:
         with replacing(path) as file:
             hashing = _Hashing(file)
-            torch.save({"format": FORMAT, "key": key, "random": random_state(), **content}, hashing)
+            torch.save({"format": FORMAT, "key": key, "random": random_state(), **content}, cast(BinaryIO, hashing))
             file.write(hashing.sha256.digest())
     except OSError as error:
         raise CheckpointError(
@@ -66,7 +66,7 @@ def random_state() -> dict:
     name, keys, *rest = np.random.get_state()
     return {
         "python": [version, list(numbers), gauss],
-        "numpy": [name, keys.tolist(), *rest],
+        "numpy": [name, np.asarray(keys).tolist(), *rest],
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }

@@ -57,8 +57,8 @@ class Ledger:
 
     def meter(self, joules: float | None, peak_bytes: int | None) -> None:
         """Enters the energy of a stretch and the peak memory since the process took the run up."""
-        unknown = joules is None or self.energy_joules is None
-        self.energy_joules = None if unknown else self.energy_joules + joules
+        before = self.energy_joules
+        self.energy_joules = None if joules is None or before is None else before + joules
         known = [peak for peak in (self.peak_memory_bytes, peak_bytes) if peak is not None]
         self.peak_memory_bytes = max(known, default=None)
 

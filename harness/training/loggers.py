@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from harness.errors import ConfigError
 
@@ -53,7 +53,7 @@ class WandbLogger(Logger):
     ):
         self.project, self.entity, self.mode = project, entity, mode
         self.directory, self.group, self.tags = Path(directory), group, tags
-        self._run = None
+        self._run: Any = None  # wandb's, once started
 
     def start(self, name: str, key: str, config: dict) -> None:
         """Raises ConfigError where wandb is missing or refuses (online without a key, no network)."""

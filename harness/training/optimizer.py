@@ -30,12 +30,13 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
         if isinstance(module, EMBEDDINGS + NORMS)
         for parameter in module.parameters(recurse=False)
     }
-    decay, rest = [], []
+    decay: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
     for parameter in model.parameters():  # a tied parameter comes once
         if parameter.requires_grad:
             spared = parameter.ndim < 2 or id(parameter) in exempt or getattr(parameter, "_no_weight_decay", False)
             (rest if spared else decay).append(parameter)
-    groups = [
+    groups: list[dict] = [
         {"name": "decay", "params": decay, "weight_decay": weight_decay},
         {"name": "no_decay", "params": rest, "weight_decay": 0.0},
     ]

@@ -4,7 +4,15 @@ import math
 import time
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 LINES = 10
 """Plain lines over a whole run."""
@@ -23,7 +31,8 @@ class TrainingProgress:
         self.updates, self.done, self.started_at = updates, done, done
         self.console, self.in_nats = console or Console(), in_nats
         self.plain = enabled and not self.console.is_terminal
-        self._bar = self._task = None
+        self._bar: Progress | None = None
+        self._task = TaskID(0)
         if enabled and self.console.is_terminal:
             columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[figures]}"))
             self._bar = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=self.console)

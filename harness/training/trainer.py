@@ -170,7 +170,7 @@ class Trainer:
         ledger, config = self.ledger, self.config
         since = (ledger.update - 1) % config.log_every + 1
         loss, seconds = ledger.mean_loss(since), sum(ledger.update_seconds[-since:])
-        in_bits = {"bits_per_token": loss / math.log(2)} if self.task.targets.in_nats else {}
+        in_bits = {"bits_per_token": loss / math.log(2)} if loss is not None and self.task.targets.in_nats else {}
         return {
             "update": ledger.update,
             "tokens": ledger.update * config.tokens_per_update,
