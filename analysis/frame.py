@@ -109,11 +109,16 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _differing_keys(configs: list[dict[str, Any]]) -> list[str]:
-    """Keys whose values set `configs` apart, shortest first, each way of setting them apart named once."""
+    """Keys whose values set `configs` apart, shortest first, each way of setting them apart named once.
+
+    What follows from the name of a part (block.expand from block.name) is not named beside it.
+    """
     ways: dict[tuple, str] = {}
     for key in sorted({key for config in configs for key in config}, key=lambda key: (key.count("."), key)):
         values = tuple(str(config.get(key, "unset")) for config in configs)
-        if len(set(values)) > 1 and not key.endswith("_target_"):
+        names = [config.get(f"{key.rpartition('.')[0]}.name", "unset") for config in configs]
+        follows = not key.endswith(".name") and len(set(zip(names, values, strict=True))) == len(set(names))
+        if len(set(values)) > 1 and not key.endswith("_target_") and not follows:
             ways.setdefault(values, key)
     return list(ways.values())
 
