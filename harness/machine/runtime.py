@@ -8,8 +8,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 
-from harness.training.config import TrainerConfig
-
 DEFAULT_THREADS = torch.get_num_threads()
 
 
@@ -32,8 +30,8 @@ def one_precision() -> None:
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32
 
 
-def make_accelerator(config: TrainerConfig) -> Accelerator:
-    """Returns Accelerate's handle on device, precision and accumulation.
+def make_accelerator(device: str, precision: str, accumulate: int) -> Accelerator:
+    """Returns Accelerate's handle on the device (auto, cpu or cuda), the precision (fp32 or bf16) and accumulation.
 
     Its state is global and refuses a second precision or device; a sweep runs several configurations in one process.
     """
@@ -41,7 +39,7 @@ def make_accelerator(config: TrainerConfig) -> Accelerator:
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
     return Accelerator(
-        cpu=config.device == "cpu" or not torch.cuda.is_available(),
-        mixed_precision={"fp32": "no", "bf16": "bf16"}[config.precision],
-        gradient_accumulation_steps=config.accumulate,
+        cpu=device == "cpu" or not torch.cuda.is_available(),
+        mixed_precision={"fp32": "no", "bf16": "bf16"}[precision],
+        gradient_accumulation_steps=accumulate,
     )

@@ -58,7 +58,7 @@ class Trainer:
 
     def __init__(self, model: LanguageModel, task: Task, config: TrainerConfig, seed: int, run: Run, logger: Logger):
         self.task, self.config, self.seed, self.run, self.logger = task, config, seed, run, logger
-        self.accelerator = make_accelerator(config)
+        self.accelerator = make_accelerator(config.device, config.precision, config.accumulate)
         self.device = self.accelerator.device
         self.model = model.to(self.device).train()
         groups = optimizer.parameter_groups(model, config.weight_decay)
