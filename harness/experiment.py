@@ -9,8 +9,7 @@ from pydantic import NonNegativeInt
 
 from harness.checks.runner import run_checks
 from harness.errors import UserError
-from harness.evaluation.batches import EvaluateConfig
-from harness.evaluation.evaluate import evaluate
+from harness.evaluation.evaluate import EvaluateConfig, evaluate
 from harness.measurement.measure import MeasureConfig, cost, measure
 from harness.model import sizing
 from harness.model.backbone import LanguageModel, ModelSpec
