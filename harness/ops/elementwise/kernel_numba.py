@@ -8,17 +8,16 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from numba import njit
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from harness.ops.shapes import expect
+from harness.ops.toolbox.jit import kernel
 from harness.ops.toolbox.numba_linear import at, matvec, owned
-from harness.ops.toolbox.numba_math import FASTMATH, one, sigmoid, zero
+from harness.ops.toolbox.numba_math import one, sigmoid, zero
 from harness.ops.toolbox.threads import spread
 
 ROWS = 128  # of one task: sums over rows are taken task by task, so that they do not depend on the threads
-JIT = {"cache": True, "fastmath": FASTMATH, "error_model": "numpy", "nogil": True}
 
 
 def _tasks(rows: int) -> int:
@@ -116,7 +115,7 @@ def _rows(x: Tensor) -> Tensor:
     return x.detach().reshape(-1, x.shape[-1]).to(wide).contiguous()
 
 
-@njit(**JIT)
+@kernel
 def _swiglu(first, last, x, y):
     """The tasks first..last - 1 of y (R, F) from x (R, 2 F)."""
     width = y.shape[1]
@@ -126,7 +125,7 @@ def _swiglu(first, last, x, y):
             out[c] = gate[c] * sigmoid(gate[c]) * up[c]
 
 
-@njit(**JIT)
+@kernel
 def _swiglu_vjp(first, last, x, gy, gx):
     """Fills gx (R, 2 F): the slope of silu(z) is s + z s (1 - s), s = sigmoid(z)."""
     width = gy.shape[1]
@@ -140,7 +139,7 @@ def _swiglu_vjp(first, last, x, gy, gx):
             g_gate[c] = g[c] * up[c] * (s + silu * (one(s) - s))
 
 
-@njit(**JIT)
+@kernel
 def _rms_norm(first, last, eps, x, weight, y, inverse):
     """y (R, D), and inverse (R), one over each row's root mean square."""
     width = x.shape[1]
@@ -155,7 +154,7 @@ def _rms_norm(first, last, eps, x, weight, y, inverse):
             out[c] = source[c] * r * weight[c]
 
 
-@njit(**JIT)
+@kernel
 def _rms_norm_vjp(first, last, x, weight, inverse, gy, gx, parts):
     """gx (R, D) and, a row for each task, parts of the weight's gradient, zeroed before."""
     width = x.shape[1]
@@ -173,7 +172,7 @@ def _rms_norm_vjp(first, last, x, weight, inverse, gy, gx, parts):
                 part[c] += g[c] * source[c] * r
 
 
-@njit(**JIT)
+@kernel
 def _swiglu_step(x_at, gate_up_at, down_at, y_at, batch, width, hidden):
     """Addresses of x, y (batch, width), gate_up (2 hidden, width) and down (width, hidden)."""
     x, y = at(x_at, (batch, width)), at(y_at, (batch, width))
@@ -186,7 +185,7 @@ def _swiglu_step(x_at, gate_up_at, down_at, y_at, batch, width, hidden):
         matvec(down, row[:hidden], y[b])
 
 
-@njit(**JIT)
+@kernel
 def _rms_norm_step(x_at, weight_at, y_at, batch, width, eps):
     """Addresses of x, y (batch, width) and weight (width)."""
     x, y, weight = at(x_at, (batch, width)), at(y_at, (batch, width)), at(weight_at, (width,))
