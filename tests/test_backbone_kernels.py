@@ -5,13 +5,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.model.mlp import swiglu
-from harness.model.norm import reference as rms_norm
-from harness.ops.elementwise import kernel_numba as backbone_numba
+from harness.ops.elementwise import rms_norm_numba, swiglu_numba
+from harness.ops.elementwise.rms_norm import reference as rms_norm
+from harness.ops.elementwise.swiglu import reference as swiglu
 
 OPERATIONS = {
-    "swiglu": (backbone_numba.swiglu, swiglu, 0),
-    "rms_norm": (lambda x, w: backbone_numba.rms_norm(x, w, 1e-5), lambda x, w: rms_norm(x, w, 1e-5), 1),
+    "swiglu": (swiglu_numba.swiglu, swiglu, 0),
+    "rms_norm": (lambda x, w: rms_norm_numba.rms_norm(x, w, 1e-5), lambda x, w: rms_norm(x, w, 1e-5), 1),
 }
 
 

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from arch.cfc import scan_numba as cfc_numba
-from arch.cfc import step_numba as frozen_cfc_numba
-from arch.cfc.scan import ACTIVATIONS, Cell, frozen_cfc, reference
+from arch.cfc import step_numba
+from arch.cfc.scan import ACTIVATIONS, Cell, reference, step_reference
 from kernel_checks import check, poison, relative_errors, values_and_gradients
 
 MODES = ("default", "no_gate", "pure")
@@ -110,7 +110,7 @@ def test_one_token_is_the_cell_between_its_projections(mode, layers, batch):
     cell = Cell.from_flat(mode, "silu", flat if mode == "pure" else (*flat, None, None))
     x, before = torch.randn(batch, 17), h.clone()
     weights = (torch.randn(33, 17), torch.randn(33)), cell, torch.randn(17, 20)
-    for got, expected in zip(frozen_cfc_numba.frozen_cfc(*weights)(x, h), frozen_cfc(*weights)(x, h), strict=True):
+    for got, expected in zip(step_numba.cfc_step(*weights)(x, h), step_reference(*weights)(x, h), strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
     assert torch.equal(h, before)
 

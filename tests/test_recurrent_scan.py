@@ -7,17 +7,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numba import njit
 
-from baselines.recurrent import gru_numba
+from baselines.recurrent import gru_numba, step_numba
 from baselines.recurrent import scan_torch as recurrent_torch
-from baselines.recurrent import step_numba as frozen_recurrent_numba
-from baselines.recurrent.scan import frozen_gru, frozen_lstm, gru_scan, lstm_scan
+from baselines.recurrent.scan import gru_reference, gru_step_reference, lstm_reference, lstm_step_reference
 from harness.ops.toolbox.numba_linear import padded, panels, product
 from kernel_checks import check, poison, relative_errors, values_and_gradients
 
 SCANS = {
-    "gru, numba": (3, gru_numba.gru_scan, gru_scan),
-    "gru, torch": (3, recurrent_torch.gru_scan, gru_scan),
-    "lstm, torch": (4, recurrent_torch.lstm_scan, lstm_scan),
+    "gru, numba": (3, gru_numba.gru_scan, gru_reference),
+    "gru, torch": (3, recurrent_torch.gru_scan, gru_reference),
+    "lstm, torch": (4, recurrent_torch.lstm_scan, lstm_reference),
 }
 KERNELS = pytest.mark.parametrize("name", SCANS)
 
@@ -76,7 +75,7 @@ def test_large_inputs_stay_finite(name):
 
 def test_every_element_of_the_outputs_is_written(monkeypatch):
     tensors = inputs(3, inner=35)
-    expected = values_and_gradients(tupled(gru_scan), tensors)
+    expected = values_and_gradients(tupled(gru_reference), tensors)
     poison(monkeypatch)
     for got, want in zip(values_and_gradients(tupled(gru_numba.gru_scan), tensors), expected, strict=True):
         torch.testing.assert_close(got, want)
@@ -96,8 +95,8 @@ def test_one_token_is_the_cell_and_its_projection(gates, batch):
     x, *rest = (t.detach() for t in inputs(gates, batch, 1, 17, 33, torch.float32))
     states, weights = rest[: gates - 2], rest[gates - 2 :]
     fused, reference = {
-        3: (frozen_recurrent_numba.frozen_gru, frozen_gru),
-        4: (frozen_recurrent_numba.frozen_lstm, frozen_lstm),
+        3: (step_numba.gru_step, gru_step_reference),
+        4: (step_numba.lstm_step, lstm_step_reference),
     }[gates]
     out, before = torch.randn(17, 33), [state.clone() for state in states]
     got, expected = (make(out, *weights)(x[:, 0], *states) for make in (fused, reference))

@@ -35,7 +35,7 @@ def run(function, values):
 def test_the_kernels_agree_with_the_loop(T, N):
     values = inputs(2, T, 3, N)
     outputs, gradients = run(fused, values)
-    expected_outputs, expected_gradients = run(rwkv_scan.scan_reference, values)
+    expected_outputs, expected_gradients = run(rwkv_scan.reference, values)
     for got, expected in zip(outputs, expected_outputs, strict=True):
         torch.testing.assert_close(got, expected, atol=1e-12, rtol=0)
     for name, got, expected in zip(NAMES, gradients, expected_gradients, strict=True):
@@ -48,7 +48,7 @@ def test_the_kernels_agree_with_the_loop(T, N):
     st.integers(1, 3), st.sampled_from([1, 2, 15, 16, 17, 33]), st.integers(1, 3), st.sampled_from([1, 3, 8, 17, 64])
 )
 def test_odd_sizes(B, T, H, N):
-    check(fused, rwkv_scan.scan_reference, inputs(B, T, H, N), rtol=1e-10, atol=1e-10)
+    check(fused, rwkv_scan.reference, inputs(B, T, H, N), rtol=1e-10, atol=1e-10)
 
 
 def test_large_values_stay_finite_and_right():
@@ -57,13 +57,13 @@ def test_large_values_stay_finite_and_right():
         values[number] *= 1e6
     got = values_and_gradients(fused, [value.requires_grad_() for value in values])
     assert all(value.isfinite().all() for value in got)
-    assert max(relative_errors(got, values_and_gradients(rwkv_scan.scan_reference, exact(values)))) < 1e-5
+    assert max(relative_errors(got, values_and_gradients(rwkv_scan.reference, exact(values)))) < 1e-5
 
 
 @pytest.mark.parametrize("sizes", [(2, 3, 1, 5), (1, 33, 2, 16)])
 def test_every_element_of_the_outputs_is_written(sizes, monkeypatch):
     values = inputs(*sizes)
-    expected = values_and_gradients(rwkv_scan.scan_reference, values)
+    expected = values_and_gradients(rwkv_scan.reference, values)
     poison(monkeypatch)
     for got, want in zip(values_and_gradients(fused, values), expected, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
@@ -91,7 +91,7 @@ def test_a_unit_key_written_at_full_rate_is_replaced():
 def test_float32_and_strided_inputs():
     values = inputs(2, 33, 2, 16, torch.float32)
     got = run(fused, values)
-    expected = run(rwkv_scan.scan_reference, exact(values))
+    expected = run(rwkv_scan.reference, exact(values))
     for a, b in zip(got[0] + got[1], expected[0] + expected[1], strict=True):
         assert (a.double() - b).abs().max() <= 2e-6 * b.abs().max()
     strided = [value.detach().transpose(1, 2).contiguous().transpose(1, 2).requires_grad_() for value in values[:-1]]

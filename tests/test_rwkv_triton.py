@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from baselines.rwkv import scan_triton as rwkv_triton
-from baselines.rwkv.scan import scan_reference
+from baselines.rwkv.scan import reference
 from baselines.rwkv.scan_triton import rwkv_scan
 from kernel_checks import check, exact, poison, relative_errors, values_and_gradients
 from triton_checks import DEVICE, compiled, needs_gpu
@@ -28,19 +28,19 @@ def inputs(batch: int, length: int, heads: int, size: int, dtype=torch.float64, 
 @settings(max_examples=6 if INTERPRETED else 50, deadline=None)
 @given(st.integers(1, 2), st.integers(1, 18), st.integers(1, 2), st.integers(1, 9))
 def test_values_and_gradients_are_those_of_the_loop(batch, length, heads, size):
-    check(rwkv_scan, scan_reference, inputs(batch, length, heads, size))
+    check(rwkv_scan, reference, inputs(batch, length, heads, size))
 
 
 def test_several_chunks_and_several_blocks_of_rows(monkeypatch):
     monkeypatch.setattr(rwkv_triton, "ROWS", 4)
-    check(rwkv_scan, scan_reference, inputs(1, 33, 1, 7))
+    check(rwkv_scan, reference, inputs(1, 33, 1, 7))
 
 
 def test_large_inputs_and_decays_that_forget_everything():
     *vectors, state = inputs(1, 17, 1, 4, scale=1e3)
     with torch.no_grad():
         vectors[1][:, ::3] = 0  # the step could not be inverted
-    check(rwkv_scan, scan_reference, [*vectors, state], atol=1e-3)  # of results around 1e8
+    check(rwkv_scan, reference, [*vectors, state], atol=1e-3)  # of results around 1e8
 
 
 def test_inputs_may_be_laid_out_in_any_order():
@@ -51,7 +51,7 @@ def test_inputs_may_be_laid_out_in_any_order():
         assert not any(z.is_contiguous() for z in vectors)
         return rwkv_scan(*vectors, state.mT.contiguous().mT)
 
-    check(arranged, scan_reference, inputs(1, 4, 2, 5))
+    check(arranged, reference, inputs(1, 4, 2, 5))
 
 
 def test_a_carried_state_continues_the_sequence_and_its_gradient():
@@ -61,7 +61,7 @@ def test_a_carried_state_continues_the_sequence_and_its_gradient():
         rest, state = rwkv_scan(*(z[:, 1:] for z in vectors), state)
         return torch.cat([first, rest], dim=1), state
 
-    check(in_parts, scan_reference, inputs(1, 18, 1, 4))
+    check(in_parts, reference, inputs(1, 18, 1, 4))
 
 
 def test_no_gradient_is_no_graph_and_the_same_values():
@@ -84,7 +84,7 @@ def test_half_precision_is_computed_in_float32_and_keeps_its_type():
     tensors = [z.detach().bfloat16().requires_grad_() for z in vectors] + [state.detach().float().requires_grad_()]
     got = values_and_gradients(rwkv_scan, tensors)
     assert [t.dtype for t in got] == [torch.bfloat16, torch.float32] + [torch.bfloat16] * 6 + [torch.float32]
-    expected = values_and_gradients(scan_reference, exact(tensors))
+    expected = values_and_gradients(reference, exact(tensors))
     errors = relative_errors(got, expected)
     assert max(errors) < 5e-3
     assert max(errors[1], errors[-1]) < 1e-6
@@ -118,7 +118,7 @@ for length, size, dtype in ((100, 64, torch.float32), (1, 5, torch.float64)):
 @needs_gpu
 @pytest.mark.parametrize("sizes", [(2, 37, 3, 5), (2, 130, 4, 64), (1, 40, 2, 100), (1, 17, 1, 256), (2, 1, 2, 64)])
 def test_larger_shapes_on_a_gpu(sizes):
-    check(rwkv_scan, scan_reference, inputs(*sizes), atol=1e-9)
+    check(rwkv_scan, reference, inputs(*sizes), atol=1e-9)
 
 
 @needs_gpu
@@ -126,4 +126,4 @@ def test_float32_on_a_gpu_is_close_to_float64_and_repeats_itself():
     tensors = inputs(4, 1025, 6, 64, dtype=torch.float32)
     first, second = (values_and_gradients(rwkv_scan, tensors) for _ in range(2))
     assert all(a.equal(b) for a, b in zip(first, second, strict=True))
-    assert max(relative_errors(first, values_and_gradients(scan_reference, exact(tensors)))) < 1e-5
+    assert max(relative_errors(first, values_and_gradients(reference, exact(tensors)))) < 1e-5

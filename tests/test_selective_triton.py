@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from baselines.mamba import scan_triton as selective_triton
-from baselines.mamba.scan import selective_scan_reference
+from baselines.mamba.scan import reference
 from baselines.mamba.scan_triton import selective_scan
 from kernel_checks import check, exact, poison, relative_errors, values_and_gradients
 from triton_checks import DEVICE, compiled, needs_gpu
@@ -27,22 +27,22 @@ def inputs(batch=2, length=5, channels=3, states=2, dtype=torch.float64, scale=1
 @settings(max_examples=5 if INTERPRETED else 50, deadline=None)
 @given(st.integers(1, 2), st.integers(1, 20), st.integers(1, 4), st.integers(1, 4))
 def test_values_and_gradients_are_those_of_the_loop(batch, length, channels, states):
-    check(selective_scan, selective_scan_reference, inputs(batch, length, channels, states))
+    check(selective_scan, reference, inputs(batch, length, channels, states))
 
 
 def test_several_chunks_and_several_blocks_of_channels(monkeypatch):
     monkeypatch.setattr(selective_triton, "TILE", 4)  # of two channels and two states
-    check(selective_scan, selective_scan_reference, inputs(1, 35, 5, 2))
+    check(selective_scan, reference, inputs(1, 35, 5, 2))
 
 
 def test_more_states_than_a_tile_has_pairs(monkeypatch):
     monkeypatch.setattr(selective_triton, "TILE", 4)
-    check(selective_scan, selective_scan_reference, inputs(1, 1, 2, 11))
+    check(selective_scan, reference, inputs(1, 1, 2, 11))
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1e4])
 def test_steps_from_tiny_to_huge(scale):
-    check(selective_scan, selective_scan_reference, inputs(1, 18, 2, 2, scale=scale), atol=1e-10 * max(scale, 1))
+    check(selective_scan, reference, inputs(1, 18, 2, 2, scale=scale), atol=1e-10 * max(scale, 1))
 
 
 def test_inputs_may_be_laid_out_in_any_order():
@@ -57,7 +57,7 @@ def test_inputs_may_be_laid_out_in_any_order():
 
         return run
 
-    check(arranged(selective_scan), selective_scan_reference, tensors)
+    check(arranged(selective_scan), reference, tensors)
 
 
 def test_a_carried_state_continues_the_sequence_and_its_gradient():
@@ -68,7 +68,7 @@ def test_a_carried_state_continues_the_sequence_and_its_gradient():
             ys.append(y)
         return torch.cat(ys, dim=1), h
 
-    check(in_parts, selective_scan_reference, inputs(1, 20, 2, 2))
+    check(in_parts, reference, inputs(1, 20, 2, 2))
 
 
 def test_no_initial_state_means_zero_and_no_gradient_is_no_graph():
@@ -89,7 +89,7 @@ def test_half_precision_is_computed_in_float32_and_keeps_its_type():
     tensors = [t.detach().bfloat16().requires_grad_() for t in inputs(1, 18, 3, 2)]
     got = values_and_gradients(selective_scan, tensors)
     assert [t.dtype for t in got] == [torch.bfloat16, torch.float32] + [torch.bfloat16] * 7
-    expected = values_and_gradients(selective_scan_reference, exact(tensors))
+    expected = values_and_gradients(reference, exact(tensors))
     assert max(relative_errors(got, expected)) < 5e-3
     assert relative_errors(got, expected)[1] < 1e-6
 
@@ -127,7 +127,7 @@ for length, channels, states, dtype in ((100, 96, 16, torch.float32), (1, 3, 1, 
     "sizes", [(2, 37, 70, 5), (3, 16, 64, 1), (2, 513, 130, 16), (1, 100, 40, 100), (1, 3, 9, 256)]
 )
 def test_larger_shapes_on_a_gpu(sizes):
-    check(selective_scan, selective_scan_reference, inputs(*sizes), atol=1e-9)
+    check(selective_scan, reference, inputs(*sizes), atol=1e-9)
 
 
 @needs_gpu
@@ -135,4 +135,4 @@ def test_float32_on_a_gpu_is_close_to_float64_and_repeats_itself():
     tensors = inputs(4, 1025, 192, 16, dtype=torch.float32, scale=0.1)
     first, second = (values_and_gradients(selective_scan, tensors) for _ in range(2))
     assert all(a.equal(b) for a, b in zip(first, second, strict=True))
-    assert max(relative_errors(first, values_and_gradients(selective_scan_reference, exact(tensors)))) < 1e-5
+    assert max(relative_errors(first, values_and_gradients(reference, exact(tensors)))) < 1e-5

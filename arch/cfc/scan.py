@@ -84,7 +84,7 @@ def reference(cell: Cell, u: Tensor, h: Tensor, time: Tensor | None) -> Tensor:
     return torch.stack(outputs)
 
 
-def frozen_cfc(entry: tuple[Tensor, Tensor], cell: Cell, out: Tensor) -> Callable[[Tensor, Tensor], tuple]:
+def step_reference(entry: tuple[Tensor, Tensor], cell: Cell, out: Tensor) -> Callable[[Tensor, Tensor], tuple]:
     """One token of unit time for these weights, between projections: x (B, D), h (B, d_inner) -> y (B, D), the new h.
 
     entry: weight (units, D) and bias of u. cell: with its heads merged. out: (D, d_inner).
@@ -117,9 +117,9 @@ CFC_SCAN = Operation(
         Kernel("torch", "cuda", "arch.cfc.scan_torch:cfc_scan", (torch.float32, torch.float64)),
     ),
 )
-FROZEN_CFC = Operation(
-    "frozen_cfc",
-    frozen_cfc,
-    (Kernel("numba", "cpu", "arch.cfc.step_numba:frozen_cfc", (torch.float32,)),),
+CFC_STEP = Operation(
+    "cfc_step",
+    step_reference,
+    (Kernel("numba", "cpu", "arch.cfc.step_numba:cfc_step", (torch.float32,)),),
     optional=True,
 )

@@ -13,7 +13,7 @@ from harness.ops.toolbox.jit import helper, kernel
 from harness.ops.toolbox.numba_linear import at, padded, panels, panels_at, product
 
 
-def frozen_cfc(entry: tuple[Tensor, Tensor], cell: Cell, out: Tensor) -> Callable[[Tensor, Tensor], tuple]:
+def cfc_step(entry: tuple[Tensor, Tensor], cell: Cell, out: Tensor) -> Callable[[Tensor, Tensor], tuple]:
     """x (B, D), h (B, d_inner) -> y (B, D), the new h, for these weights; see arch/cfc/scan.py."""
     width, hidden = out.shape
     depth, units, heads = len(cell.layers), *reversed(cell.heads[0].shape)

@@ -22,7 +22,7 @@ def scan_step(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor,
     return (h * C.unsqueeze(1)).sum(-1) + D * x, h
 
 
-def selective_scan_reference(
+def reference(
     x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, h0: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """A loop of `scan_step` from h0, zero where None: returns y and the last h."""
@@ -41,7 +41,7 @@ def _triton_refuses(**options) -> str | None:
 
 SELECTIVE_SCAN = Operation(
     "selective_scan",
-    selective_scan_reference,
+    reference,
     (
         Kernel("numba", "cpu", "baselines.mamba.scan_numba:selective_scan"),
         Kernel(

@@ -28,7 +28,7 @@ def gru_cell(by_x: Tensor, by_h: Tensor, h: Tensor) -> Tensor:
     return n + z * (h - n)
 
 
-def lstm_scan(
+def lstm_reference(
     x: Tensor, h: Tensor, c: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor, bias_hh: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The LSTM over x (B, T, D) from h, c (B, d_inner): h (B, T, d_inner) and the last c."""
@@ -39,7 +39,9 @@ def lstm_scan(
     return torch.stack(outputs, dim=1), c
 
 
-def gru_scan(x: Tensor, h: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor, bias_hh: Tensor) -> Tensor:
+def gru_reference(
+    x: Tensor, h: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor, bias_hh: Tensor
+) -> Tensor:
     """The GRU over x (B, T, D) from h (B, d_inner): h (B, T, d_inner)."""
     outputs = []
     for u_t in F.linear(x, weight_ih, bias_ih).unbind(1):
@@ -48,7 +50,7 @@ def gru_scan(x: Tensor, h: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias_ih
     return torch.stack(outputs, dim=1)
 
 
-def frozen_lstm(
+def lstm_step_reference(
     out: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor, bias_hh: Tensor
 ) -> Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]:
     """One token for these weights and the projection `out` (D, d_inner): x (B, D), h, c -> y (B, D), new h, new c."""
@@ -60,7 +62,7 @@ def frozen_lstm(
     return run
 
 
-def frozen_gru(
+def gru_step_reference(
     out: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor, bias_hh: Tensor
 ) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """One token for these weights and the projection `out` (D, d_inner): x (B, D), h -> y (B, D), new h."""
@@ -76,7 +78,7 @@ def frozen_gru(
 _TORCH, _HERE, _SINGLE = "baselines.recurrent.scan_torch", "baselines.recurrent", (torch.float32,)
 LSTM_SCAN = Operation(
     "lstm_scan",
-    lstm_scan,
+    lstm_reference,
     (
         Kernel("onednn", "cpu", f"{_TORCH}:lstm_scan", _SINGLE),
         Kernel("aten", "cpu", f"{_TORCH}:lstm_scan", FLOATS),
@@ -85,22 +87,22 @@ LSTM_SCAN = Operation(
 )
 GRU_SCAN = Operation(
     "gru_scan",
-    gru_scan,
+    gru_reference,
     (
         Kernel("numba", "cpu", f"{_HERE}.gru_numba:gru_scan", (torch.float32, torch.float64)),
         Kernel("aten", "cpu", f"{_TORCH}:gru_scan", FLOATS),
         Kernel("cudnn", "cuda", f"{_TORCH}:gru_scan", FLOATS),
     ),
 )
-FROZEN_LSTM = Operation(
-    "frozen_lstm",
-    frozen_lstm,
-    (Kernel("numba", "cpu", f"{_HERE}.step_numba:frozen_lstm", _SINGLE),),
+LSTM_STEP = Operation(
+    "lstm_step",
+    lstm_step_reference,
+    (Kernel("numba", "cpu", f"{_HERE}.step_numba:lstm_step", _SINGLE),),
     optional=True,
 )
-FROZEN_GRU = Operation(
-    "frozen_gru",
-    frozen_gru,
-    (Kernel("numba", "cpu", f"{_HERE}.step_numba:frozen_gru", _SINGLE),),
+GRU_STEP = Operation(
+    "gru_step",
+    gru_step_reference,
+    (Kernel("numba", "cpu", f"{_HERE}.step_numba:gru_step", _SINGLE),),
     optional=True,
 )

@@ -12,7 +12,7 @@ from harness.ops.toolbox.numba_linear import at, owned, padded, panels, panels_a
 from harness.ops.toolbox.numba_math import sigmoid, tanh
 
 
-def frozen_lstm(out: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor, bias_hh: Tensor) -> Callable:
+def lstm_step(out: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor, bias_hh: Tensor) -> Callable:
     """x (B, D), h, c (B, d_inner) -> y (B, D), new h, new c, for these weights and the projection `out`."""
     width, hidden = out.shape
     joined = torch.cat([weight_ih, weight_hh], dim=1).detach().t()
@@ -31,7 +31,7 @@ def frozen_lstm(out: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tens
     return run
 
 
-def frozen_gru(out: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor, bias_hh: Tensor) -> Callable:
+def gru_step(out: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor, bias_hh: Tensor) -> Callable:
     """x (B, D), h (B, d_inner) -> y (B, D), new h, for these weights and the projection `out`."""
     width, hidden = out.shape
     weights = [

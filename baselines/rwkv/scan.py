@@ -18,9 +18,7 @@ def step(r: Tensor, w: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, state
     return (state @ r.unsqueeze(-1)).squeeze(-1), state
 
 
-def scan_reference(
-    r: Tensor, w: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, state: Tensor
-) -> tuple[Tensor, Tensor]:
+def reference(r: Tensor, w: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
     """A loop of `step`: vectors (B, T, H, N) -> y (B, T, H, N) and the state after the last token."""
     outputs = []
     for token in zip(*(x.unbind(1) for x in (r, w, k, v, a, b)), strict=True):
@@ -31,7 +29,7 @@ def scan_reference(
 
 RWKV_SCAN = Operation(
     "rwkv_scan",
-    scan_reference,
+    reference,
     (
         Kernel("numba", "cpu", "baselines.rwkv.scan_numba:rwkv_scan"),
         Kernel("triton", "cuda", "baselines.rwkv.scan_triton:rwkv_scan", needs=("triton",)),
