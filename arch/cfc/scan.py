@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from harness.ops.registry import Kernel, Operation
+from harness.ops.samples import Draw, Sample, Samples
 
 Mode = Literal["default", "pure", "no_gate"]
 HEADS = {"default": ("a", "b", "t_a", "t_b"), "no_gate": ("a", "b", "t_a", "t_b"), "pure": ("a",)}
@@ -97,6 +98,36 @@ def step_reference(entry: tuple[Tensor, Tensor], cell: Cell, out: Tensor) -> Cal
     return run
 
 
+def _sampled_cell(draw: Draw, mode: Mode, heads: int, sizes: tuple[int, int, int], activation: str) -> Cell:
+    units, width, layers = sizes
+    deeper = [(draw.weight(units, units), draw.normal(units)) for _ in range(layers - 1)]
+    extras = (draw.normal(width), draw.normal(width)) if mode == "pure" else ()
+    last = draw.weight(heads * width, units), draw.normal(heads * width)
+    return Cell(mode, activation, draw.weight(units, width), deeper, last, *extras)
+
+
+def sample(
+    draw: Draw, batch=2, length=3, units=5, width=4, layers=1, mode="default", timed=True, activation="lecun_tanh"
+) -> Sample:
+    """One call from a state that an earlier one left; timed: with a length of time for each token."""
+    heads = 1 if mode == "pure" else 4 if timed else 3
+    cell = _sampled_cell(draw, mode, heads, (units, width, layers), activation)
+    time = draw.unit(length, batch, 1) if timed else None
+    facts = {"mode": mode, "activation": activation, "layers": layers, "units": units, "d_inner": width}
+    return Sample((cell, draw.normal(length, batch, units), draw.normal(batch, width), time), facts)
+
+
+def step_sample(draw: Draw, batch=2, units=5, width=4, layers=1, mode="default", activation="silu") -> Sample:
+    """Weights between projections of width 3, and one token with its state."""
+    cell = _sampled_cell(draw, mode, 1 if mode == "pure" else 3, (units, width, layers), activation)
+    entry, out = (draw.weight(units, 3), draw.normal(units)), draw.weight(3, width)
+    return Sample((entry, cell, out), token=(draw.normal(batch, 3), draw.normal(batch, width)))
+
+
+_VARIANTS = tuple({"mode": mode, "layers": layers} for mode in HEADS for layers in (1, 2))
+_WIDTHS = {"batch": (1, 3, 6), "units": (1, 5, 33), "width": (1, 4, 31)}
+
+
 def _triton_refuses(layers: int, **options) -> str | None:
     return f"backbone_layers={layers}: its tokens are of one layer and the heads" if layers > 1 else None
 
@@ -116,10 +147,20 @@ CFC_SCAN = Operation(
         ),
         Kernel("torch", "cuda", "arch.cfc.scan_torch:cfc_scan", (torch.float32, torch.float64)),
     ),
+    samples=Samples(
+        sample,
+        {"length": (1, 2, 5), **_WIDTHS},
+        (
+            *(variant | {"timed": timed} for variant in _VARIANTS for timed in (True, False)),
+            *({"activation": activation, "timed": False} for activation in ACTIVATIONS),
+        ),
+        ({"batch": 5, "length": 40, "units": 33, "width": 40},),
+    ),
 )
 CFC_STEP = Operation(
     "cfc_step",
     step_reference,
     (Kernel("numba", "cpu", "arch.cfc.step_numba:cfc_step", (torch.float32,)),),
     optional=True,
+    samples=Samples(step_sample, _WIDTHS, _VARIANTS),
 )

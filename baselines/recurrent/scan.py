@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from harness.ops.registry import FLOATS, Kernel, Operation
+from harness.ops.samples import Draw, Sample, Samples
 
 
 def lstm_cell(gates: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
@@ -74,6 +75,40 @@ def gru_step_reference(
     return run
 
 
+def _weights(draw: Draw, gates: int, width: int, inner: int) -> tuple[Tensor, ...]:
+    rows = gates * inner
+    return draw.weight(rows, width), draw.weight(rows, inner), draw.normal(rows), draw.normal(rows)
+
+
+def gru_sample(draw: Draw, batch=2, length=3, width=5, inner=4) -> Sample:
+    """One call from a state that an earlier one left."""
+    weights = _weights(draw, 3, width, inner)
+    return Sample((draw.normal(batch, length, width), draw.normal(batch, inner), *weights))
+
+
+def lstm_sample(draw: Draw, batch=2, length=3, width=5, inner=4) -> Sample:
+    """One call from a state that an earlier one left."""
+    weights = _weights(draw, 4, width, inner)
+    return Sample((draw.normal(batch, length, width), draw.normal(batch, inner), draw.normal(batch, inner), *weights))
+
+
+def gru_step_sample(draw: Draw, batch=2, width=5, inner=4) -> Sample:
+    """Weights, and one token with its state."""
+    weights = draw.weight(width, inner), *_weights(draw, 3, width, inner)
+    return Sample(weights, token=(draw.normal(batch, width), draw.normal(batch, inner)))
+
+
+def lstm_step_sample(draw: Draw, batch=2, width=5, inner=4) -> Sample:
+    """Weights, and one token with its state."""
+    weights = draw.weight(width, inner), *_weights(draw, 4, width, inner)
+    return Sample(weights, token=(draw.normal(batch, width), draw.normal(batch, inner), draw.normal(batch, inner)))
+
+
+_WIDTHS = {"batch": (1, 3, 6), "width": (1, 5, 33), "inner": (1, 4, 31)}
+_SIZES = {"length": (1, 2, 5), **_WIDTHS}
+_LARGE = ({"batch": 5, "length": 40, "width": 33, "inner": 40},)
+
+
 # On the CPU torch fuses the LSTM alone, through oneDNN and in float32; the rest is a loop in C++ over its operators.
 _TORCH, _HERE, _SINGLE = "baselines.recurrent.scan_torch", "baselines.recurrent", (torch.float32,)
 LSTM_SCAN = Operation(
@@ -84,6 +119,7 @@ LSTM_SCAN = Operation(
         Kernel("aten", "cpu", f"{_TORCH}:lstm_scan", FLOATS),
         Kernel("cudnn", "cuda", f"{_TORCH}:lstm_scan", FLOATS),
     ),
+    samples=Samples(lstm_sample, _SIZES, large=_LARGE),
 )
 GRU_SCAN = Operation(
     "gru_scan",
@@ -93,16 +129,19 @@ GRU_SCAN = Operation(
         Kernel("aten", "cpu", f"{_TORCH}:gru_scan", FLOATS),
         Kernel("cudnn", "cuda", f"{_TORCH}:gru_scan", FLOATS),
     ),
+    samples=Samples(gru_sample, _SIZES, large=_LARGE),
 )
 LSTM_STEP = Operation(
     "lstm_step",
     lstm_step_reference,
     (Kernel("numba", "cpu", f"{_HERE}.step_numba:lstm_step", _SINGLE),),
     optional=True,
+    samples=Samples(lstm_step_sample, _WIDTHS),
 )
 GRU_STEP = Operation(
     "gru_step",
     gru_step_reference,
     (Kernel("numba", "cpu", f"{_HERE}.step_numba:gru_step", _SINGLE),),
     optional=True,
+    samples=Samples(gru_step_sample, _WIDTHS),
 )

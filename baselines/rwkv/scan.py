@@ -6,9 +6,11 @@ Rows of S are values, columns are keys.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from harness.ops.registry import Kernel, Operation
+from harness.ops.samples import Draw, Sample, Samples
 
 
 def step(r: Tensor, w: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
@@ -27,11 +29,24 @@ def reference(r: Tensor, w: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, 
     return torch.stack(outputs, dim=1), state
 
 
+def sample(draw: Draw, batch=2, length=5, heads=2, size=4) -> Sample:
+    """Vectors as the model makes them: decays in (0.55, 1), a = -kk and b = kk * rate with kk of unit length."""
+    r, w, k, v, kk, rate = (draw.normal(batch, length, heads, size) for _ in range(6))
+    kk = F.normalize(kk, dim=-1)
+    vectors = r, torch.exp(-0.6 * torch.sigmoid(w)), k, v, -kk, kk * torch.sigmoid(rate)
+    return Sample((*vectors, draw.normal(batch, heads, size, size)), {"head_dim": size})
+
+
 RWKV_SCAN = Operation(
     "rwkv_scan",
     reference,
     (
         Kernel("numba", "cpu", "baselines.rwkv.scan_numba:rwkv_scan"),
         Kernel("triton", "cuda", "baselines.rwkv.scan_triton:rwkv_scan", needs=("triton",)),
+    ),
+    samples=Samples(
+        sample,
+        {"batch": (1, 3), "length": (1, 2, 15, 16, 17, 33), "heads": (1, 3), "size": (1, 3, 8, 17, 64)},
+        large=({"length": 40, "heads": 2, "size": 64},),
     ),
 )

@@ -15,6 +15,7 @@ from typing import Literal
 import torch
 
 from harness.errors import ConfigError
+from harness.ops.samples import Samples
 
 Choice = Literal["auto", "reference", "fused"]
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -62,14 +63,15 @@ class Kernel:
 class Operation:
     """A named operation, its reference and its kernels.
 
-    optional: whether kernel=fused may fall back to the reference: torch's own code is no loop over time, and a token's
-    step no loop at all.
+    optional: whether kernel=fused may fall back to the reference. An operation that is no loop over time is optional:
+    torch's own code of it is no slow loop either. samples: the calls that its kernels are tested with.
     """
 
     name: str
     reference: Callable
     kernels: tuple[Kernel, ...] = field(default=())
     optional: bool = False
+    samples: Samples | None = None
     _chosen: dict[tuple, tuple[str, Callable]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self):

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from harness.ops.registry import Kernel, Operation
+from harness.ops.samples import Draw, Sample, Samples
 
 
 def reference(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -23,11 +24,29 @@ def step_reference(weight: Tensor, eps: float) -> Callable[[Tensor], Tensor]:
     return partial(reference, weight=weight, eps=eps)
 
 
+def sample(draw: Draw, batch=2, rows=3, width=6) -> Sample:
+    """One call, on rows that are grouped."""
+    return Sample((draw.normal(batch, rows, width), draw.normal(width), 1e-5))
+
+
+def step_sample(draw: Draw, batch=2, width=6) -> Sample:
+    """One weight, and one token."""
+    return Sample((draw.normal(width), 1e-5), token=(draw.normal(batch, width),))
+
+
+_SIZES = {"batch": (1, 3), "width": (1, 7, 33, 80)}
 _NUMBA = "harness.ops.elementwise.rms_norm_numba"
-RMS_NORM = Operation("rms_norm", reference, (Kernel("numba", "cpu", f"{_NUMBA}:rms_norm"),), optional=True)
+RMS_NORM = Operation(
+    "rms_norm",
+    reference,
+    (Kernel("numba", "cpu", f"{_NUMBA}:rms_norm"),),
+    optional=True,
+    samples=Samples(sample, {"rows": (1, 2, 129, 150), **_SIZES}, large=({"rows": 200, "width": 96},)),
+)
 RMS_NORM_STEP = Operation(
     "rms_norm_step",
     step_reference,
     (Kernel("numba", "cpu", f"{_NUMBA}:rms_norm_step", (torch.float32,)),),
     optional=True,
+    samples=Samples(step_sample, _SIZES),
 )
