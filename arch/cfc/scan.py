@@ -152,9 +152,10 @@ CFC_SCAN = Operation(
         {"length": (1, 2, 5), **_WIDTHS},
         (
             *(variant | {"timed": timed} for variant in _VARIANTS for timed in (True, False)),
+            {"layers": 3},
             *({"activation": activation, "timed": False} for activation in ACTIVATIONS),
         ),
-        ({"batch": 5, "length": 40, "units": 33, "width": 40},),
+        ({"batch": 5, "length": 40, "units": 33, "width": 40}, {"batch": 19, "length": 40, "units": 96, "width": 130}),
     ),
 )
 CFC_STEP = Operation(

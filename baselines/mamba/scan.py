@@ -74,6 +74,6 @@ SELECTIVE_SCAN = Operation(
         sample,
         {"batch": (1, 3), "length": (1, 2, 15, 17, 33), "channels": (1, 3, 33, 65), "states": (1, 3, 16, 17)},
         ({}, {"carried": False}),
-        ({"length": 40, "channels": 130, "states": 16},),
+        ({"length": 513, "channels": 130, "states": 16}, {"length": 3, "channels": 9, "states": 256}),
     ),
 )

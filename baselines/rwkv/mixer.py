@@ -246,7 +246,7 @@ class ChannelMix(Mixer):
         return Flops(matmul=4 * self.d_model * self.d_ff, other=2 * self.d_ff + 3 * self.d_model)
 
 
-def step_sample(draw: Draw, batch=2, heads=2, head_dim=4, layer=0) -> Sample:
+def time_sample(draw: Draw, batch=2, heads=2, head_dim=4, layer=0) -> Sample:
     """A time mixing of random weights, and one token behind a state."""
     mixer = randomised(TimeMix(heads * head_dim, layer, 2, head_dim=head_dim), draw)
     width = heads * head_dim
@@ -265,7 +265,7 @@ _STEPS = "baselines.rwkv.step_numba"
 TIME_MIX_STEP = step_operation(
     "time_mix_step",
     f"{_STEPS}:time_mix_step",
-    samples=Samples(step_sample, {"batch": (1, 3), "heads": (1, 3), "head_dim": (1, 8, 17)}, ({}, {"layer": 1})),
+    samples=Samples(time_sample, {"batch": (1, 3), "heads": (1, 3), "head_dim": (2, 8, 17)}, ({}, {"layer": 1})),
 )
 CHANNEL_MIX_STEP = step_operation(
     "channel_mix_step",

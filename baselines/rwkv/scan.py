@@ -47,6 +47,10 @@ RWKV_SCAN = Operation(
     samples=Samples(
         sample,
         {"batch": (1, 3), "length": (1, 2, 15, 16, 17, 33), "heads": (1, 3), "size": (1, 3, 8, 17, 64)},
-        large=({"length": 40, "heads": 2, "size": 64},),
+        large=(
+            {"length": 130, "heads": 4, "size": 64},
+            {"batch": 1, "length": 17, "heads": 1, "size": 256},
+            {"length": 40, "size": 16},
+        ),
     ),
 )

@@ -161,5 +161,6 @@ ATTENTION_STEP = step_operation(
     samples=Samples(
         step_sample,
         {"batch": (1, 3), "past": (0, 1, 127, 129, 300), "head_dim": (2, 8, 18), "heads": (1, 3), "shared_by": (1, 2)},
+        ({}, {"past": 129, "shared_by": 2}, {"batch": 1, "past": 300, "head_dim": 16}),
     ),
 )

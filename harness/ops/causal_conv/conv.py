@@ -48,6 +48,6 @@ CAUSAL_CONV = Operation(
         sample,
         {"batch": (1, 3), "length": (1, 2, 9, 65), "channels": (1, 7, 33, 257), "taps": (1, 2, 4, 5)},
         ({}, {"silu": False}),
-        ({"length": 130, "channels": 300},),
+        ({"length": 130, "channels": 300}, {"length": 61, "channels": 33}, {"length": 1, "channels": 700, "taps": 3}),
     ),
 )
