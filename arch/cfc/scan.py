@@ -98,8 +98,8 @@ def step_reference(entry: tuple[Tensor, Tensor], cell: Cell, out: Tensor) -> Cal
     return run
 
 
-def _sampled_cell(draw: Draw, mode: Mode, heads: int, sizes: tuple[int, int, int], activation: str) -> Cell:
-    units, width, layers = sizes
+def _sampled_cell(draw: Draw, kind: tuple[Mode, str], heads: int, sizes: tuple[int, int, int]) -> Cell:
+    (mode, activation), (units, width, layers) = kind, sizes
     deeper = [(draw.weight(units, units), draw.normal(units)) for _ in range(layers - 1)]
     extras = (draw.normal(width), draw.normal(width)) if mode == "pure" else ()
     last = draw.weight(heads * width, units), draw.normal(heads * width)
@@ -107,24 +107,24 @@ def _sampled_cell(draw: Draw, mode: Mode, heads: int, sizes: tuple[int, int, int
 
 
 def sample(
-    draw: Draw, batch=2, length=3, units=5, width=4, layers=1, mode="default", timed=True, activation="lecun_tanh"
+    draw: Draw, batch=2, length=3, units=5, width=4, layers=1, kind=("default", "lecun_tanh"), timed=True
 ) -> Sample:
-    """One call from a state that an earlier one left; timed: with a length of time for each token."""
-    heads = 1 if mode == "pure" else 4 if timed else 3
-    cell = _sampled_cell(draw, mode, heads, (units, width, layers), activation)
+    """One call from a state that an earlier one left. kind: mode, activation. timed: with each token's length of time."""
+    mode, activation = kind
+    cell = _sampled_cell(draw, kind, 1 if mode == "pure" else 4 if timed else 3, (units, width, layers))
     time = draw.unit(length, batch, 1) if timed else None
     facts = {"mode": mode, "activation": activation, "layers": layers, "units": units, "d_inner": width}
     return Sample((cell, draw.normal(length, batch, units), draw.normal(batch, width), time), facts)
 
 
-def step_sample(draw: Draw, batch=2, units=5, width=4, layers=1, mode="default", activation="silu") -> Sample:
+def step_sample(draw: Draw, batch=2, units=5, width=4, layers=1, kind=("default", "silu")) -> Sample:
     """Weights between projections of width 3, and one token with its state."""
-    cell = _sampled_cell(draw, mode, 1 if mode == "pure" else 3, (units, width, layers), activation)
+    cell = _sampled_cell(draw, kind, 1 if kind[0] == "pure" else 3, (units, width, layers))
     entry, out = (draw.weight(units, 3), draw.normal(units)), draw.weight(3, width)
     return Sample((entry, cell, out), token=(draw.normal(batch, 3), draw.normal(batch, width)))
 
 
-_VARIANTS = tuple({"mode": mode, "layers": layers} for mode in HEADS for layers in (1, 2))
+_VARIANTS = tuple({"kind": (mode, "lecun_tanh"), "layers": layers} for mode in HEADS for layers in (1, 2))
 _WIDTHS = {"batch": (1, 3, 6), "units": (1, 5, 33), "width": (1, 4, 31)}
 
 
@@ -153,7 +153,7 @@ CFC_SCAN = Operation(
         (
             *(variant | {"timed": timed} for variant in _VARIANTS for timed in (True, False)),
             {"layers": 3},
-            *({"activation": activation, "timed": False} for activation in ACTIVATIONS),
+            *({"kind": ("default", activation), "timed": False} for activation in ACTIVATIONS),
         ),
         ({"batch": 5, "length": 40, "units": 33, "width": 40}, {"batch": 19, "length": 40, "units": 96, "width": 130}),
     ),
