@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: run test lint tables peers bench clean
+.PHONY: run test check lint tables peers bench clean
 
 run: $(VENV)/.installed
 	$(BIN)/python run.py model=ltc solver=rk4
@@ -12,12 +12,19 @@ run: $(VENV)/.installed
 test: $(VENV)/.installed-test lint
 	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(BIN)/python -m pytest
 
+# A minute's worth of tests for the one who is writing code: all but those marked slow.
+check: $(VENV)/.installed-test
+	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow"
+
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
+# All tables and figures of results/ and runs/, into reports/; then the published ones, and the pages that show them.
 tables: $(VENV)/.installed
 	$(BIN)/python -m analysis
+	$(BIN)/python -m analysis --pages
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "LiquidBench needs Python 3.11 or newer: make PYTHON=python3.11 ...")'

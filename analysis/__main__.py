@@ -4,20 +4,20 @@ import argparse
 import sys
 from pathlib import Path
 
-from analysis import readme, records, report
+from analysis import pages, records, report
 from harness.errors import RecordError, UserError
 
 DESCRIPTION = """Reads recorded runs and writes every table (Markdown, LaTeX, CSV) and figure (PNG, PDF).
 
 Every run counts, the diverged ones too; a run whose checks failed is refused and named. Runs that differ only
-in their seed are one row. With --readme, the sections of that file between `<!-- generated:NAME -->` and
-`<!-- /generated:NAME -->` (example, comparison, synthetic, memory, figures, and of
-FOLDER/bench kernels, models, newton) are written from the records."""
+in their seed are one row. With --pages, the sections of README.md and docs/*.md that stand between
+`<!-- generated:NAME -->` and `<!-- /generated:NAME -->` are written from the records and from the bench's
+measurements; analysis/report.py lists their names."""
 EPILOG = """examples:
   python -m analysis                                    all of results/ and runs/, into reports/
   python -m analysis runs --output /tmp/tables          one folder, written elsewhere
-  python -m analysis --readme README.md                 the README's sections, from results/ alone
-  python -m analysis --readme README.md --check         exit 1 where the README differs from the records"""
+  python -m analysis --pages                            README.md and docs/*.md, from results/ alone
+  python -m analysis --pages --check                    exit 1 where a page differs from the records"""
 SHARED, LOCAL = Path("results"), Path("runs")
 PUBLISHED, OUTPUT = SHARED / "reports", Path("reports")
 
@@ -31,20 +31,28 @@ def parser() -> argparse.ArgumentParser:
         "records",
         nargs="*",
         type=Path,
-        help="folders of recorded runs\n(default: results and runs; with --readme results alone)",
+        help="folders of recorded runs\n(default: results and runs; with --pages results alone)",
     )
     made.add_argument(
-        "--output", type=Path, help=f"where to write (default: {OUTPUT}; with --readme {PUBLISHED}, which is committed)"
+        "--output", type=Path, help=f"where to write (default: {OUTPUT}; with --pages {PUBLISHED}, which is committed)"
     )
-    made.add_argument("--readme", type=Path, help="file whose generated sections are written")
-    made.add_argument("--check", action="store_true", help="write nothing; exit 1 where the README would change")
+    made.add_argument(
+        "--pages",
+        nargs="*",
+        type=Path,
+        metavar="FILE",
+        help="pages whose generated sections are written\n(default: README.md and docs/*.md)",
+    )
+    made.add_argument("--check", action="store_true", help="write nothing; exit 1 where a page would change")
     return made
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command line; returns the exit status: 0, 1 (README out of date) or 2 (an error, told)."""
+    """Runs the command line; returns the exit status: 0, 1 (a page is out of date) or 2 (an error, reported)."""
     options = parser().parse_args(arguments)
-    options.output = options.output or (PUBLISHED if options.readme else OUTPUT)
+    options.output = options.output or (OUTPUT if options.pages is None else PUBLISHED)
+    if options.pages == []:
+        options.pages = pages.published()
     try:
         return _run(options)
     except UserError as error:
@@ -53,8 +61,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    if options.check and options.readme is None:
-        raise RecordError("--check was given without --readme.", "a file to check.", "add --readme README.md.")
+    if options.check and options.pages is None:
+        raise RecordError("--check was given without --pages.", "pages to check.", "add --pages.")
     folders = options.records or _default_folders(options)
     known = records.load(folders)
     _say(known)
@@ -64,18 +72,18 @@ def _run(options: argparse.Namespace) -> int:
     if known.runs:
         for path in report.write(made, options.output):
             print(f"wrote {path}")
-    elif options.readme is None:
+    elif options.pages is None:
         raise RecordError("No recorded run was found.", "a finished run.", "make one first: python run.py model=ltc.")
-    if options.readme is not None:
-        old, new = _readme(options, made)
-        options.readme.write_text(new, encoding="utf-8")
-        print(f"{options.readme}: {'updated' if new != old else 'up to date'}")
+    for page in options.pages or ():
+        old, new = _page(page, options, made)
+        page.write_text(new, encoding="utf-8")
+        print(f"{page}: {'updated' if new != old else 'up to date'}")
     return 0
 
 
 def _default_folders(options: argparse.Namespace) -> list[Path]:
-    """A README speaks of the shared results only: what a reader's own folder holds is not in everyone's."""
-    folders = [SHARED] if options.readme is not None else [SHARED, LOCAL]
+    """Pages show the shared results only: everyone has the same, which no one's own runs are."""
+    folders = [SHARED] if options.pages is not None else [SHARED, LOCAL]
     return [folder for folder in folders if folder.is_dir()]
 
 
@@ -90,25 +98,28 @@ def _say(known: records.Records) -> None:
         print(f"ignored {path}: the same run was read already")
 
 
-def _readme(options: argparse.Namespace, made: report.Report) -> tuple[str, str]:
+def _page(page: Path, options: argparse.Namespace, made: report.Report) -> tuple[str, str]:
+    """The page as it stands, and as the records would have it."""
     try:
-        old = options.readme.read_text(encoding="utf-8")
+        old = page.read_text(encoding="utf-8")
     except OSError as error:
         raise RecordError(
-            f"{options.readme} cannot be read ({error}).", "a text file.", "correct the path after --readme."
+            f"{page} cannot be read ({error}).", "a text file.", "correct the path after --pages."
         ) from error
-    sections = report.sections(made, options.output, options.readme)
-    return old, readme.render(old, sections, options.readme.name)
+    return old, pages.render(old, report.sections(made, options.output, page), page.name)
 
 
 def _check(options: argparse.Namespace, made: report.Report) -> int:
-    old, new = _readme(options, made)
-    if old == new:
-        print(f"{options.readme}: up to date")
-        return 0
-    print(readme.difference(old, new, options.readme.name))
-    print(f"{options.readme} differs from the records; run: python -m analysis --readme {options.readme}")
-    return 1
+    status = 0
+    for page in options.pages:
+        old, new = _page(page, options, made)
+        if old == new:
+            print(f"{page}: up to date")
+        else:
+            status = 1
+            print(pages.difference(old, new, page.name))
+            print(f"{page} differs from the records; run: python -m analysis --pages {page}")
+    return status
 
 
 if __name__ == "__main__":

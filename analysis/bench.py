@@ -1,17 +1,35 @@
-"""What `python -m bench` has measured, for the README: its tables, and where Newton's method wins."""
+"""The measurements of `python -m bench` as Markdown tables and figures, from its files alone; imports no torch."""
 
+import json
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
-from analysis import bench_tables as table
+import pandas as pd
+
 from analysis import figures
+from harness.errors import RecordError
 
-TITLES = ("Newton's method over time against the fused sequential scan", "The same on a GPU")
+SUBJECTS = ("kernels", "models", "newton")
+FIGURES = ("Newton's method over time against the fused sequential scan", "The same on a GPU")
+"""Titles of the figures of Newton's method: on the CPU, on a GPU."""
+FORWARD = ", forward alone"
+NOT_MEASURED = "*Not measured yet: `make bench`.*\n"
+UNITS = {6: "M", 3: "k", 0: ""}
+Row = dict[str, Any]
 
 
 def sections(measured: Path, images: str) -> dict[str, str]:
-    """The generated sections kernels, models and newton from the folder `measured`; images: the figures' folder."""
-    made = table.sections(measured)
-    for path, title in _found(measured):
+    """The generated sections kernels, models and newton.
+
+    measured: the bench's folder. images: where the figures stand, as a page names that folder. A device's tables follow
+    the CPU's; a subject that was not measured is the command that measures it.
+    """
+    made = {}
+    for subject in SUBJECTS:
+        found = [path for path in files(measured, subject) if path.exists()]
+        made[subject] = "\n".join(TABLES[subject](read(path)) for path in found) or NOT_MEASURED
+    for path, title in _drawn(measured):
         made["newton"] += f"\n![{title}]({images}/{path.stem}.png)\n"
     return made
 
@@ -19,9 +37,9 @@ def sections(measured: Path, images: str) -> dict[str, str]:
 def draw(measured: Path, output: Path) -> list[Path]:
     """Writes a figure of Newton's method for each device it was measured on: its time over the sequential scan's."""
     written = []
-    for path, title in _found(measured):
+    for path, title in _drawn(measured):
         curves: dict[str, figures.Curve] = {}
-        for row in table.read(path)["rows"]:
+        for row in read(path)["rows"]:
             if row["what"] == "study":
                 curves.setdefault(f"batch {row['batch']}", {})[row["length"]] = row["training_ratio"]
         ylabel = "time, Newton / sequential (below 1 Newton wins)"
@@ -29,7 +47,185 @@ def draw(measured: Path, output: Path) -> list[Path]:
     return written
 
 
-def _found(measured: Path) -> list[tuple[Path, str]]:
-    """The files of the subject and their figures' titles."""
-    files = zip(table.files(measured, "newton"), TITLES, strict=True)
-    return [(path, title) for path, title in files if path.exists()]
+def _drawn(measured: Path) -> list[tuple[Path, str]]:
+    """The files of Newton's method that exist, with their figures' titles."""
+    both = zip(files(measured, "newton"), FIGURES, strict=True)
+    return [(path, title) for path, title in both if path.exists()]
+
+
+def files(folder: Path, subject: str) -> list[Path]:
+    """Where a subject's measurements are, by device, there or not."""
+    return [folder / f"{subject}.json", folder / f"{subject}-cuda.json"]
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The content of a subject's file."""
+    try:
+        content = json.loads(path.read_text())
+        if content.keys() >= {"machine", "rows", "skipped"}:
+            return content
+        problem = "it lacks the machine or the rows"
+    except (OSError, ValueError) as error:
+        problem = str(error)
+    raise RecordError(
+        f"{path} cannot be read: {problem}.",
+        "a file that `python -m bench` wrote.",
+        "move the file away and measure again.",
+    )
+
+
+def kernels(content: dict) -> str:
+    """A table an operation: milliseconds, tokens/s and the ratio to the first row, by batch x length."""
+    frame = pd.DataFrame(content["rows"])
+    parts = []
+    for operation, rows in frame.groupby("operation", sort=False):
+        columns = {}
+        for (batch, length), cell in rows.groupby(["batch", "length"], sort=True):
+            columns[f"{batch} x {length:,}"] = _cells(cell.to_dict("records"))
+        names = dict.fromkeys(name for column in columns.values() for name in column)
+        table = {"": list(names)} | {title: [cells.get(name, "") for name in names] for title, cells in columns.items()}
+        parts.append(f"**{operation}, {content['channels']} channels.** {content['notes'].get(operation, '')}")
+        parts.append(_markdown(pd.DataFrame(table)))
+    parts.append(_floors(frame))
+    return "\n\n".join([*parts, _targets(content), _footer(content)]) + "\n"
+
+
+def _cells(rows: list[Row]) -> dict[str, str]:
+    """The column of one batch x length, by contestant: training, and beside what only infers the first's inference."""
+    column = {}
+    for number, row in enumerate(rows):
+        infers = pd.isna(row["training_ms"])
+        column[row["contestant"] + FORWARD * infers] = _cell(row, "forward" if infers else "training")
+        if number == 0 and any(pd.isna(other["training_ms"]) for other in rows[1:]):
+            column[row["contestant"] + FORWARD] = _cell(row, "forward")
+    return column
+
+
+def _cell(row: Row, what: str) -> str:
+    """`time, tokens/s, times the first's`, scaled to the length where it was not timed there."""
+    ms = row[f"{what}_us"] * row["batch"] * row["length"] / 1e3
+    at = f" @{row['measured_length']}" if row["measured_length"] != row["length"] else ""
+    return f"{_number(ms)} ms{at} · {_count(1e6 / row[f'{what}_us'])}/s · {_number(row[f'{what}_ratio'])}"
+
+
+def _floors(frame: pd.DataFrame) -> str:
+    """What the first contestant of each operation takes over its bandwidth floor."""
+    first = frame.groupby("operation", sort=False)["contestant"].transform("first")
+    ours = frame[frame["contestant"] == first]
+    table = {"": list(dict.fromkeys(ours["operation"]))}
+    for (batch, length), cell in ours.groupby(["batch", "length"], sort=True):
+        by_name = {
+            r["operation"]: f"{_number(r['forward_floor'])} / {_number(r['training_floor'])}"
+            for r in cell.to_dict("records")
+        }
+        table[f"{batch} x {length:,}"] = [by_name.get(name, "") for name in table[""]]
+    rate = frame["copy_bytes_per_second"].median() / 1e9
+    title = f"**Times the bandwidth floor, forward / forward and backward** (copy rate {rate:.1f} GB/s)"
+    return f"{title}\n\n{_markdown(pd.DataFrame(table))}"
+
+
+def models(content: dict) -> str:
+    """Training tokens/s by length, and milliseconds a generated token."""
+    frame = pd.DataFrame(content["rows"])
+    training, decoding = (frame[frame["what"] == what] for what in ("training", "decoding"))
+    table = {"": list(dict.fromkeys(frame["contestant"]))}
+    for length, rows in training.groupby("length"):
+        by_name = {row["contestant"]: f"{row['tokens_per_second']:,.0f}" for row in rows.to_dict("records")}
+        table[f"training tokens/s at {length:,}"] = [by_name.get(name, "") for name in table[""]]
+    by_name = {row["contestant"]: _number(row["decode_ms"]) for row in decoding.to_dict("records")}
+    table[f"decode, ms/token after {content['context']:,}"] = [by_name.get(name, "") for name in table[""]]
+    return "\n\n".join([_markdown(pd.DataFrame(table)), _targets(content), _footer(content)]) + "\n"
+
+
+def newton(content: dict) -> str:
+    """How Newton's method converges and what it takes, by batch x length."""
+    frame = pd.DataFrame(content["rows"]).sort_values(["batch", "length"])
+    study, peer = (frame[frame["what"] == what] for what in ("study", "peer"))
+    iterations = study["iterations"].map("{:.0f}".format)
+    table = pd.DataFrame({"batch x length": _sizes(study), "iterations": iterations})
+    table["fallbacks"] = study["fallbacks"].map("{:.0f}".format)
+    for key in ("residual", "difference"):
+        table[key] = study[key].map("{:.1e}".format)
+    for name in ("newton", "sequential", "loop"):
+        table[f"{name}, ms"] = study[f"{name}_training_ms"].map(_number)
+    table["newton / sequential"] = study["training_ratio"].map(_number)
+    parts = [f"**Forward and backward, semi_implicit x 6, {content['channels']} channels**", _markdown(table)]
+    if len(peer):
+        columns = {"pararnn": "ParaCfC", "pararnn_loop": "its loop", "newton": "newton", "sequential": "sequential"}
+        columns |= {"newton_projected": "newton, projecting", "sequential_projected": "sequential, projecting"}
+        other = pd.DataFrame({"batch x length": _sizes(peer)})
+        for key, title in columns.items():
+            other[f"{title}, ms"] = list(peer[f"{key}_ms"].map(_number))
+        parts += ["**Against pararnn-torch's ParaCfC**", _markdown(other)]
+    return "\n\n".join([*parts, _footer(content)]) + "\n"
+
+
+def _sizes(frame: pd.DataFrame) -> list[str]:
+    return [f"{batch} x {length:,}" for batch, length in zip(frame["batch"], frame["length"], strict=True)]
+
+
+def _targets(content: dict) -> str:
+    """The ratios that conf/bench/ asks for, beside those measured."""
+    rows = [
+        {
+            "ratio": f"{target['ratio']} of {target['of']} / {target['than']}",
+            "where": _described(target["where"]),
+            "target": f"{'≥' if target['ratio'] == 'speed' else '≤'} {target['asked']:g}",
+            "measured": "" if target["measured"] is None else _number(target["measured"]),
+            "": {True: "met", False: "**missed**", None: "not measured"}[target["met"]],
+        }
+        for target in content.get("targets", [])
+    ]
+    return _markdown(pd.DataFrame(rows)) if rows else ""
+
+
+def _described(where: dict) -> str:
+    """`training, length 512`: a name speaks for itself, a number needs its key."""
+    return ", ".join(value if isinstance(value, str) else f"{key} {value:,}" for key, value in where.items())
+
+
+def _footer(content: dict) -> str:
+    machine, packages = content["machine"], content["packages"]
+    versions = ", ".join(f"{name} {version}" for name, version in packages.items() if version)
+    device = machine["gpu"] or f"{machine['cpu']}, {machine['threads']} threads"
+    lines = [f"{device}; {versions}; {', '.join(_unique(row['date'] for row in content['rows']))}.", _spread(content)]
+    lines += [f"Skipped {name}: {reason}." for name, reason in content["skipped"].items()]
+    return "\n".join(line for line in lines if line)
+
+
+def _spread(content: dict) -> str:
+    """By how much the rounds of one figure differ."""
+    ranges = [
+        value for row in content["rows"] for key, value in row.items() if "_range" in key or key.startswith("range")
+    ]
+    ratios = sorted(most / least for least, most in filter(None, ranges))
+    if not ratios:
+        return ""
+    middle, most = ratios[len(ratios) // 2], ratios[-1]
+    return (
+        f"The slowest round of a figure takes {middle:.2f} times the fastest, in the median; at most {most:.1f} times."
+    )
+
+
+def _unique(values: Iterable[str]) -> list[str]:
+    return sorted(set(values))
+
+
+def _count(value: float) -> str:
+    """Three digits and a unit."""
+    power = next((power for power in (6, 3) if value >= 10**power), 0)
+    return f"{_number(value / 10**power)}{UNITS[power]}"
+
+
+def _number(value: float) -> str:
+    """Three digits."""
+    if pd.isna(value):
+        return ""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _markdown(table: pd.DataFrame) -> str:
+    return table.to_markdown(index=False, disable_numparse=True)
+
+
+TABLES = {"kernels": kernels, "models": models, "newton": newton}

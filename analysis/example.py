@@ -1,12 +1,12 @@
-"""One run told as a summary: what a reader sees who makes one."""
+"""The summary of one recorded run, as the command prints it."""
 
 import textwrap
 
 from analysis.records import Record
 
 
-def tell(records: list[Record]) -> str:
-    """The liquid model solved by rk4 where there is one, or else the first run that ends in text; "" for none."""
+def summary(records: list[Record]) -> str:
+    """The summary of the liquid model solved by rk4, else of the first run that ends in text; "" for none."""
     ended = [record for record in records if (record.result.get("evaluation") or {}).get("sample")]
     if not ended:
         return ""

@@ -1,4 +1,4 @@
-"""All that the records give: tables, figures and the sections of the README."""
+"""All that the records give: tables, figures and the generated sections of the pages."""
 
 import os
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis import bench, example, figures, frame, memory, quality, render, tables
+from analysis import bench, example, figures, frame, memory, models, quality, render, tables
 from analysis.records import Record, Records
 from analysis.render import Table
 
@@ -25,7 +25,7 @@ PARTS = {
 class Report:
     """comparison: of text tasks. synthetic: of tasks scored by accuracy. figures: by the stem of their files.
 
-    example: one run, told as a summary. measured: the bench's folder.
+    example: one run's summary. models: the table of models, in Markdown. measured: the bench's folder.
     """
 
     runs: pd.DataFrame
@@ -34,6 +34,7 @@ class Report:
     memory: list[Table]
     figures: dict[str, "Plot"]
     example: str
+    models: str
     measured: Path
 
 
@@ -56,7 +57,8 @@ def build(records: Records, measured: Path) -> Report:
         tables.comparisons(runs, "test_accuracy"),
         [table for size in sizes if (table := memory.table(contexts, size))],
         _memory_plots(contexts, sizes) | _quality_plots(records.runs, runs),
-        example.tell(records.runs),
+        example.summary(records.runs),
+        models.table(records.runs),
         measured,
     )
 
@@ -96,16 +98,26 @@ def write(report: Report, output: Path) -> list[Path]:
     return paths + bench.draw(report.measured, output)
 
 
-def sections(report: Report, output: Path, readme: Path) -> dict[str, str]:
-    """The README's generated sections, by name: example, comparison, synthetic, memory, figures and the bench's."""
-    folder = Path(os.path.relpath(output, readme.parent)).as_posix()
-    images = [f"![{plot.title}]({folder}/{name}.png)" for name, plot in report.figures.items()]
+def sections(report: Report, output: Path, page: Path) -> dict[str, str]:
+    """The sections that a page may show, by name.
+
+    example, architectures (the table of models), comparison, synthetic, memory, figures; headline and figure, the
+    comparison of the most runs and the figure of its models' states; the bench's kernels, models and newton.
+    """
+    folder = Path(os.path.relpath(output, page.parent)).as_posix()
+    images = {name: f"![{plot.title}]({folder}/{name}.png)" for name, plot in report.figures.items()}
+    largest = max(report.comparison, key=lambda table: len(table.rows), default=None)
+    memories = [name for name in images if name.startswith("memory-")]
+    shown = [name for name in memories if largest and largest.name.endswith(name.removeprefix("memory"))] or memories
     texts = {
         "example": [report.example] if report.example else [],
+        "architectures": [report.models],
+        "headline": [render.markdown(largest)] if largest else [],
+        "figure": [images[name] for name in shown[:1]],
         "comparison": [render.markdown(table) for table in report.comparison],
         "synthetic": [render.markdown(table) for table in report.synthetic],
         "memory": [render.markdown(table) for table in report.memory],
-        "figures": images,
+        "figures": list(images.values()),
     }
     made = {name: "\n".join(parts) or NOTHING for name, parts in texts.items()}
     return made | bench.sections(report.measured, folder)

@@ -1,5 +1,5 @@
 """`python -m bench`: how fast the kernels and the models are, against each other and against their peers.
 
-Everything that is compared runs by turns in one process on one machine, and only ratios of such runs are claimed. What
-is compared is listed in conf/bench/, beside the bars it has to meet; what was measured is kept in results/bench/.
+Contestants run interleaved in one process on one machine, and only ratios within such a run are reported. conf/bench/
+lists what is compared and the targets it has to meet; results/bench/ keeps the measurements.
 """

@@ -16,8 +16,10 @@ from bench.timing import Call, Contestant
 from harness.model.block import Gated
 from harness.ops.registry import Choice
 
-LOOP_TOKENS = 2**14  # of a loop, whose backward keeps every operation's result
-SQUARED_TOKENS = 2**9  # of a loop that writes into a tensor of all tokens: its backward grows with their square
+LOOP_TOKENS = 2**14  # the most for a loop, whose backward keeps every operation's result
+SQUARED_TOKENS = (
+    2**9
+)  # the most for a loop that writes into one tensor of all tokens: its backward grows with their square
 
 
 def mamba(device: torch.device) -> Comparison:
@@ -36,7 +38,7 @@ def mamba(device: torch.device) -> Comparison:
 
 
 def rwkv(device: torch.device) -> Comparison:
-    """RWKV-7's time mixing; the package only infers, one sequence at a time."""
+    """RWKV-7's time mixing; the rwkv package only infers, one sequence at a time."""
 
     def packaged(batch: int, length: int, channels: int) -> Call:
         mixer = _time_mix(channels)
@@ -44,7 +46,7 @@ def rwkv(device: torch.device) -> Comparison:
         return Call(lambda: run(x), [x, *mixer.parameters()])
 
     peers = [Contestant("rwkv package", packaged, needs=("rwkv",), training=False)] if device.type == "cpu" else []
-    note = "The package has no backward, and reads the sequences of a batch one after the other; its weights are ours."
+    note = "The package has no backward and reads the sequences of a batch one after another; its weights are ours."
     return Comparison("RWKV-7", [*_ours(_time_mix, device), *peers], note)
 
 

@@ -10,9 +10,9 @@ from bench.timing import Call, Contestant
 
 @dataclass(frozen=True)
 class Comparison:
-    """Implementations of one operation, the one that the others are related to first.
+    """Implementations of one operation; ratios are relative to the first.
 
-    note: in what they differ beside their speed, a sentence or two for whoever reads the table.
+    note: how they differ besides their speed, a sentence or two above the table.
     """
 
     operation: str
@@ -37,7 +37,7 @@ def sequence(module: nn.Module, x: Tensor) -> Call:
 
 
 class Projected(nn.Module):
-    """A layer of others and the projection of its output, as every mixer of ours ends."""
+    """Another package's layer with an output projection, which every mixer of ours has."""
 
     def __init__(self, module: nn.Module, channels: int):
         super().__init__()

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 
-from analysis.bench_tables import Row
+from analysis.bench import Row
 from bench.bandwidth import copy_rate, floor_ms
 from bench.comparison import Comparison
 from bench.store import Store, absent
@@ -31,7 +31,7 @@ def run(config: dict, store: Store, device: torch.device, limits: Limits, say: C
 
 
 def present(comparison: Comparison, store: Store, say: Callable[[str], None]) -> list[Contestant]:
-    """The contestants whose packages are installed; of the others a line is said and kept."""
+    """The contestants whose packages are installed; the others are reported and kept as skipped."""
     found = []
     for contestant in comparison.contestants:
         reason = absent(contestant.needs)

@@ -1,4 +1,4 @@
-"""The subject `models`: whole models of one size, what an update and what a generated token takes."""
+"""The subject `models`: the time of an update and of a generated token of whole models, all of one size."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from analysis.bench_tables import Row
+from analysis.bench import Row
 from bench.store import Store, absent
 from bench.timing import LEAST_ROUNDS, Limits, in_turn, undisturbed
 from harness.configure import locate
@@ -25,7 +25,7 @@ DECODED = 64  # tokens of one timed round of generation
 
 
 def run(config: dict, store: Store, device: torch.device, limits: Limits, say: Callable[[str], None]) -> None:
-    """Measures what the store lacks: training at each length, then generation behind the context."""
+    """Measures what the store lacks: training at each length, then generation after the context."""
     peers = {name: peer for name, peer in config["peers"].items() if _present(name, peer, device, store, say)}
     decoders = {name: peer for name, peer in config["decoders"].items() if _present(name, peer, device, store, say)}
     models = config["models"]
@@ -48,7 +48,7 @@ def run(config: dict, store: Store, device: torch.device, limits: Limits, say: C
 def _present(name: str, peer: dict, device: torch.device, store: Store, say: Callable[[str], None]) -> bool:
     reason = absent(peer["needs"])
     if peer.get("device", device.type) != device.type:
-        reason = f"here it runs on {peer['device']} alone"
+        reason = f"it runs on {peer['device']} only"
     if reason:
         store.skip(name, reason, say)
     return not reason
@@ -57,7 +57,7 @@ def _present(name: str, peer: dict, device: torch.device, store: Store, say: Cal
 def _build(
     compose: Callable, size: list[str], device: torch.device, overrides: list[str], mixer: str = ""
 ) -> LanguageModel:
-    """The model of a command; `mixer`: dotted path of another that takes its mixer's place at the same widths."""
+    """The model of a command; mixer: dotted path of a class that replaces its mixer at the same widths."""
     spec, budget = compose([*overrides, *size])
     width = sizing.solve(spec, VOCAB, budget)
     if mixer:
@@ -68,7 +68,7 @@ def _build(
 
 
 class Racer:
-    """A model in training on random tokens, `tokens` of them an update, and the seconds that its updates took."""
+    """A model that is trained on random tokens, `tokens` an update, and the seconds each update took."""
 
     def __init__(self, name: str, model: LanguageModel, tokens: int, length: int):
         self.name, self.model, self.batch, self.length = name, model, max(1, tokens // length), length
@@ -76,7 +76,7 @@ class Racer:
         self.seconds: list[float] = []
 
     def update(self) -> float:
-        """Seconds of one update, as the trainer makes it."""
+        """Makes one update as the trainer does; returns its seconds."""
         device = self.model.head.weight.device
         tokens = torch.randint(VOCAB, (self.batch, self.length + 1), device=device)
         start = now(device)
@@ -98,7 +98,7 @@ class Racer:
 
 
 def _train(racers: list[Racer], limits: Limits, say: Callable[[str], None]) -> list[Row]:
-    """Updates of every model by turns after an untimed one, of a slow one fewer."""
+    """Updates all models interleaved, after one untimed update of each; a slow model is updated fewer times."""
     with undisturbed():
         for racer in racers:
             racer.update()
@@ -113,7 +113,7 @@ def _train(racers: list[Racer], limits: Limits, say: Callable[[str], None]) -> l
 
 
 def _decoder(model: LanguageModel, context: int) -> Callable[[int], None]:
-    """Generates so many tokens, greedily, each time from where it stands."""
+    """Returns what generates some tokens greedily and goes on where its last call ended."""
     decoder = Decoder(model, model.init_state(1, context))
     token = torch.zeros(1, dtype=torch.long, device=model.head.weight.device)
 
@@ -140,7 +140,7 @@ def _other_decoder(step: Callable[[int], Tensor]) -> Callable[[int], None]:
 def _decode(
     steps: dict[str, Callable[[int], None]], context: int, device: torch.device, limits: Limits, say: Callable
 ) -> list[Row]:
-    """Milliseconds a token of each, by turns."""
+    """Milliseconds a token of each decoder, interleaved."""
     taken: dict[str, list[float]] = {name: [] for name in steps}
     with undisturbed():
         for turn in range(limits.rounds + 1):

@@ -1,4 +1,4 @@
-"""The subject `newton`: Newton's method over time against the fused sequential scan, and pararnn-torch's."""
+"""The subject `newton`: Newton's method over time against the fused sequential scan and against pararnn-torch."""
 
 from collections.abc import Callable
 

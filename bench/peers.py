@@ -31,7 +31,7 @@ class MambaPy(Mixer):
 
 
 class TransformersMamba(Mixer):
-    """transformers' MambaMixer at Mamba's own sizes, the fastest way it has: mambapy's scan, on CUDA what it finds."""
+    """transformers' MambaMixer at Mamba's own sizes by its fastest path: mambapy's scan on the CPU, its own on CUDA."""
 
     use_mambapy = True
 
@@ -49,7 +49,7 @@ class TransformersMamba(Mixer):
 
 
 class TransformersMambaLoop(TransformersMamba):
-    """The same as it comes without mambapy and mamba-ssm: a loop over time."""
+    """The same without mambapy and mamba-ssm: its default loop over time."""
 
     use_mambapy = False
 

@@ -1,4 +1,4 @@
-"""What the bench has measured: one JSON file a subject, whole at any time, taken up again by the next command."""
+"""The bench's measurements: one JSON file a subject, replaced atomically, which the next command continues."""
 
 import json
 import re
@@ -7,7 +7,7 @@ from datetime import date
 from importlib.util import find_spec
 from pathlib import Path
 
-from analysis.bench_tables import Row, read
+from analysis.bench import Row, read
 from harness.machine.environment import environment
 from harness.records.files import replacing
 
@@ -16,10 +16,10 @@ PEERS = ("torch", "numba", "ncps", "torchdiffeq", "mambapy", "mamba-ssm", "trans
 
 
 class Store:
-    """The rows of one subject, all of one machine and one set of packages, in a file or (path None) in memory.
+    """The rows of one subject, in a file or (path None) in memory, all of one machine and one set of packages.
 
-    Ratios across two of either are no ratios: a file of others is moved aside (`aside`: where to) and begun anew.
-    Raises RecordError for a broken file.
+    Ratios across machines or versions mean nothing: a file of others is moved aside (`aside`: where to) and a new one
+    begins. Raises RecordError for a broken file.
     """
 
     def __init__(self, path: Path | None, force: bool = False):
@@ -39,7 +39,7 @@ class Store:
                 self.content = found | {"skipped": {}}
 
     def holds(self, contestants: Sequence[str], **cell) -> bool:
-        """Whether the rows that agree with the cell's keys are those of the contestants; drops them where not."""
+        """Whether the cell, the rows with these keys, holds these contestants; drops its rows where it does not."""
         inside = [row for row in self.rows if all(row.get(key) == value for key, value in cell.items())]
         if {row.get("contestant") for row in inside} == set(contestants):
             return True
@@ -51,17 +51,17 @@ class Store:
         return self.content["rows"]
 
     def add(self, rows: list[Row]) -> None:
-        """Keeps more rows with the day and the commit, on the disk too."""
+        """Adds rows, stamped with the date and the commit, and writes the file."""
         self.content["rows"] = [*self.rows, *(row | self.stamp for row in rows)]
         self.write()
 
     def note(self, **facts) -> None:
-        """Keeps facts beside the rows, on the disk too."""
+        """Adds facts beside the rows, and writes the file."""
         self.content |= facts
         self.write()
 
     def skip(self, contestant: str, reason: str, say: Callable[[str], None]) -> None:
-        """Says why a contestant is not measured, and keeps it with the next rows."""
+        """Reports why a contestant is not measured; the reason is written with the next rows."""
         self.content["skipped"][contestant] = reason
         say(f"skipped {contestant}: {reason}")
 
@@ -74,13 +74,13 @@ class Store:
 
 
 def absent(modules: Sequence[str]) -> str | None:
-    """What is not installed of a contestant's modules, and the remedy; None where all are."""
+    """Which of a contestant's modules are not installed, and the remedy; None where all are."""
     missing = [name for name in modules if find_spec(name) is None]
     return f"{', '.join(missing)} not installed (make peers)" if missing else None
 
 
 def _moved_aside(path: Path, content: dict) -> Path:
-    """Renames a file after the machine it was measured on; of several of one machine each keeps a name of its own."""
+    """Renames a file after the machine it was measured on, with a number where that name is taken."""
     slug = re.sub(r"[^a-z0-9]+", "-", " ".join(str(fact) for fact in content["machine"].values() if fact).lower())
     names = [f"{path.stem}.{slug}.json", *(f"{path.stem}.{slug}.{number}.json" for number in range(2, 1000))]
     free = next(place for name in names if not (place := path.with_name(name)).exists())

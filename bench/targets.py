@@ -1,13 +1,13 @@
-"""Bars: ratios that were promised, and what was measured."""
+"""Targets: the ratios that conf/bench/ asks for, and what was measured."""
 
 from dataclasses import dataclass
 
-from analysis.bench_tables import Row
+from analysis.bench import Row
 from harness.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class Bar:
+class Target:
     """`of` is at least `at_least` times as fast as `than`, or takes at most `at_most` times its time.
 
     where: what the two rows must agree with, one row of each. time: the column compared, of a token. Raises
@@ -24,7 +24,7 @@ class Bar:
     def __post_init__(self):
         if (self.at_least is None) == (self.at_most is None):
             raise ConfigError(
-                f"The bar of {self.of} against {self.than} has at_least={self.at_least}, at_most={self.at_most}.",
+                f"The target of {self.of} against {self.than} has at_least={self.at_least}, at_most={self.at_most}.",
                 "one of them: the least ratio of speeds, or the greatest of times.",
                 "give that one in conf/bench/.",
             )

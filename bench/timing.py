@@ -1,4 +1,4 @@
-"""Stopwatch of the bench: contestants by turns in one process, at a length each can bear."""
+"""The bench's stopwatch: contestants interleaved in one process, each at the longest length it can afford."""
 
 import gc
 import statistics
@@ -15,14 +15,14 @@ from harness.machine.memory import reused_memory
 from harness.measurement.latency import synchronize
 
 PROBE = 16  # tokens of the first, untimed call
-QUICK_MS = 200  # a shorter call is preceded by an untimed one: what ran last leaves the caches in its own state
+QUICK_MS = 200  # a shorter call follows an untimed one, which refills the caches that another contestant emptied
 LEAST_ROUNDS = 2
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Limits:
-    """seconds: of one contestant in one cell, about, beside what is not timed. rounds: at most so many timed calls."""
+    """seconds: about the time of one contestant in one cell, warm-up not counted. rounds: the most timed calls."""
 
     seconds: float = 4.0
     rounds: int = 5
@@ -30,7 +30,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Call:
-    """One thing to time. run: gives the output that is differentiated. inputs: what it reads and has gradients by."""
+    """One thing to time. run: returns the output to differentiate. inputs: the tensors it reads, gradients included."""
 
     run: Callable[[], Tensor]
     inputs: list[Tensor]
@@ -40,8 +40,8 @@ class Call:
 class Contestant:
     """One implementation of an operation.
 
-    make: (batch, length, channels) -> Call. needs: modules without which it is skipped. most_tokens: batch x length
-    that it is given at most (the memory of a loop's backward grows with them). training: whether it has a backward.
+    make: (batch, length, channels) -> Call. needs: modules without which it is skipped. most_tokens: the largest
+    batch x length it is given (the memory of a loop's backward grows with it). training: whether it has a backward.
     """
 
     name: str
@@ -87,7 +87,7 @@ def time_call(call: Call, training: bool, device: torch.device) -> float:
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """As in training, freed memory is reused; and no collection of garbage falls into a timed call."""
+    """Reuses freed memory, as training does, and keeps the garbage collector out of timed calls."""
     gc.collect()
     gc.disable()
     try:
@@ -97,11 +97,11 @@ def undisturbed() -> Iterator[None]:
         gc.enable()
 
 
-def bearable(contestant: Contestant, batch: int, length: int, channels: int, limits: Limits, device) -> Times:
-    """A contestant at `length`, or at the longest of some shorter ones at which a few rounds are within the limits.
+def affordable(contestant: Contestant, batch: int, length: int, channels: int, limits: Limits, device) -> Times:
+    """A contestant at `length`, or at the longest shorter one whose rounds fit the limits.
 
-    The length grows to it step by step, since a short sequence tells little of a long one's time. The call that is
-    returned has run at its own length, so that nothing is compiled or touched first while timed.
+    The length grows step by step, since the time of a short sequence predicts little of a long one's. The call that is
+    returned has run at its own length already, so that no compilation or first touch of memory is timed.
     """
     most = min(length, max(1, contestant.most_tokens // batch)) if contestant.most_tokens else length
     budget, tokens, found = 1e3 * limits.seconds / LEAST_ROUNDS, min(PROBE, most), None
@@ -118,13 +118,13 @@ def bearable(contestant: Contestant, batch: int, length: int, channels: int, lim
 
 
 def in_turn(contestants: Sequence[T], turn: int) -> list[T]:
-    """The order of a round: each begins with another one, so that none is always the first."""
+    """The order of one round: every round begins with another contestant, so that none is always first."""
     first = turn % len(contestants)
     return [*contestants[first:], *contestants[:first]]
 
 
 def _warm(call: Call, training: bool, device: torch.device) -> float:
-    """Milliseconds of the last of some calls, each kind made once before."""
+    """Milliseconds of a call after one untimed call of each kind."""
     for with_backward in (False, True)[: 1 + training]:
         time_call(call, with_backward, device)
     return time_call(call, training, device)
@@ -133,9 +133,9 @@ def _warm(call: Call, training: bool, device: torch.device) -> float:
 def measure(
     contestants: list[Contestant], batch: int, length: int, channels: int, limits: Limits, device: torch.device
 ) -> dict[str, Times]:
-    """Times all contestants by turns until each has had its rounds or, after the least of them, its seconds."""
+    """Times all contestants, interleaved, until each has had its rounds or, after LEAST_ROUNDS, spent its seconds."""
     with undisturbed():
-        times = {c.name: bearable(c, batch, length, channels, limits, device) for c in contestants}
+        times = {c.name: affordable(c, batch, length, channels, limits, device) for c in contestants}
         spent = dict.fromkeys(times, 0.0)
         for turn in range(limits.rounds):
             for contestant in in_turn(contestants, turn):
@@ -146,7 +146,7 @@ def measure(
 
 
 def _round(times: Times, trains: bool, device: torch.device) -> float:
-    """Times one call of each kind; returns the milliseconds that went by."""
+    """Times one call of each kind; returns the milliseconds spent."""
     spent = 0.0
     for training in (False, True)[: 1 + trains]:
         taken = time_call(times.call, training, device)

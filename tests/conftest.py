@@ -19,6 +19,13 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("architecture", configs.MODELS)
 
 
+def pytest_collection_modifyitems(items):
+    """Marks whatever names Triton as slow: its interpreter and its compiler take seconds for the smallest call."""
+    for item in items:
+        if "triton" in item.nodeid.lower():
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)

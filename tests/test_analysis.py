@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from analysis import figures, frame, memory, quality, readme, records, render, report, tables
+from analysis import figures, frame, memory, pages, quality, records, render, report, tables
 from analysis.__main__ import main
 from analysis.statistics import Summary, summarise
 from harness.errors import RecordError
@@ -172,7 +172,7 @@ def test_unchecked_runs_are_refused_and_named(folder, capsys):
     assert len(known.runs) == 7
     target = folder.parent / "README.md"
     target.write_text("nothing generated\n")
-    assert main([str(folder), "--readme", str(target), "--check"]) == 0
+    assert main([str(folder), "--pages", str(target), "--check"]) == 0
     assert f"refused {path}" in capsys.readouterr().out
 
 
@@ -300,10 +300,10 @@ def test_the_figure_has_the_curves_and_the_same_bytes_again(folder, tmp_path):
     assert first[1].startswith(b"%PDF")
 
 
-def test_readme_sections_come_from_the_records_and_check_tells(folder, tmp_path, capsys):
+def test_sections_come_from_the_records_and_check_reports(folder, tmp_path, capsys):
     target = tmp_path / "README.md"
     target.write_text("# A\n<!-- generated:comparison -->\nold\n<!-- /generated:comparison -->\nend\n")
-    arguments = [str(folder), "--output", str(tmp_path / "out"), "--readme", str(target)]
+    arguments = [str(folder), "--output", str(tmp_path / "out"), "--pages", str(target)]
     assert main([*arguments, "--check"]) == 1
     assert "-old" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
@@ -316,24 +316,24 @@ def test_readme_sections_come_from_the_records_and_check_tells(folder, tmp_path,
     assert main([*arguments, "--check"]) == 1
 
 
-def test_readme_markers_that_do_not_fit_are_told():
+def test_markers_that_do_not_fit_are_reported():
     with pytest.raises(RecordError, match="'other'"):
-        readme.render("<!-- generated:other -->\n<!-- /generated:other -->", {"one": ""})
+        pages.render("<!-- generated:other -->\n<!-- /generated:other -->", {"one": ""})
     for text in (
         "<!-- generated:one -->\n",
         "<!-- /generated:one -->",
         "<!-- generated:one --> <!-- /generated:one -->",
     ):
         with pytest.raises(RecordError, match="without its partner"):
-            readme.render(text, {"one": ""})
+            pages.render(text, {"one": ""})
 
 
-def test_no_records_is_an_error_and_an_empty_readme_section(tmp_path, capsys):
+def test_no_records_is_an_error_and_an_empty_section(tmp_path, capsys):
     assert main([str(tmp_path)]) == 2
     assert "python run.py" in capsys.readouterr().err
     target = tmp_path / "README.md"
     target.write_text("<!-- generated:memory -->\n<!-- /generated:memory -->\n")
-    assert main([str(tmp_path), "--readme", str(target)]) == 0
+    assert main([str(tmp_path), "--pages", str(target)]) == 0
     assert report.NOTHING in target.read_text()
 
 

@@ -1,5 +1,6 @@
 """Every architecture of conf/model is checked, with no list to maintain."""
 
+import pytest
 import torch
 
 import configs
@@ -7,6 +8,7 @@ from harness.checks.runner import run_checks
 from harness.model.sizing import SizeConfig, solve
 
 
+@pytest.mark.slow
 def test_every_architecture_passes_the_checks(architecture):
     spec = configs.spec(architecture)
     size = SizeConfig(250_000, 2)

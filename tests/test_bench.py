@@ -1,4 +1,4 @@
-"""The bench: what it times, what it keeps, what it skips, and how it holds ratios to bars."""
+"""The bench: what it times, what it keeps, what it skips, and how it compares ratios with targets."""
 
 import copy
 import importlib.util
@@ -11,14 +11,14 @@ import torch
 import yaml
 
 import run
-from analysis import bench_tables as table
+from analysis import bench as table
 from analysis.__main__ import main as analyse
 from bench import __main__ as command
 from bench import kernels, timing
 from bench.bandwidth import floor_ms
 from bench.comparison import Comparison, layer
 from bench.store import Store
-from bench.targets import Bar
+from bench.targets import Target
 from bench.timing import Call, Contestant, Limits
 from harness.configure import locate
 from harness.errors import ConfigError, RecordError
@@ -42,7 +42,7 @@ def sleeper(seconds_per_token: float, **options) -> Contestant:
     return Contestant(f"{seconds_per_token} s", make, **options)
 
 
-def test_contestants_are_timed_by_turns_and_a_slow_one_at_the_length_it_can_bear():
+def test_contestants_are_timed_interleaved_and_a_slow_one_at_the_length_it_can_afford():
     quick, slow, short = sleeper(0), sleeper(0.002), sleeper(1e-5, most_tokens=20, training=False)
     times = timing.measure([quick, slow, short], 1, 512, 3, Limits(seconds=0.6, rounds=3), CPU)
     assert [times[c.name].length for c in (quick, slow, short)] == [512, 128, 20]
@@ -105,22 +105,22 @@ def test_rows_relate_a_tokens_time_to_the_firsts():
     assert first["training_us"] == pytest.approx(1e3 * first["training_ms"] / 128)
 
 
-def test_a_bar_is_met_missed_or_not_measured():
+def test_a_target_is_met_missed_or_not_measured():
     rows = [
         {"operation": "scan", "length": 4, "contestant": name, "training_us": us}
         for name, us in (("ours", 2.0), ("theirs", 30.0), ("untrained", None))
     ]
     where = {"operation": "scan", "length": 4}
-    faster = [Bar(where, "ours", "theirs", at_least=by).verdict(rows) for by in (15, 15.1)]
-    dearer = [Bar(where, "theirs", "ours", at_most=by).verdict(rows) for by in (15, 14.9)]
+    faster = [Target(where, "ours", "theirs", at_least=by).verdict(rows) for by in (15, 15.1)]
+    dearer = [Target(where, "theirs", "ours", at_most=by).verdict(rows) for by in (15, 14.9)]
     for verdicts in (faster, dearer):
         assert [verdict["met"] for verdict in verdicts] == [True, False]
         assert verdicts[0]["measured"] == 15
     for bounds in ({}, {"at_least": 1, "at_most": 2}):
         with pytest.raises(ConfigError, match="one of them"):
-            Bar(where, "ours", "theirs", **bounds)
-    assert Bar(where, "ours", "untrained", at_least=1).verdict(rows)["met"] is None
-    assert Bar(where | {"length": 5}, "ours", "theirs", at_least=1).verdict(rows)["met"] is None
+            Target(where, "ours", "theirs", **bounds)
+    assert Target(where, "ours", "untrained", at_least=1).verdict(rows)["met"] is None
+    assert Target(where | {"length": 5}, "ours", "theirs", at_least=1).verdict(rows)["met"] is None
 
 
 def test_a_peer_that_is_not_installed_is_skipped_with_a_line(tmp_path):
@@ -132,6 +132,7 @@ def test_a_peer_that_is_not_installed_is_skipped_with_a_line(tmp_path):
     assert "no_such_package" in store.content["skipped"]["theirs (sleep)"]
 
 
+@pytest.mark.slow
 def test_measurements_are_kept_taken_up_again_and_measured_again_by_force(tmp_path, monkeypatch, capsys):
     quick = ["kernels", "--quick", "--out", str(tmp_path)]
     config = CONFIGS["kernels"] | {"comparisons": ["bench.baselines.gru"]}
@@ -164,6 +165,7 @@ def test_rows_of_another_machine_or_of_other_packages_are_moved_aside(tmp_path):
         Store(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("subject", ["models", "newton"])
 def test_every_subject_runs(subject, monkeypatch, capsys):
     config = copy.deepcopy(CONFIGS[subject])
@@ -178,7 +180,7 @@ def test_every_subject_runs(subject, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("path", CONFIGS["kernels"]["comparisons"])
-def test_every_comparison_has_contestants_that_run_and_bars_name_them(path):
+def test_every_comparison_has_contestants_that_run_and_targets_name_them(path):
     comparison = locate(path, "comparisons")(CPU)
     names = [contestant.name for contestant in comparison.contestants]
     assert len(set(names)) == len(names) > 1
@@ -187,9 +189,9 @@ def test_every_comparison_has_contestants_that_run_and_bars_name_them(path):
             continue
         call = contestant.make(2, 3, 16)
         assert call.run().shape[:2] == (2, 3)
-    for bar in CONFIGS["kernels"]["bars"]:
-        if bar["where"]["operation"] == comparison.operation:
-            assert {bar["of"], bar["than"]} <= set(names)
+    for target in CONFIGS["kernels"]["targets"]:
+        if target["where"]["operation"] == comparison.operation:
+            assert {target["of"], target["than"]} <= set(names)
 
 
 def test_the_contestants_of_the_liquid_scan_compute_the_same_thing():
@@ -200,26 +202,26 @@ def test_the_contestants_of_the_liquid_scan_compute_the_same_thing():
     torch.testing.assert_close(rk4, peer, atol=5e-3, rtol=0)  # theirs is the 3/8 rule
 
 
-def test_bars_of_models_name_what_is_measured():
+def test_targets_of_models_name_what_is_measured():
     config = CONFIGS["models"]
     names = {*config["models"], *config["peers"], *config["decoders"]}
-    for bar in config["bars"]:
-        assert {bar["of"], bar["than"]} <= names
+    for target in config["targets"]:
+        assert {target["of"], target["than"]} <= names
 
 
-def test_the_readmes_sections_come_from_what_was_measured(tmp_path, monkeypatch):
+def test_sections_of_pages_come_from_what_was_measured(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     store = Store(Path("results/bench/kernels.json"))
     call = layer(torch.nn.Identity(), 1, 4, 2, CPU)
     times = timing.measure([Contestant("fused", lambda *_: call)], 1, 4, 2, Limits(rounds=1), CPU)
     store.note(channels=2, notes={"identity": "Nothing at all."})
     store.add(kernels.as_rows("identity", 1, 4, times, 1e9))
-    bar = Bar({"operation": "identity"}, "fused", "fused", at_least=2.0)
-    store.note(bars=[bar.verdict(store.rows)])
+    target = Target({"operation": "identity"}, "fused", "fused", at_least=2.0)
+    store.note(targets=[target.verdict(store.rows)])
     sections = "\n".join(f"<!-- generated:{name} -->\n<!-- /generated:{name} -->" for name in table.SUBJECTS)
     Path("README.md").write_text(sections)
     Path("results/none").mkdir()
-    assert analyse(["results", "--readme", "README.md"]) == 0
+    assert analyse(["results", "--pages", "README.md"]) == 0
     text = Path("README.md").read_text()
     assert "**identity, 2 channels.** Nothing at all." in text
     assert "| **missed**" in text

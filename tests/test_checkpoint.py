@@ -82,6 +82,7 @@ def test_a_streak_of_long_gradients_is_counted_across_a_stop(tmp_path):
     assert tiny.run_once(tmp_path, **limits)[1]["divergence"]["update"] == 10
 
 
+@pytest.mark.slow
 def test_kill_at_random_moments(tmp_path):
     """kill -9, several times, in real processes; one thread each."""
     seed = int.from_bytes(os.urandom(4))

@@ -38,6 +38,7 @@ for solver, substeps, N in (("semi_implicit", 1, 1), ("semi_implicit", 6, 1), ("
 """
 
 
+@pytest.mark.slow
 def test_training_takes_no_more_than_twice_its_inputs_and_outputs_beyond_them():
     """Of semi_implicit x 1 and x 6, rk4 and 16 states; outputs and gradients, both ways, are among what it takes."""
     given_back = {"MALLOC_MMAP_THRESHOLD_": "65536"}  # what is freed, to the system: the peak holds what is alive

@@ -84,6 +84,7 @@ def test_paths_agree_for_every_coupling_reversal_and_gate(coupling, reversal, ga
     assert_paths_agree(mixer(coupling=coupling, reversal=reversal, gate=gate), elapsed=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [

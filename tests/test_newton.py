@@ -101,6 +101,7 @@ def small_tiles(monkeypatch):
         monkeypatch.setattr(newton_triton, name, 16)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kernel", "solver"), itertools.product(KERNELS, SOLVERS))
 def test_the_kernels_of_all_tokens_are_their_references(kernel, solver, monkeypatch):
     module, device, T, D = KERNELS[kernel]

@@ -90,6 +90,7 @@ def test_a_bad_input_is_refused_before_training(case, monkeypatch, tmp_path, tin
     assert not list(tmp_path.glob("runs/*/metrics.jsonl"))
 
 
+@pytest.mark.slow
 def test_an_unknown_dataset_is_refused(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     message = refused(monkeypatch, *TINY, "task=text8", f"records={tmp_path / 'runs'}")
@@ -144,6 +145,7 @@ def test_a_sweep_states_its_grid(monkeypatch, tmp_path, tiny):
     assert len(names) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", sorted((run.ROOT / "sweeps").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_sweep_composes_and_states_its_question(path):
     jobs = list(run.expanded([f"+sweeps={path.stem}"]))

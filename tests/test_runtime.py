@@ -17,6 +17,7 @@ print(torch.get_num_threads(), min({threads}, numba.config.NUMBA_NUM_THREADS) ==
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threads", [1, 3])
 def test_torch_and_numba_take_the_threads_asked_for(threads):
     program = [sys.executable, "-c", PROGRAM.format(threads=threads)]

@@ -21,6 +21,7 @@ def curve(architecture: str, kernel: str, path) -> list[float]:
     return [line["loss"] for line in metrics]
 
 
+@pytest.mark.slow
 def test_the_reference_and_the_fused_kernel_give_the_same_training_curve(architecture, tmp_path):
     reference = curve(architecture, "reference", tmp_path / "reference")
     fused = curve(architecture, "fused", tmp_path / "fused")

@@ -1,4 +1,4 @@
-"""The generated sections of a README: what stands between two markers is written from the records, never typed.
+"""The generated sections of README.md and docs/*.md: what stands between two markers is written from the records.
 
 <!-- generated:NAME -->
 ...
@@ -7,6 +7,7 @@
 
 import difflib
 import re
+from pathlib import Path
 
 from harness.errors import RecordError
 
@@ -14,6 +15,11 @@ SECTION = re.compile(
     r"(?P<open><!-- generated:(?P<name>[\w-]+) -->\n)(?P<body>.*?)(?P<close><!-- /generated:(?P=name) -->)", re.S
 )
 MARKER = re.compile(r"<!-- (/?)generated:([\w-]+) -->")
+
+
+def published() -> list[Path]:
+    """The pages of the checkout in which the command runs: README.md and docs/*.md."""
+    return [page for page in (Path("README.md"), *sorted(Path("docs").glob("*.md"))) if page.is_file()]
 
 
 def render(text: str, sections: dict[str, str], name: str = "README.md") -> str:
@@ -40,6 +46,6 @@ def render(text: str, sections: dict[str, str], name: str = "README.md") -> str:
 
 
 def difference(old: str, new: str, name: str = "README.md") -> str:
-    """The lines in which the README differs from what the records give; "" where it does not."""
+    """The lines in which a page differs from what the records give; "" where it does not."""
     lines = difflib.unified_diff(old.splitlines(), new.splitlines(), name, f"{name} from the records", lineterm="")
     return "\n".join(lines)

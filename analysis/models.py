@@ -1,0 +1,55 @@
+"""The table of models: where each comes from, the state it holds, the implementation it was compared with."""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from analysis.records import Record
+from analysis.render import MISSING, si_bytes
+
+CATALOGUE = Path(__file__).resolve().parents[1] / "docs" / "models.yaml"
+CONTEXTS = (1024, 32768)
+ORACLE = re.compile(r"\w+ = (.+?) within")
+HEADER = ("`model=`", "architecture", "paper", "year", "state at 1k / 32k tokens", "oracle")
+
+
+def catalogue() -> dict[str, dict[str, Any]]:
+    """{model: {is, paper, year, at}} of docs/models.yaml."""
+    return yaml.safe_load(CATALOGUE.read_text(encoding="utf-8"))
+
+
+def table(records: Iterable[Record]) -> str:
+    """Markdown, a row a model of the catalogue; state and oracle as the model's recorded runs show them."""
+    found: dict[str, list[dict]] = {}
+    for record in records:
+        found.setdefault(record.result["model"], []).append(record.result)
+    lines = [f"| {' | '.join(HEADER)} |", "|---|---|---|---:|---:|---|"]
+    for model, entry in catalogue().items():
+        runs = found.get(model, [])
+        paper = f"[{entry['paper']}]({entry['at']})" if entry["at"] else entry["paper"]
+        cells = [f"`{model}`", entry["is"], paper, str(entry["year"]), _state(runs), _oracles(runs)]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _state(runs: list[dict]) -> str:
+    """Bytes at both contexts, of the run that holds the most; one figure where they are the same."""
+    held = []
+    for run in runs:
+        contexts = (run.get("measurement") or {}).get("contexts") or []
+        known = {row["context"]: row["state_bytes"] for row in contexts}
+        if all(context in known for context in CONTEXTS):
+            held.append([known[context] for context in CONTEXTS])
+    if not held:
+        return MISSING
+    return " / ".join(dict.fromkeys(si_bytes(size) for size in max(held)))
+
+
+def _oracles(runs: list[dict]) -> str:
+    """The third-party implementations that the check `oracle` compared the model with."""
+    checks = [check for run in runs for check in run["checks"]["results"] if check["name"] == "oracle"]
+    names = sorted({name for check in checks for name in ORACLE.findall(check.get("detail") or "")})
+    return ", ".join(names) or MISSING
