@@ -50,7 +50,7 @@ def _row(record: Record) -> dict[str, Any]:
     row |= {"non_embedding": result["parameters"]["non_embedding"]}
     row |= {key: training.get(key) for key in ("tokens", "updates", "epochs", "tokens_per_second", "seconds")}
     row |= {f"train_{key}": training.get(key) for key in ("flops_per_token", "peak_memory_bytes", "energy_joules")}
-    row |= {f"test_{key}": test.get(key) for key in ("bits_per_byte", "accuracy", "loss")}
+    row |= {f"test_{key}": test.get(key) for key in ("bits_per_byte", "accuracy", "mean_squared_error", "loss")}
     row |= {"digest": result["data"].get("digest"), "diverged_at": (training.get("divergence") or {}).get("update")}
     for measured in measurement.get("contexts", []):
         for key in ("state_bytes", "decode_ms_p50", "decode_tokens_per_second", "first_token_ms"):
