@@ -50,7 +50,7 @@ def _row(record: Record) -> dict[str, Any]:
     row |= {"non_embedding": result["parameters"]["non_embedding"]}
     row |= {key: training.get(key) for key in ("tokens", "updates", "epochs", "tokens_per_second", "seconds")}
     row |= {f"train_{key}": training.get(key) for key in ("flops_per_token", "peak_memory_bytes", "energy_joules")}
-    row |= {f"test_{key}": test.get(key) for key in ("bits_per_byte", "accuracy", "loss")}
+    row |= {f"test_{key}": test.get(key) for key in ("bits_per_byte", "accuracy", "mean_squared_error", "loss")}
     row |= {"digest": result["data"].get("digest"), "diverged_at": (training.get("divergence") or {}).get("update")}
     for measured in measurement.get("contexts", []):
         for key in ("state_bytes", "decode_ms_p50", "decode_tokens_per_second", "first_token_ms"):
@@ -109,11 +109,16 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _differing_keys(configs: list[dict[str, Any]]) -> list[str]:
-    """Keys whose values set `configs` apart, shortest first, each way of setting them apart named once."""
+    """Keys whose values set `configs` apart, shortest first, each way of setting them apart named once.
+
+    What follows from the name of a part (block.expand from block.name) is not named beside it.
+    """
     ways: dict[tuple, str] = {}
     for key in sorted({key for config in configs for key in config}, key=lambda key: (key.count("."), key)):
         values = tuple(str(config.get(key, "unset")) for config in configs)
-        if len(set(values)) > 1 and not key.endswith("_target_"):
+        names = [config.get(f"{key.rpartition('.')[0]}.name", "unset") for config in configs]
+        follows = not key.endswith(".name") and len(set(zip(names, values, strict=True))) == len(set(names))
+        if len(set(values)) > 1 and not key.endswith("_target_") and not follows:
             ways.setdefault(values, key)
     return list(ways.values())
 

@@ -54,7 +54,7 @@ def build(records: Records, measured: Path) -> Report:
     return Report(
         runs,
         tables.comparisons(runs),
-        tables.comparisons(runs, "test_accuracy"),
+        tables.comparisons(runs, "test_accuracy") + tables.comparisons(runs, "test_mean_squared_error"),
         [table for size in sizes if (table := memory.table(contexts, size))],
         _memory_plots(contexts, sizes) | _quality_plots(records.runs, runs),
         example.summary(records.runs),

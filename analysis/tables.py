@@ -27,13 +27,15 @@ TOKENS = Column("tokens", "trained tokens", lambda s: count(s.mean))
 QUALITY = {
     "test_bits_per_byte": Column("test_bits_per_byte", "bits per byte (test)", lambda s: spread(s, 3)),
     "test_accuracy": Column("test_accuracy", "accuracy (test)", lambda s: spread(s, 4)),
+    "test_mean_squared_error": Column("test_mean_squared_error", "mean squared error (test)", lambda s: spread(s, 4)),
 }
 
 
 def comparisons(runs: pd.DataFrame, quality: str = "test_bits_per_byte") -> list[Table]:
-    """The tables of the runs scored by `quality`: bits per byte for text, "test_accuracy" for synthetic tasks.
+    """The tables of the runs scored by `quality`.
 
-    A task none of whose runs finished is counted as text.
+    It is bits per byte for text, "test_accuracy" for synthetic tasks, "test_mean_squared_error" for real vectors. A
+    task none of whose runs finished is counted as text.
     """
     if runs.empty:
         return []
@@ -46,7 +48,7 @@ def comparisons(runs: pd.DataFrame, quality: str = "test_bits_per_byte") -> list
 
 
 def _quality(group: pd.DataFrame) -> str:
-    return "test_accuracy" if group["test_accuracy"].notna().any() else "test_bits_per_byte"
+    return next((key for key in QUALITY if group[key].notna().any()), "test_bits_per_byte")
 
 
 def _comparison(name: str, title: str, runs: pd.DataFrame, quality: Column) -> Table:
@@ -70,7 +72,7 @@ def _comparison(name: str, title: str, runs: pd.DataFrame, quality: Column) -> T
 
 def _ordered(runs: pd.DataFrame, quality: str) -> list[pd.DataFrame]:
     groups = [group for _, group in runs.groupby(["variant", "machine", "status"], sort=True)]
-    better = 1 if quality == "test_bits_per_byte" else -1
+    better = -1 if quality == "test_accuracy" else 1
 
     def rank(group: pd.DataFrame) -> tuple:
         mean = summarise(_values(group, quality)).mean

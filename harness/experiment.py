@@ -9,13 +9,12 @@ from pydantic import NonNegativeInt
 
 from harness.checks.runner import run_checks
 from harness.errors import UserError
-from harness.evaluation.batches import EvaluateConfig
-from harness.evaluation.evaluate import evaluate
+from harness.evaluation.evaluate import EvaluateConfig, evaluate
 from harness.measurement.measure import MeasureConfig, cost, measure
 from harness.model import sizing
 from harness.model.backbone import LanguageModel, ModelSpec
 from harness.model.sizing import SizeConfig
-from harness.ops import registry as kernels
+from harness.ops.registry import recording
 from harness.records import record
 from harness.tasks.task import Task
 from harness.training.loggers import Logger
@@ -67,9 +66,9 @@ class Experiment:
                 "checks": self._check(model, run, say),
             }
             self.logger.start(names["name"], run.key, config)
-            kernels.CHOSEN.clear()  # of what the checks ran
-            result |= self._measured(model, run, say)
-            result |= {"kernels": kernels.served(model.head.weight.device), "counts": model.counts()}
+            with recording() as served:
+                result |= self._measured(model, run, say)
+            result |= {"kernels": served.on(model.head.weight.device), "counts": model.counts()}
             result = run.finish(result)
             self.logger.finish(result)
             return result

@@ -4,10 +4,16 @@ The program prints a line for each operation and type with the kernels compiled,
 compile. It must start without TRITON_INTERPRET, so it is a process of its own.
 """
 
+from collections.abc import Callable, Iterator
+from functools import partial
+
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
+
+import conformance
+from harness.ops.samples import Draw, Sample
 
 TARGET = GPUTarget("cuda", 90, 32)
 compiled: list[str] = []
@@ -51,38 +57,6 @@ def leaf(*shape: int, dtype=torch.float32) -> torch.Tensor:
     return torch.rand(shape).to(dtype).requires_grad_()
 
 
-def selective_scan(dtype):
-    from baselines.mamba.scan_triton import selective_scan
-
-    B, T, D, N = 2, 40, 96, 16
-    x, dt = leaf(B, T, D, dtype=dtype), leaf(B, T, D, dtype=dtype)
-    inputs = (x, dt, leaf(D, N), leaf(B, T, N, dtype=dtype), leaf(B, T, N, dtype=dtype), leaf(D), leaf(B, D, N))
-    differentiate(selective_scan(*inputs))
-
-
-def rwkv_scan(dtype):
-    from baselines.rwkv.scan_triton import rwkv_scan
-
-    B, T, H, N = 2, 40, 2, 64
-    differentiate(rwkv_scan(*(leaf(B, T, H, N, dtype=dtype) for _ in range(6)), leaf(B, H, N, N)))
-
-
-def causal_conv(dtype):
-    from harness.ops.causal_conv.conv_triton import causal_conv
-
-    for silu in (False, True):
-        inputs = [leaf(2, 40, 96, dtype=dtype), leaf(4, 96), leaf(96), leaf(2, 3, 96, dtype=dtype)]
-        differentiate(causal_conv(*inputs, silu))
-
-
-def linear_scan(dtype):
-    from harness.ops.linear_scan.scan_triton import run
-
-    for reverse in (False, True):
-        with torch.no_grad():
-            run(leaf(2, 400, 96, dtype=dtype), leaf(2, 400, 96, dtype=dtype), leaf(2, 96, dtype=dtype), reverse)
-
-
 def liquid_scan(dtype):
     from arch.ltc.scan_triton import liquid_scan
 
@@ -105,24 +79,36 @@ def liquid_tokens(dtype):
             tokens_vjp(solver, 6, "softplus", *given, None, leaf(B, T, D))
 
 
-def cfc_scan(_dtype):
-    from arch.cfc.scan import Cell
-    from arch.cfc.scan_triton import cfc_scan
-
-    T, B, D = 4, 20, 96
-    for mode, heads in (("default", 3), ("pure", 1)):
-        extras = (leaf(D), leaf(D)) if mode == "pure" else ()
-        cell = Cell(mode, "gelu", leaf(D, D), [], (leaf(heads * D, D), leaf(heads * D)), *extras)
-        differentiate(cfc_scan(cell, leaf(T, B, D), leaf(B, D), None))
+BY_HAND = {"liquid_scan": liquid_scan, "liquid_tokens": liquid_tokens}
+"""Calls of operations that bring no samples yet."""
 
 
-OPERATIONS = (selective_scan, rwkv_scan, causal_conv, linear_scan, liquid_scan, liquid_tokens, cfc_scan)
-CALLS = {call.__name__: call for call in OPERATIONS}
+def calls() -> Iterator[tuple[str, torch.dtype, Callable[[], None]]]:
+    """A name, a type and a call for every kernel in Triton: what an operation brings, in sizes of real use and tiny."""
+    for operation in conformance.operations().values():
+        for kernel in operation.kernels:
+            if kernel.backend == "triton" and operation.samples is not None:
+                *_, real = ({}, *operation.samples.variants[:1], *operation.samples.large[:1])
+                for keywords, dtype in (
+                    *((variant | real, torch.float32) for variant in operation.samples.variants[:2]),
+                    (real, torch.bfloat16),
+                    ({"length": 1}, torch.float64),
+                ):
+                    if conformance.serves(operation, kernel, keywords, dtype):
+                        sample = operation.samples.make(Draw(dtype), **keywords)
+                        yield operation.name, dtype, partial(run, kernel.load(), sample)
+    for name, call in BY_HAND.items():
+        for dtype in (torch.float32, torch.bfloat16):
+            yield name, dtype, partial(call, dtype)
+
+
+def run(function: Callable, sample: Sample) -> None:
+    differentiate(function(*sample.arguments))
+
 
 if __name__ == "__main__":
     compile_in_place_of_running()
-    for name, call in CALLS.items():
-        for dtype in (torch.float32, torch.bfloat16):
-            compiled.clear()
-            call(dtype)
-            print(name, dtype, *compiled, flush=True)
+    for name, dtype, call in calls():
+        compiled.clear()
+        call()
+        print(name, dtype, *compiled, flush=True)

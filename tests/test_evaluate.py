@@ -7,8 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from harness.evaluation.batches import EvaluateConfig
-from harness.evaluation.evaluate import evaluate
+from harness.evaluation.evaluate import EvaluateConfig, evaluate
 from harness.evaluation.text import extrapolation, loss_by_position, stream_loss
 from harness.tasks.mqar import MQAR
 from harness.tasks.parity import Parity

@@ -6,7 +6,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import configs
-from baselines.transformer.mixer import Attention
 from harness.model.backbone import LanguageModel, Width
 from harness.model.state import map_tensors, tensors
 from kernel_checks import poison
@@ -71,20 +70,3 @@ def test_the_frozen_variant_is_the_step(variant, multiple, batch, data):
     spec = configs.spec(variant.split()[0], *(f"model.mixer.{override}" for override in overrides))
     width = data.draw(st.integers(1, 70)) if unit == 1 else multiple * unit
     assert_frozen_is_the_step(model(spec, width, 24), batch)
-
-
-@pytest.mark.parametrize(("n_kv_heads", "batch", "past"), [(None, 1, 127), (2, 3, 129), (1, 2, 300)])
-@torch.no_grad()
-def test_attention_over_a_long_cache(n_kv_heads, batch, past):
-    """Its kernel reads 128 tokens at a time, for one query head of a group after another."""
-    mixer = Attention(64, head_dim=16, n_kv_heads=n_kv_heads)
-    mixer.qkv.weight.mul_(4)  # scores that differ: a mean of the values would hide what was not read
-    _, state = mixer(torch.randn(batch, past, 64))
-    frozen, held = mixer.frozen_step(), state
-    assert frozen != mixer.step  # the kernel serves
-    for x in torch.randn(3, batch, 64):
-        y, held = frozen(x, held)
-        expected, state = mixer.step(x, state)
-        torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
-    for got, want in zip(tensors(held), tensors(state), strict=True):
-        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)

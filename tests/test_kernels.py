@@ -43,7 +43,6 @@ def operation():
     )
     yield made
     del kernels.OPERATIONS["test_double"]
-    kernels.CHOSEN.clear()
 
 
 def test_auto_takes_the_first_kernel_that_serves(operation):
@@ -61,12 +60,18 @@ def test_auto_falls_back_and_reference_is_always_at_hand(operation):
 
 
 def test_what_served_is_known_by_device(operation):
-    kernels.CHOSEN.clear()
-    operation.choose("auto", torch.device("cpu"), torch.float32, size=2)
-    operation.choose("auto", torch.device("cpu"), torch.float32, size=3)
-    operation.choose("auto", torch.device("meta"), torch.float32, size=2)
-    assert kernels.served(torch.device("cpu")) == {"test_double": ["plain", "reference"]}
-    assert kernels.served(torch.device("meta")) == {"test_double": ["reference"]}
+    operation.choose("auto", torch.device("cpu"), torch.float64, size=2)
+    with kernels.recording() as served:
+        operation.choose("auto", torch.device("cpu"), torch.float32, size=2)
+        with kernels.recording() as within:
+            operation.choose("auto", torch.device("cpu"), torch.float32, size=2)
+        operation.choose("auto", torch.device("cpu"), torch.float32, size=3)
+        operation.choose("auto", torch.device("meta"), torch.float32, size=2)
+    operation.choose("auto", torch.device("cuda"), torch.float32, size=2)
+    assert served.on(torch.device("cpu")) == {"test_double": ["plain", "reference"]}
+    assert served.on(torch.device("meta")) == {"test_double": ["reference"]}
+    assert served.on(torch.device("cuda")) == {}
+    assert within.on(torch.device("cpu")) == {"test_double": ["plain"]}
 
 
 @pytest.mark.parametrize(
@@ -149,12 +154,12 @@ def _model(architecture: str, kernel: str, dtype: torch.dtype):
 
 def test_what_served_names_the_torch_code_of_training_beside_the_kernel_of_evaluation():
     ltc, x = LTC(8, gradient=Backprop()), torch.randn(2, 6, 8)
-    kernels.CHOSEN.clear()
-    ltc(x)[0].sum().backward()
-    assert kernels.served(x.device)["liquid_scan"] == ["reference"]
-    with torch.no_grad():
-        ltc(x)
-    assert kernels.served(x.device)["liquid_scan"] == ["numba", "reference"]
+    with kernels.recording() as served:
+        ltc(x)[0].sum().backward()
+        assert served.on(x.device)["liquid_scan"] == ["reference"]
+        with torch.no_grad():
+            ltc(x)
+    assert served.on(x.device)["liquid_scan"] == ["numba", "reference"]
 
 
 @pytest.mark.parametrize("parallel", [Sequential(), Newton()], ids=["sequential", "newton"])

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import run
+from analysis import frame, records, tables
 from harness.experiment import Experiment
 from harness.model.backbone import Width
 from harness.model.interface import Classes, Interface, Tokens, Vectors
@@ -78,6 +79,8 @@ def test_a_regression_is_learnt_and_recorded(model, tmp_path):
     assert result["data"]["inputs"] == "Vectors(width=2)"
     assert abs(result["parameters"]["total"] - 60_000) <= 1200
     assert result["measurement"]["contexts"][0]["decode_ms_p50"] > 0
+    (table,) = tables.comparisons(frame.runs(records.load([tmp_path]).runs), "test_mean_squared_error")
+    assert table.rows[0][0].startswith(model)
     (path,) = tmp_path.glob("*/metrics.jsonl")
     assert not any("bits_per_token" in line for line in map(json.loads, path.read_text().splitlines()))
 

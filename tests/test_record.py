@@ -25,6 +25,7 @@ def test_the_key_is_what_changes_the_figures_and_nothing_else():
     assert key == run_key(dict(reversed(CONFIG.items())), "digest")
     same = {"logger": {"mode": "online"}, "records": "/elsewhere", "force": True, "progress": False, "question": "?"}
     assert key == run_key(CONFIG | same, "digest")
+    assert key == run_key(CONFIG | {"model": CONFIG["model"] | {"names": {"block": "gated"}}}, "digest")
     for changed in ({"size": {"params": 2000}}, {"model": {"d_state": 2}}, {"seed": 1}):
         assert key != run_key(CONFIG | changed, "digest")
     assert key != run_key(CONFIG, "other")

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from baselines.recurrent.gru_numba import gru_scan
 from baselines.recurrent.mixer import GRU, LSTM
 from harness.checks.oracles import find_oracle
 from harness.model.state import tensors
@@ -91,3 +92,13 @@ def test_autocast_keeps_the_recurrence_in_float32(mixer):
         y.float().sum().backward()
     assert all(t.dtype == torch.float32 for part in (state, stepped) for t in tensors(part))
     assert all(p.grad.isfinite().all() for p in mixer.parameters())
+
+
+def test_the_gru_scans_gradients_do_not_follow_autocast():
+    shapes = (2, 5, 8), (2, 8), (24, 8), (24, 8), (24,), (24,)
+    tensors = [torch.randn(shape).requires_grad_() for shape in shapes]
+    loss = gru_scan(*tensors).square().sum()
+    outside = torch.autograd.grad(loss, tensors, retain_graph=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = torch.autograd.grad(loss, tensors)
+    assert all(map(torch.equal, inside, outside))

@@ -46,7 +46,7 @@ class LoopMix(TimeMix):
         state = state or self.init_state(len(x), dtype=x.dtype)
         previous = torch.cat([state["shift"][:, None], x[:, :-1]], dim=1)
         vectors, gate = self._vectors(x, previous, call.shared)
-        y, wkv = rwkv_scan.scan_reference(*vectors, state["wkv"])
+        y, wkv = rwkv_scan.reference(*vectors, state["wkv"])
         return self._read(y, vectors, gate), {"shift": x[:, -1], "wkv": wkv}
 
 

@@ -13,9 +13,9 @@ from baselines.recurrent.mixer import GRU
 from baselines.recurrent.scan import GRU_SCAN
 from harness.model.backbone import Width
 from harness.model.mixer import Call
-from harness.model.mlp import SWIGLU
-from harness.model.norm import RMS_NORM
 from harness.model.state import tensors
+from harness.ops.elementwise.rms_norm import RMS_NORM
+from harness.ops.elementwise.swiglu import SWIGLU
 from harness.ops.shapes import expect, expect_tokens, expect_type
 
 CPU = torch.device("cpu")

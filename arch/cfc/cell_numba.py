@@ -5,9 +5,7 @@ Each takes one token of one sequence: rows, over whose channels its loops vector
 
 import math
 
-from numba import njit
-
-from harness.ops.toolbox.numba_linear import HELPER
+from harness.ops.toolbox.jit import helper
 from harness.ops.toolbox.numba_math import exp, one, sigmoid, tanh, zero
 
 ACTIVATIONS = ("lecun_tanh", "tanh", "relu", "silu", "gelu")
@@ -18,7 +16,7 @@ LECUN_SCALE, LECUN_SLOPE = 1.7159, 0.666
 SQRT_HALF, SQRT_HALF_PI_INVERSE = math.sqrt(0.5), 1 / math.sqrt(2 * math.pi)
 
 
-@njit(**HELPER)
+@helper
 def activate(kind, z, a):
     """a = activation(z)."""
     real = z.dtype.type
@@ -39,7 +37,7 @@ def activate(kind, z, a):
             a[c] = z[c] * real(0.5) * (one(z[c]) + real(math.erf(real(SQRT_HALF) * z[c])))
 
 
-@njit(**HELPER)
+@helper
 def activate_vjp(kind, z, g, a, gz):
     """a = activation(z), gz = g activation'(z)."""
     real = z.dtype.type
@@ -64,7 +62,7 @@ def activate_vjp(kind, z, g, a, gz):
             gz[c] = g[c] * (real(0.5) * (one(z[c]) + real(math.erf(real(SQRT_HALF) * z[c]))) + z[c] * density)
 
 
-@njit(**HELPER)
+@helper
 def _gate(g, time, gate):
     """The gate's sigmoid from the heads g after a and b: t_a and t_b, or their sum for unit steps of time."""
     width = len(gate)
@@ -77,7 +75,7 @@ def _gate(g, time, gate):
             gate[c] = sigmoid(t_b[c] + t_a[c] * time)
 
 
-@njit(**HELPER)
+@helper
 def combine(mode, g, time, w_tau, amplitude, gate, h):
     """h (d_inner) from the heads g; `gate` is scratch of the same width."""
     width = len(h)
@@ -96,7 +94,7 @@ def combine(mode, g, time, w_tau, amplitude, gate, h):
             h[c] = left + gate[c] * (tanh(b[c]) - left)
 
 
-@njit(**HELPER)
+@helper
 def _pure_vjp(g, time, w_tau, amplitude, gh, gg, g_w, g_amplitude):
     by_time = zero(time)
     for c in range(len(gh)):
@@ -111,7 +109,7 @@ def _pure_vjp(g, time, w_tau, amplitude, gh, gg, g_w, g_amplitude):
     return by_time
 
 
-@njit(**HELPER)
+@helper
 def combine_vjp(mode, g, time, w_tau, amplitude, gate, gh, gg, g_w, g_amplitude):
     """gg from the gradient gh of h; adds to g_w and g_amplitude (mode pure). Returns the gradient by time."""
     if mode == PURE:

@@ -7,7 +7,7 @@ import torch
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
-from arch.cfc.scan import CFC_SCAN, FROZEN_CFC, HEADS, Cell, Mode
+from arch.cfc.scan import CFC_SCAN, CFC_STEP, HEADS, Cell, Mode
 from harness.model.mixer import UNTIMED, Call, Flops, ProjectedMixer
 from harness.model.state import State
 from harness.ops.registry import Choice
@@ -102,7 +102,7 @@ class CfC(ProjectedMixer):
     def frozen_step(self) -> Callable:
         weight = self.recurrent
         with torch.no_grad():
-            make = FROZEN_CFC.choose(self.kernel, weight.device, weight.dtype)
+            make = CFC_STEP.choose(self.kernel, weight.device, weight.dtype)
             run = make((self.input.weight, self.input.bias), self._cell(merged=True), self.out.weight)
 
         def step(x_t: Tensor, state: State, call: Call = UNTIMED):

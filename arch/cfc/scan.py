@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from harness.ops.registry import Kernel, Operation
+from harness.ops.samples import Draw, Sample, Samples
 
 Mode = Literal["default", "pure", "no_gate"]
 HEADS = {"default": ("a", "b", "t_a", "t_b"), "no_gate": ("a", "b", "t_a", "t_b"), "pure": ("a",)}
@@ -84,7 +85,7 @@ def reference(cell: Cell, u: Tensor, h: Tensor, time: Tensor | None) -> Tensor:
     return torch.stack(outputs)
 
 
-def frozen_cfc(entry: tuple[Tensor, Tensor], cell: Cell, out: Tensor) -> Callable[[Tensor, Tensor], tuple]:
+def step_reference(entry: tuple[Tensor, Tensor], cell: Cell, out: Tensor) -> Callable[[Tensor, Tensor], tuple]:
     """One token of unit time for these weights, between projections: x (B, D), h (B, d_inner) -> y (B, D), the new h.
 
     entry: weight (units, D) and bias of u. cell: with its heads merged. out: (D, d_inner).
@@ -95,6 +96,36 @@ def frozen_cfc(entry: tuple[Tensor, Tensor], cell: Cell, out: Tensor) -> Callabl
         return F.linear(h, out), h
 
     return run
+
+
+def _sampled_cell(draw: Draw, kind: tuple[Mode, str], heads: int, sizes: tuple[int, int, int]) -> Cell:
+    (mode, activation), (units, width, layers) = kind, sizes
+    deeper = [(draw.weight(units, units), draw.normal(units)) for _ in range(layers - 1)]
+    extras = (draw.normal(width), draw.normal(width)) if mode == "pure" else ()
+    last = draw.weight(heads * width, units), draw.normal(heads * width)
+    return Cell(mode, activation, draw.weight(units, width), deeper, last, *extras)
+
+
+def sample(
+    draw: Draw, batch=2, length=3, units=5, width=4, layers=1, kind=("default", "lecun_tanh"), timed=True
+) -> Sample:
+    """One call from a state that an earlier one left. kind: mode, activation. timed: with each token's length of time."""
+    mode, activation = kind
+    cell = _sampled_cell(draw, kind, 1 if mode == "pure" else 4 if timed else 3, (units, width, layers))
+    time = draw.unit(length, batch, 1) if timed else None
+    facts = {"mode": mode, "activation": activation, "layers": layers, "units": units, "d_inner": width}
+    return Sample((cell, draw.normal(length, batch, units), draw.normal(batch, width), time), facts)
+
+
+def step_sample(draw: Draw, batch=2, units=5, width=4, layers=1, kind=("default", "silu")) -> Sample:
+    """Weights between projections of width 3, and one token with its state."""
+    cell = _sampled_cell(draw, kind, 1 if kind[0] == "pure" else 3, (units, width, layers))
+    entry, out = (draw.weight(units, 3), draw.normal(units)), draw.weight(3, width)
+    return Sample((entry, cell, out), token=(draw.normal(batch, 3), draw.normal(batch, width)))
+
+
+_VARIANTS = tuple({"kind": (mode, "lecun_tanh"), "layers": layers} for mode in HEADS for layers in (1, 2))
+_WIDTHS = {"batch": (1, 3, 6), "units": (1, 5, 33), "width": (1, 4, 31)}
 
 
 def _triton_refuses(layers: int, **options) -> str | None:
@@ -116,10 +147,21 @@ CFC_SCAN = Operation(
         ),
         Kernel("torch", "cuda", "arch.cfc.scan_torch:cfc_scan", (torch.float32, torch.float64)),
     ),
+    samples=Samples(
+        sample,
+        {"length": (1, 2, 5), **_WIDTHS},
+        (
+            *(variant | {"timed": timed} for variant in _VARIANTS for timed in (True, False)),
+            {"layers": 3},
+            *({"kind": ("default", activation), "timed": False} for activation in ACTIVATIONS),
+        ),
+        ({"batch": 5, "length": 40, "units": 33, "width": 40}, {"batch": 19, "length": 40, "units": 96, "width": 130}),
+    ),
 )
-FROZEN_CFC = Operation(
-    "frozen_cfc",
-    frozen_cfc,
-    (Kernel("numba", "cpu", "arch.cfc.step_numba:frozen_cfc", (torch.float32,)),),
+CFC_STEP = Operation(
+    "cfc_step",
+    step_reference,
+    (Kernel("numba", "cpu", "arch.cfc.step_numba:cfc_step", (torch.float32,)),),
     optional=True,
+    samples=Samples(step_sample, _WIDTHS, _VARIANTS),
 )

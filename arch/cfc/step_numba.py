@@ -4,19 +4,16 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from numba import njit
 from torch import Tensor
 
 from arch.cfc.cell_numba import ACTIVATIONS, MODES, activate, combine
 from arch.cfc.scan import Cell
 from harness.ops.shapes import expect
-from harness.ops.toolbox.numba_linear import HELPER, at, padded, panels, panels_at, product
-from harness.ops.toolbox.numba_math import FASTMATH
-
-JIT = {"cache": True, "fastmath": FASTMATH, "error_model": "numpy", "nogil": True}
+from harness.ops.toolbox.jit import helper, kernel
+from harness.ops.toolbox.numba_linear import at, padded, panels, panels_at, product
 
 
-def frozen_cfc(entry: tuple[Tensor, Tensor], cell: Cell, out: Tensor) -> Callable[[Tensor, Tensor], tuple]:
+def cfc_step(entry: tuple[Tensor, Tensor], cell: Cell, out: Tensor) -> Callable[[Tensor, Tensor], tuple]:
     """x (B, D), h (B, d_inner) -> y (B, D), the new h, for these weights; see arch/cfc/scan.py."""
     width, hidden = out.shape
     depth, units, heads = len(cell.layers), *reversed(cell.heads[0].shape)
@@ -40,7 +37,7 @@ def frozen_cfc(entry: tuple[Tensor, Tensor], cell: Cell, out: Tensor) -> Callabl
     return run
 
 
-@njit(**HELPER)
+@helper
 def _backbone(rows, biases, activation, z, a):
     """One layer's activation, from its products."""
     for b in range(len(a)):
@@ -49,7 +46,7 @@ def _backbone(rows, biases, activation, z, a):
         activate(activation, z, a[b])
 
 
-@njit(**JIT)
+@kernel
 def _step(batch, width, hidden, units, heads, depth, mode, activation, weights_at, x_at, h_at, y_at, new_at):
     """weights_at: panels of [W, R], the further layers, the heads, the projection; biases; w_tau, amplitude."""
     x, y = at(x_at, (batch, width)), at(y_at, (batch, width))

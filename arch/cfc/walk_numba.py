@@ -7,22 +7,19 @@ over all tokens outside.
 """
 
 import numpy as np
-from numba import njit
 
 from arch.cfc.cell_numba import activate, activate_vjp, combine, combine_vjp
-from harness.ops.toolbox.numba_linear import HELPER, padded, product
-from harness.ops.toolbox.numba_math import FASTMATH
-
-JIT = {"cache": True, "fastmath": FASTMATH, "error_model": "numpy", "nogil": True}
+from harness.ops.toolbox.jit import helper, kernel
+from harness.ops.toolbox.numba_linear import padded, product
 
 
-@njit(**HELPER)
+@helper
 def _plus(x, y, total):
     for c in range(len(total)):
         total[c] = x[c] + y[c]
 
 
-@njit(**HELPER)
+@helper
 def _forward_token(t, slot, mode, activation, u, time, weights, biases, extras, z, g, h, state, a, y, gate):
     """One token of the group's sequences. state, a: (rows, width) what the products read; y: what they write."""
     rows = len(u)
@@ -43,7 +40,7 @@ def _forward_token(t, slot, mode, activation, u, time, weights, biases, extras, 
         h[r, t] = state[r]
 
 
-@njit(**JIT)
+@kernel
 def forward(first, last, size, mode, activation, u, h0, time, weights, biases, extras, z, g, h):
     """Fills h (B, T, d_inner), and z and g where they have a place for each token.
 
@@ -66,7 +63,7 @@ def forward(first, last, size, mode, activation, u, h0, time, weights, biases, e
             )  # fmt: skip
 
 
-@njit(**HELPER)
+@helper
 def _backward_token(t, mode, activation, time, weights, extras, z, g, gh, grads, carry, wide, narrow, gate):
     """One token of the group's sequences: carry (rows, d_inner), the gradient by the state after it, becomes the one
     by the state before it. wide, narrow: (rows, width), what the products read."""
@@ -88,7 +85,7 @@ def _backward_token(t, mode, activation, time, weights, extras, z, g, gh, grads,
         product(narrow, layers[layer - 1] if layer else recurrent, carry)
 
 
-@njit(**JIT)
+@kernel
 def backward(first, last, size, mode, activation, time, weights, extras, z, g, gh, grads, g_h0):
     """From gh (B, T, d_inner), the gradient by h, fills grads and g_h0 (B, d_inner).
 

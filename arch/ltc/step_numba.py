@@ -8,7 +8,6 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from numba import njit
 from torch import Tensor
 
 from arch.ltc.forward_numba import (
@@ -32,7 +31,8 @@ from arch.ltc.scan_numba import plan_of, weight_rows
 from harness.model.mixer import UNTIMED
 from harness.ops.causal_conv.conv_numba import convolve_token
 from harness.ops.shapes import expect
-from harness.ops.toolbox.numba_linear import HELPER, at, matvec, owned
+from harness.ops.toolbox.jit import helper
+from harness.ops.toolbox.numba_linear import at, matvec, owned
 
 BYTES = np.int64(4)  # of a float32
 
@@ -86,13 +86,13 @@ def _table(constants: list[Tensor | None], one: Tensor, dt: Tensor) -> np.ndarra
     return table
 
 
-@njit(**HELPER)
+@helper
 def _place(table, line, address, width):
     """Where a line's tensor lies, and the elements from one sequence to the next."""
     table[line, 0], table[line, 1] = address, width * BYTES
 
 
-@njit(**HELPER)
+@helper
 def _flow(row, reversal_at, h, h_new, y, width, states, p, tableau, table):
     """The flow over one token from row (parts of in_proj's output, biased): h, h_new (width, states), y (width)."""
     scratch = np.empty((2 * states, width), np.float32)

@@ -9,10 +9,12 @@ input term keeps only the first order of zero-order hold, as Mamba's code does. 
 import importlib
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from baselines.mamba import scan_mamba_ssm as selective_mamba_ssm
 from harness.ops.registry import Kernel, Operation
+from harness.ops.samples import Draw, Sample, Samples
 
 
 def scan_step(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
@@ -22,7 +24,7 @@ def scan_step(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor,
     return (h * C.unsqueeze(1)).sum(-1) + D * x, h
 
 
-def selective_scan_reference(
+def reference(
     x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, h0: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """A loop of `scan_step` from h0, zero where None: returns y and the last h."""
@@ -39,9 +41,18 @@ def _triton_refuses(**options) -> str | None:
     return importlib.import_module("baselines.mamba.scan_triton").refuses(**options)
 
 
+def sample(draw: Draw, batch=2, length=5, channels=3, states=2, carried=True) -> Sample:
+    """One call, from a state that an earlier scan left, or none."""
+    x, B, C = (draw.normal(batch, length, size) for size in (channels, states, states))
+    dt, A = F.softplus(draw.normal(batch, length, channels)), -16 * draw.unit(channels, states)
+    D, h0 = draw.normal(channels), draw.normal(batch, channels, states)
+    arguments = (x, dt, A, B, C, D, h0 if carried else None)
+    return Sample(arguments, {"d_state": states, "carried": carried})
+
+
 SELECTIVE_SCAN = Operation(
     "selective_scan",
-    selective_scan_reference,
+    reference,
     (
         Kernel("numba", "cpu", "baselines.mamba.scan_numba:selective_scan"),
         Kernel(
@@ -58,5 +69,11 @@ SELECTIVE_SCAN = Operation(
             refuses=_triton_refuses,
             needs=("triton",),
         ),
+    ),
+    samples=Samples(
+        sample,
+        {"batch": (1, 3), "length": (1, 2, 15, 17, 33), "channels": (1, 3, 33, 65), "states": (1, 3, 16, 17)},
+        ({}, {"carried": False}),
+        ({"length": 513, "channels": 130, "states": 16}, {"length": 3, "channels": 9, "states": 256}),
     ),
 )

@@ -11,19 +11,17 @@ from functools import reduce
 
 import numpy as np
 import torch
-from numba import njit
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from harness.ops.shapes import expect, expect_tokens
-from harness.ops.toolbox.numba_linear import HELPER
-from harness.ops.toolbox.numba_math import FASTMATH, exp
+from harness.ops.toolbox.jit import helper, kernel
+from harness.ops.toolbox.numba_math import exp
 from harness.ops.toolbox.threads import spread
 
 WIDTHS = 256, 128, 64  # channels of one task: long loops cost less, but every thread should have a task
 TASKS = 8
 CHUNK = 16  # tokens recomputed at a time by the backward: 2 x CHUNK x N x width numbers of scratch, within L2
-JIT = {"cache": True, "fastmath": FASTMATH, "error_model": "numpy", "nogil": True}
 
 
 def selective_scan(
@@ -90,7 +88,7 @@ def _width(batch: int, channels: int) -> int:
     return next((width for width in WIDTHS if batch * -(-channels // width) >= TASKS), WIDTHS[-1])
 
 
-@njit(**HELPER)
+@helper
 def _load(source, low, width):
     """The block of `source` (N, channels) that begins at `low`, padded with zeros to (N, width)."""
     block = np.zeros((source.shape[0], width), source.dtype)
@@ -100,7 +98,7 @@ def _load(source, low, width):
     return block
 
 
-@njit(**HELPER)
+@helper
 def _store(block, low, target):
     """Copies a block back to where it begins in `target` (N, channels), without its padding."""
     for n in range(target.shape[0]):
@@ -108,7 +106,7 @@ def _store(block, low, target):
             target[n, low + c] = block[n, c]
 
 
-@njit(**HELPER)
+@helper
 def _forward_block(low, x, dt, A, B, C, D, h0, marks, y, hT):
     """One sequence, one block of channels. x, dt, y (T, channels), B, C (T, N), marks (chunks or 0, N, width)."""
     length, channels = x.shape
@@ -136,7 +134,7 @@ def _forward_block(low, x, dt, A, B, C, D, h0, marks, y, hT):
     _store(h, low, hT)
 
 
-@njit(**JIT)
+@kernel
 def _values(first, last, x, dt, A, B, C, D, h0, marks, y, hT):
     """The tasks first..last - 1 of y, the last state hT and `marks`, the states kept for the backward."""
     tasks, width = marks.shape[1], marks.shape[4]
@@ -145,7 +143,7 @@ def _values(first, last, x, dt, A, B, C, D, h0, marks, y, hT):
         _forward_block(block * width, x[i], dt[i], A, B[i], C[i], D, h0[i], marks[i, block], y[i], hT[i])
 
 
-@njit(**HELPER)
+@helper
 def _recompute(start, stop, low, x, dt, a, B, mark, decay, h):
     """Fills the decays of tokens start..stop and their states: h[k] before token start + k, h[k + 1] after it."""
     width = mark.shape[1]
@@ -166,7 +164,7 @@ def _recompute(start, stop, low, x, dt, a, B, mark, decay, h):
                 h[k + 1, n, c] = e * h[k, n, c] + drive[c] * b_n
 
 
-@njit(**HELPER)
+@helper
 def _backward_token(a, b, c_t, step, drive, gy, decay, before, after, gh, ga, gdrive, gstep, gb, gc):
     """Gradients of one token. gh, ga (N, width): carried to earlier tokens, summed over tokens; the rest are filled."""
     zero = gy[0] * 0
@@ -192,7 +190,7 @@ def _backward_token(a, b, c_t, step, drive, gy, decay, before, after, gh, ga, gd
         gc[n] = sum_c
 
 
-@njit(**HELPER)
+@helper
 def _backward_block(low, x, dt, A, B, C, D, marks, gy, ghT, gx, gdt, gA, gB, gC, gD, gh0):
     """One sequence, one block of channels; gA, gh0 (N, channels), gB, gC (T, N) and gD (channels) are its own sums."""
     length, channels = x.shape
@@ -227,7 +225,7 @@ def _backward_block(low, x, dt, A, B, C, D, marks, gy, ghT, gx, gdt, gA, gB, gC,
     _store(gh, low, gh0)
 
 
-@njit(**JIT)
+@kernel
 def _vjp(first, last, x, dt, A, B, C, D, marks, gy, ghT, gx, gdt, gA, gB, gC, gD, gh0):
     """The tasks first..last - 1 of gA (batch, N, channels), gD (batch, channels), gB, gC (blocks, ..)."""
     tasks, width = marks.shape[1], marks.shape[4]

@@ -7,13 +7,13 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from numba import njit
 from torch import Tensor
 
 from harness.model.mixer import UNTIMED
-from harness.ops.causal_conv.conv_numba import JIT, convolve_token
+from harness.ops.causal_conv.conv_numba import convolve_token
 from harness.ops.shapes import expect
-from harness.ops.toolbox.numba_linear import HELPER, at, matvec, owned
+from harness.ops.toolbox.jit import helper, kernel
+from harness.ops.toolbox.numba_linear import at, matvec, owned
 from harness.ops.toolbox.numba_math import exp, sigmoid, softplus, zero
 
 
@@ -39,7 +39,7 @@ def mamba_step(block) -> Callable:
     return step
 
 
-@njit(**HELPER)
+@helper
 def _recur(dt, x, A, B, C, h, h_new, y):
     """y_c = sum_n C_n h_cn after h_cn = exp(dt_c A_cn) h_cn + dt_c B_n x_c."""
     for c in range(len(x)):
@@ -52,7 +52,7 @@ def _recur(dt, x, A, B, C, h, h_new, y):
         y[c] = total
 
 
-@njit(**JIT)
+@kernel
 def _step(
     x_at, conv_at, ssm_at, y_at, new_conv_at, new_ssm_at,
     in_at, taps_at, tap_bias_at, select_at, dt_at, dt_bias_at, A_at, D_at, out_at,

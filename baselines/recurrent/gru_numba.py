@@ -8,16 +8,14 @@ weights' gradients to one product over all tokens.
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numba import njit
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from harness.ops.shapes import expect, expect_tokens, expect_type
-from harness.ops.toolbox.numba_linear import HELPER, group, padded, panels, product
-from harness.ops.toolbox.numba_math import FASTMATH, one, sigmoid, tanh
+from harness.ops.toolbox.jit import helper, kernel
+from harness.ops.toolbox.numba_linear import group, padded, panels, product
+from harness.ops.toolbox.numba_math import one, sigmoid, tanh
 from harness.ops.toolbox.threads import spread
-
-JIT = {"cache": True, "fastmath": FASTMATH, "error_model": "numpy", "nogil": True}
 
 
 def gru_scan(x: Tensor, h: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor, bias_hh: Tensor) -> Tensor:
@@ -74,7 +72,7 @@ class _GRUScan(torch.autograd.Function):
         return g_x, g_h0, g_weight_ih, g_weight, by_u.sum(0), torch.cat([part.sum(0) for part in parts])
 
 
-@njit(**HELPER)
+@helper
 def _cell(u, y, bias, kept, h):
     """One token of one sequence, from u (3 d), U h in y (3 d), and h (d), which becomes the new one."""
     width = len(h)
@@ -88,7 +86,7 @@ def _cell(u, y, bias, kept, h):
         h[c] = n[c] + z[c] * (h[c] - n[c])
 
 
-@njit(**HELPER)
+@helper
 def _cell_vjp(g, before, kept, gu, g_n, by_y, direct):
     """From g (d), the gradient by the new h: gu (3 d) by u, g_n (d) and by_y (3 d) by U h + b, direct (d) by h."""
     width = len(g)
@@ -105,7 +103,7 @@ def _cell_vjp(g, before, kept, gu, g_n, by_y, direct):
     by_y[2 * width :] = g_n
 
 
-@njit(**JIT)
+@kernel
 def forward(first, last, size, u, h0, weight, bias, kept, h):
     """Fills h (B, T, d), and kept where it has a place for each token. size: sequences of a task."""
     batch, length, width = h.shape
@@ -121,7 +119,7 @@ def forward(first, last, size, u, h0, weight, bias, kept, h):
                 h[low + r, t] = state[r]
 
 
-@njit(**JIT)
+@kernel
 def backward(first, last, size, before, weight, kept, gh, gu, g_n, g_h0):
     """Fills the gradients by u, by U_n h + b and by the first state from gh, the one by h."""
     batch, length, width = gh.shape

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
-from baselines.recurrent.scan import FROZEN_GRU, FROZEN_LSTM, GRU_SCAN, LSTM_SCAN, gru_cell, lstm_cell
+from baselines.recurrent.scan import GRU_SCAN, GRU_STEP, LSTM_SCAN, LSTM_STEP, gru_cell, lstm_cell
 from harness.model.mixer import UNTIMED, Call, Flops, ProjectedMixer
 from harness.model.state import State
 from harness.ops.registry import Choice, Operation
@@ -23,7 +23,7 @@ class Recurrent(ProjectedMixer):
 
     module: type[nn.RNNBase]
     scan: Operation
-    frozen: Operation
+    one_token: Operation
     gates: int
     keys: tuple[str, ...]
     other_flops_per_channel: int
@@ -78,7 +78,7 @@ class Recurrent(ProjectedMixer):
 
     def frozen_step(self) -> Callable:
         weight = self.out.weight
-        make = self.frozen.choose(self.kernel, weight.device, weight.dtype)
+        make = self.one_token.choose(self.kernel, weight.device, weight.dtype)
         run, keys = make(weight.detach(), *(w.detach() for w in self.weights)), self.keys
 
         def step(x_t: Tensor, state: State, call: Call = UNTIMED):
@@ -101,7 +101,7 @@ class LSTM(Recurrent):
     The forget gate's bias starts at 1 (Jozefowicz et al. 2015), the rest as torch starts it.
     """
 
-    module, scan, frozen, gates, keys = nn.LSTM, LSTM_SCAN, FROZEN_LSTM, 4, ("h", "c")
+    module, scan, one_token, gates, keys = nn.LSTM, LSTM_SCAN, LSTM_STEP, 4, ("h", "c")
     other_flops_per_channel = 28  # four sums of two products and a bias, five activations of four, four to combine
 
     def __init__(
@@ -132,7 +132,7 @@ class LSTM(Recurrent):
 class GRU(Recurrent):
     """r, z = sigmoid(W_x x + W_h h + b);  n = tanh(W_n x + b_n + r (U_n h + b_u));  h' = (1 - z) n + z h."""
 
-    module, scan, frozen, gates, keys = nn.GRU, GRU_SCAN, FROZEN_GRU, 3, ("h",)
+    module, scan, one_token, gates, keys = nn.GRU, GRU_SCAN, GRU_STEP, 3, ("h",)
     other_flops_per_channel = 25  # six biases, three activations of four, two sums, and five to combine
 
     def run(self, scan: Callable, x: Tensor, state: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from harness.ops.registry import FLOATS, Kernel, Operation
+from harness.ops.samples import Draw, Sample, Samples
 
 
 def lstm_cell(gates: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
@@ -28,7 +29,7 @@ def gru_cell(by_x: Tensor, by_h: Tensor, h: Tensor) -> Tensor:
     return n + z * (h - n)
 
 
-def lstm_scan(
+def lstm_reference(
     x: Tensor, h: Tensor, c: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor, bias_hh: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The LSTM over x (B, T, D) from h, c (B, d_inner): h (B, T, d_inner) and the last c."""
@@ -39,7 +40,9 @@ def lstm_scan(
     return torch.stack(outputs, dim=1), c
 
 
-def gru_scan(x: Tensor, h: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor, bias_hh: Tensor) -> Tensor:
+def gru_reference(
+    x: Tensor, h: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor, bias_hh: Tensor
+) -> Tensor:
     """The GRU over x (B, T, D) from h (B, d_inner): h (B, T, d_inner)."""
     outputs = []
     for u_t in F.linear(x, weight_ih, bias_ih).unbind(1):
@@ -48,7 +51,7 @@ def gru_scan(x: Tensor, h: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias_ih
     return torch.stack(outputs, dim=1)
 
 
-def frozen_lstm(
+def lstm_step_reference(
     out: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor, bias_hh: Tensor
 ) -> Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]:
     """One token for these weights and the projection `out` (D, d_inner): x (B, D), h, c -> y (B, D), new h, new c."""
@@ -60,7 +63,7 @@ def frozen_lstm(
     return run
 
 
-def frozen_gru(
+def gru_step_reference(
     out: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor, bias_hh: Tensor
 ) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """One token for these weights and the projection `out` (D, d_inner): x (B, D), h -> y (B, D), new h."""
@@ -72,35 +75,73 @@ def frozen_gru(
     return run
 
 
+def _weights(draw: Draw, gates: int, width: int, inner: int) -> tuple[Tensor, ...]:
+    rows = gates * inner
+    return draw.weight(rows, width), draw.weight(rows, inner), draw.normal(rows), draw.normal(rows)
+
+
+def gru_sample(draw: Draw, batch=2, length=3, width=5, inner=4) -> Sample:
+    """One call from a state that an earlier one left."""
+    weights = _weights(draw, 3, width, inner)
+    return Sample((draw.normal(batch, length, width), draw.normal(batch, inner), *weights))
+
+
+def lstm_sample(draw: Draw, batch=2, length=3, width=5, inner=4) -> Sample:
+    """One call from a state that an earlier one left."""
+    weights = _weights(draw, 4, width, inner)
+    return Sample((draw.normal(batch, length, width), draw.normal(batch, inner), draw.normal(batch, inner), *weights))
+
+
+def gru_step_sample(draw: Draw, batch=2, width=5, inner=4) -> Sample:
+    """Weights, and one token with its state."""
+    weights = draw.weight(width, inner), *_weights(draw, 3, width, inner)
+    return Sample(weights, token=(draw.normal(batch, width), draw.normal(batch, inner)))
+
+
+def lstm_step_sample(draw: Draw, batch=2, width=5, inner=4) -> Sample:
+    """Weights, and one token with its state."""
+    weights = draw.weight(width, inner), *_weights(draw, 4, width, inner)
+    return Sample(weights, token=(draw.normal(batch, width), draw.normal(batch, inner), draw.normal(batch, inner)))
+
+
+_WIDTHS = {"batch": (1, 3, 6), "width": (1, 5, 33), "inner": (1, 4, 31)}
+_SIZES = {"length": (1, 2, 5), **_WIDTHS}
+_LARGE = ({"batch": 5, "length": 40, "width": 33, "inner": 40},)
+
+
 # On the CPU torch fuses the LSTM alone, through oneDNN and in float32; the rest is a loop in C++ over its operators.
 _TORCH, _HERE, _SINGLE = "baselines.recurrent.scan_torch", "baselines.recurrent", (torch.float32,)
 LSTM_SCAN = Operation(
     "lstm_scan",
-    lstm_scan,
+    lstm_reference,
     (
         Kernel("onednn", "cpu", f"{_TORCH}:lstm_scan", _SINGLE),
         Kernel("aten", "cpu", f"{_TORCH}:lstm_scan", FLOATS),
         Kernel("cudnn", "cuda", f"{_TORCH}:lstm_scan", FLOATS),
     ),
+    samples=Samples(lstm_sample, _SIZES, large=_LARGE),
 )
 GRU_SCAN = Operation(
     "gru_scan",
-    gru_scan,
+    gru_reference,
     (
         Kernel("numba", "cpu", f"{_HERE}.gru_numba:gru_scan", (torch.float32, torch.float64)),
         Kernel("aten", "cpu", f"{_TORCH}:gru_scan", FLOATS),
         Kernel("cudnn", "cuda", f"{_TORCH}:gru_scan", FLOATS),
     ),
+    samples=Samples(gru_sample, _SIZES, large=_LARGE),
 )
-FROZEN_LSTM = Operation(
-    "frozen_lstm",
-    frozen_lstm,
-    (Kernel("numba", "cpu", f"{_HERE}.step_numba:frozen_lstm", _SINGLE),),
+LSTM_STEP = Operation(
+    "lstm_step",
+    lstm_step_reference,
+    (Kernel("numba", "cpu", f"{_HERE}.step_numba:lstm_step", _SINGLE),),
     optional=True,
+    samples=Samples(lstm_step_sample, _WIDTHS),
 )
-FROZEN_GRU = Operation(
-    "frozen_gru",
-    frozen_gru,
-    (Kernel("numba", "cpu", f"{_HERE}.step_numba:frozen_gru", _SINGLE),),
+GRU_STEP = Operation(
+    "gru_step",
+    gru_step_reference,
+    (Kernel("numba", "cpu", f"{_HERE}.step_numba:gru_step", _SINGLE),),
     optional=True,
+    samples=Samples(gru_step_sample, _WIDTHS),
 )

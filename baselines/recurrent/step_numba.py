@@ -4,17 +4,15 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from numba import njit
 from torch import Tensor
 
 from harness.ops.shapes import expect
-from harness.ops.toolbox.numba_linear import HELPER, at, owned, padded, panels, panels_at, product
-from harness.ops.toolbox.numba_math import FASTMATH, sigmoid, tanh
+from harness.ops.toolbox.jit import helper, kernel
+from harness.ops.toolbox.numba_linear import at, owned, padded, panels, panels_at, product
+from harness.ops.toolbox.numba_math import sigmoid, tanh
 
-JIT = {"cache": True, "fastmath": FASTMATH, "error_model": "numpy", "nogil": True}
 
-
-def frozen_lstm(out: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor, bias_hh: Tensor) -> Callable:
+def lstm_step(out: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor, bias_hh: Tensor) -> Callable:
     """x (B, D), h, c (B, d_inner) -> y (B, D), new h, new c, for these weights and the projection `out`."""
     width, hidden = out.shape
     joined = torch.cat([weight_ih, weight_hh], dim=1).detach().t()
@@ -33,7 +31,7 @@ def frozen_lstm(out: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tens
     return run
 
 
-def frozen_gru(out: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor, bias_hh: Tensor) -> Callable:
+def gru_step(out: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor, bias_hh: Tensor) -> Callable:
     """x (B, D), h (B, d_inner) -> y (B, D), new h, for these weights and the projection `out`."""
     width, hidden = out.shape
     weights = [
@@ -52,7 +50,7 @@ def frozen_gru(out: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tenso
     return run
 
 
-@njit(**HELPER)
+@helper
 def _project(h, out_at, y):
     """y (B, width) = the projection of h (B, hidden)."""
     rows = np.empty((len(y), padded(h, y.shape[1])), np.float32)
@@ -60,7 +58,7 @@ def _project(h, out_at, y):
     y[:] = rows[:, : y.shape[1]]
 
 
-@njit(**HELPER)
+@helper
 def _lstm_row(gates, bias, c, new_h, new_c):
     d = len(c)
     for k in range(4 * d):
@@ -72,7 +70,7 @@ def _lstm_row(gates, bias, c, new_h, new_c):
         new_h[k] = sigmoid(o[k]) * tanh(new_c[k])
 
 
-@njit(**JIT)
+@kernel
 def _lstm_step(batch, width, hidden, weight_at, bias_at, out_at, x_at, h_at, c_at, y_at, new_h_at, new_c_at):
     """Addresses of the joined weights' panels, the summed biases, the projection's panels, and the six tensors."""
     x, y = at(x_at, (batch, width)), at(y_at, (batch, width))
@@ -89,7 +87,7 @@ def _lstm_step(batch, width, hidden, weight_at, bias_at, out_at, x_at, h_at, c_a
     _project(new_h, out_at, y)
 
 
-@njit(**HELPER)
+@helper
 def _gru_row(by_x, by_h, bias_x, bias_h, h, new_h):
     d = len(h)
     for k in range(2 * d):
@@ -101,7 +99,7 @@ def _gru_row(by_x, by_h, bias_x, bias_h, h, new_h):
         new_h[k] = new + z[k] * (h[k] - new)
 
 
-@njit(**JIT)
+@kernel
 def _gru_step(batch, width, hidden, ih_at, hh_at, out_at, bias_ih_at, bias_hh_at, x_at, h_at, y_at, new_h_at):
     """Addresses of the panels of the three weights, of the two biases, and of the four tensors."""
     x, y = at(x_at, (batch, width)), at(y_at, (batch, width))

@@ -17,6 +17,7 @@ from harness.errors import ConfigError
 from harness.model.mixer import UNTIMED, Call, Flops, Mixer, step_operation
 from harness.model.state import State
 from harness.ops.registry import Choice
+from harness.ops.samples import Draw, Sample, Samples, randomised
 from harness.ops.shapes import expect_tokens
 
 DECAY_SCALE = math.exp(-0.5)
@@ -245,6 +246,29 @@ class ChannelMix(Mixer):
         return Flops(matmul=4 * self.d_model * self.d_ff, other=2 * self.d_ff + 3 * self.d_model)
 
 
+def time_sample(draw: Draw, batch=2, heads=2, head_dim=4, layer=0) -> Sample:
+    """A time mixing of random weights, and one token behind a state."""
+    mixer = randomised(TimeMix(heads * head_dim, layer, 2, head_dim=head_dim), draw)
+    width = heads * head_dim
+    state = {"shift": draw.normal(batch, width), "wkv": draw.normal(batch, heads, head_dim, head_dim)}
+    call = Call(shared={"v_first": draw.normal(batch, width)} if layer else None)
+    return Sample((mixer,), token=(draw.normal(batch, width), state, call))
+
+
+def channel_sample(draw: Draw, batch=2, width=6, hidden=9) -> Sample:
+    """A channel mixing of random weights, and one token behind a state."""
+    mixer = randomised(ChannelMix(width, hidden), draw)
+    return Sample((mixer,), token=(draw.normal(batch, width), {"shift": draw.normal(batch, width)}))
+
+
 _STEPS = "baselines.rwkv.step_numba"
-TIME_MIX_STEP = step_operation("time_mix_step", f"{_STEPS}:time_mix_step")
-CHANNEL_MIX_STEP = step_operation("channel_mix_step", f"{_STEPS}:channel_mix_step")
+TIME_MIX_STEP = step_operation(
+    "time_mix_step",
+    f"{_STEPS}:time_mix_step",
+    samples=Samples(time_sample, {"batch": (1, 3), "heads": (1, 3), "head_dim": (2, 8, 17)}, ({}, {"layer": 1})),
+)
+CHANNEL_MIX_STEP = step_operation(
+    "channel_mix_step",
+    f"{_STEPS}:channel_mix_step",
+    samples=Samples(channel_sample, {"batch": (1, 3), "width": (1, 33), "hidden": (1, 70)}),
+)

@@ -8,18 +8,15 @@ from functools import reduce
 
 import numpy as np
 import torch
-from numba import njit
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from harness.ops.shapes import expect
-from harness.ops.toolbox.numba_linear import HELPER
-from harness.ops.toolbox.numba_math import FASTMATH
+from harness.ops.toolbox.jit import helper, kernel
 from harness.ops.toolbox.threads import spread
 
 CHUNK = 16
 """Tokens between two stored states."""
-JIT = {"cache": True, "fastmath": FASTMATH, "error_model": "numpy", "nogil": True}
 
 
 def rwkv_scan(r: Tensor, w: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
@@ -69,7 +66,7 @@ class _RwkvScan(torch.autograd.Function):
         return (*gradients, dstate)
 
 
-@njit(**JIT)
+@kernel
 def _values(first, last, r, w, k, v, a, b, state, y, final, checkpoints):
     """The tasks first..last - 1, each one head of one sequence."""
     H = r.shape[2]
@@ -77,7 +74,7 @@ def _values(first, last, r, w, k, v, a, b, state, y, final, checkpoints):
         _head_forward(head // H, head % H, r, w, k, v, a, b, state, y, final, checkpoints)
 
 
-@njit(**JIT)
+@kernel
 def _vjp(first, last, r, w, k, v, a, b, checkpoints, dy, dr, dw, dk, dv, da, db, dstate):
     """dstate: holds the gradient of the final state, and of the initial one afterwards."""
     H = r.shape[2]
@@ -85,7 +82,7 @@ def _vjp(first, last, r, w, k, v, a, b, checkpoints, dy, dr, dw, dk, dv, da, db,
         _head_backward(head // H, head % H, r, w, k, v, a, b, checkpoints, dy, dr, dw, dk, dv, da, db, dstate)
 
 
-@njit(**HELPER)
+@helper
 def _head_forward(n, h, r, w, k, v, a, b, state, y, final, checkpoints):
     _, T, _, N = r.shape
     S = final[n, h]
@@ -106,7 +103,7 @@ def _head_forward(n, h, r, w, k, v, a, b, state, y, final, checkpoints):
             y[n, t, h, i] = yi
 
 
-@njit(**HELPER)
+@helper
 def _head_backward(n, h, r, w, k, v, a, b, checkpoints, dy, dr, dw, dk, dv, da, db, dstate):
     _, T, _, N = r.shape
     states = np.empty((CHUNK + 1, N, N), r.dtype)
@@ -125,14 +122,14 @@ def _head_backward(n, h, r, w, k, v, a, b, checkpoints, dy, dr, dw, dk, dv, da, 
             _token_backward(inputs, states[u], states[u + 1], removed[u], dy[x], gradients, dstate[n, h])
 
 
-@njit(**HELPER)
+@helper
 def _copy(source, target):
     for i in range(source.shape[0]):
         for j in range(source.shape[1]):
             target[i, j] = source[i, j]
 
 
-@njit(**HELPER)
+@helper
 def _recompute(w, k, v, a, b, before, after, removed):
     """One token forward, keeping S_{t-1} a_t."""
     N = len(w)
@@ -146,7 +143,7 @@ def _recompute(w, k, v, a, b, before, after, removed):
             after[i, j] = before[i, j] * w[j] + ri * b[j] + vi * k[j]
 
 
-@njit(**HELPER)
+@helper
 def _token_backward(inputs, before, after, removed, dy, gradients, G):
     """One token backward: G (N, N) comes in as the gradient of S_t from the future, goes out as that of S_{t-1}.
 

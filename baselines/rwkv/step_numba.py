@@ -7,15 +7,14 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from numba import njit
 from torch import Tensor
 
 from harness.model.mixer import UNTIMED
 from harness.ops.shapes import expect
-from harness.ops.toolbox.numba_linear import HELPER, at, matvec
-from harness.ops.toolbox.numba_math import FASTMATH, exp, one, sigmoid, tanh, zero
+from harness.ops.toolbox.jit import helper, kernel
+from harness.ops.toolbox.numba_linear import at, matvec
+from harness.ops.toolbox.numba_math import exp, one, sigmoid, tanh, zero
 
-JIT = {"cache": True, "fastmath": FASTMATH, "error_model": "numpy", "nogil": True}
 SMALLEST_NORM = np.float32(1e-12)  # of torch's F.normalize
 DECAY_SCALE = np.float32(np.exp(-0.5))
 BYTES = np.int64(4)  # of a float32
@@ -72,19 +71,19 @@ def _packed(weights: Sequence[Tensor]) -> Tensor:
     return torch.cat([weight.detach().reshape(-1) for weight in weights])
 
 
-@njit(**HELPER)
+@helper
 def _next(address, rows, columns):
     """The array (rows, columns) that begins at an address, and the address behind it."""
     return at(address, (rows, columns)), address + rows * columns * BYTES
 
 
-@njit(**HELPER)
+@helper
 def _mixed(x, previous, mix, out):
     for c in range(len(x)):
         out[c] = x[c] + (previous[c] - x[c]) * mix[c]
 
 
-@njit(**HELPER)
+@helper
 def _head(vectors, gains, S, S_new, eps, y):
     """One head: S_new = S diag(decay) - (S u) (u rate)^T + v k^T with u of unit length, y = S_new r; then y is read."""
     r, decay, k, v, rate, gate, unit = (
@@ -110,7 +109,7 @@ def _head(vectors, gains, S, S_new, eps, y):
     _read(y, r, k, v, gate, gains[0], gains[1], gains[2], eps)
 
 
-@njit(**HELPER)
+@helper
 def _read(y, r, k, v, gate, r_k, weight, bias, eps):
     """Normalises one head of y in place, adds the token's own bonus and gates."""
     size = np.float32(len(y))
@@ -126,7 +125,7 @@ def _read(y, r, k, v, gate, r_k, weight, bias, eps):
         y[j] = ((y[j] - mean) * scale * weight[j] + bias[j] + bonus * v[j]) * gate[j]
 
 
-@njit(**HELPER)
+@helper
 def _low_rank(first, second, row, activation, out):
     """second @ f(first @ row), f the identity, tanh or sigmoid."""
     low = np.empty(len(first), np.float32)
@@ -140,7 +139,7 @@ def _low_rank(first, second, row, activation, out):
     matvec(second, low, out)
 
 
-@njit(**HELPER)
+@helper
 def _vectors(x, previous, mix, bias, gains, full, low, value, blended, row, vectors):
     """Fills `vectors` (7, C): r, decay, k, v, rate, gate and k k_k; and layer 0's value in that layer."""
     r, decay, k, v, rate, gate, unit = (
@@ -172,7 +171,7 @@ def _vectors(x, previous, mix, bias, gains, full, low, value, blended, row, vect
         k[c] *= one(k[c]) + (rate[c] - one(k[c])) * gains[1, c]
 
 
-@njit(**JIT)
+@kernel
 def _time_mix(
     x_at, shift_at, wkv_at, v_at, y_at, new_at, packed_at, blended, batch, H, N, rank_w, rank_a, rank_v, rank_g, eps
 ):
@@ -209,7 +208,7 @@ def _time_mix(
         matvec(W_o, out, y[n])
 
 
-@njit(**JIT)
+@kernel
 def _channel_mix(x_at, shift_at, y_at, packed_at, batch, width, hidden):
     """Addresses of x, shift, y (batch, width) and of the weights x_k, key and value, one behind the other."""
     x, shift, y = at(x_at, (batch, width)), at(shift_at, (batch, width)), at(y_at, (batch, width))

@@ -14,6 +14,7 @@ from harness.errors import ConfigError
 from harness.model.mixer import UNTIMED, Call, Flops, ProjectedMixer, step_operation
 from harness.ops.attention.attention import ATTENTION, weigh
 from harness.ops.registry import Choice
+from harness.ops.samples import Draw, Sample, Samples, randomised
 
 
 class Attention(ProjectedMixer):
@@ -152,4 +153,19 @@ def _count_kv_heads(n_heads: int, n_kv_heads: int | None, head_dim: int) -> int:
     return n_kv_heads or n_heads
 
 
-ATTENTION_STEP = step_operation("attention_step", "baselines.transformer.step_numba:attention_step")
+def step_sample(draw: Draw, batch=2, past=7, head_dim=4, heads=2, shared_by=1) -> Sample:
+    """An attention of random weights, and one token behind a cache; `shared_by` query heads a key-value head."""
+    mixer = randomised(Attention(heads * shared_by * head_dim, head_dim=head_dim, n_kv_heads=heads), draw)
+    keys, values = draw.normal(batch, heads, past, head_dim), draw.normal(batch, heads, past, head_dim)
+    return Sample((mixer,), token=(draw.normal(batch, mixer.d_model), KVCache.of(keys, values)))
+
+
+ATTENTION_STEP = step_operation(
+    "attention_step",
+    "baselines.transformer.step_numba:attention_step",
+    samples=Samples(
+        step_sample,
+        {"batch": (1, 3), "past": (0, 1, 127, 129, 300), "head_dim": (2, 8, 18), "heads": (1, 3), "shared_by": (1, 2)},
+        ({}, {"past": 129, "shared_by": 2}, {"batch": 1, "past": 300, "head_dim": 16}),
+    ),
+)

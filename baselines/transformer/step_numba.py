@@ -7,17 +7,16 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from numba import njit
 from torch import Tensor
 
 from baselines.transformer.kv_cache import KVCache
 from harness.model.mixer import UNTIMED
 from harness.ops.shapes import expect
-from harness.ops.toolbox.numba_linear import HELPER, at, matvec, owned
-from harness.ops.toolbox.numba_math import FASTMATH, exp, zero
+from harness.ops.toolbox.jit import helper, kernel
+from harness.ops.toolbox.numba_linear import at, matvec, owned
+from harness.ops.toolbox.numba_math import exp, zero
 from harness.ops.toolbox.threads import spread
 
-JIT = {"cache": True, "fastmath": FASTMATH, "error_model": "numpy", "nogil": True}
 BYTES = np.int64(4)  # of a float32
 TOKENS = np.int64(128)  # read for one query head before the next of its group reads them from the cache
 
@@ -55,7 +54,7 @@ def attention_step(mixer) -> Callable:
     return step
 
 
-@njit(**JIT)
+@kernel
 def _project(x_at, qkv_at, q_at, k_at, v_at, batch, width, heads, shared_by, size, position, theta):
     """Queries (batch, heads, size), keys and values (batch, shared_by, size); the first two rotated."""
     x, rows = at(x_at, (batch, width)), heads + 2 * shared_by
@@ -77,7 +76,7 @@ def _project(x_at, qkv_at, q_at, k_at, v_at, batch, width, heads, shared_by, siz
         v[b] = out[heads + shared_by :]
 
 
-@njit(**HELPER)
+@helper
 def _soften(scores):
     """Softmax in place."""
     most, total = scores[0], zero(scores[0])
@@ -91,7 +90,7 @@ def _soften(scores):
         scores[t] /= total
 
 
-@njit(**HELPER)
+@helper
 def _accumulate(weights, values, out):
     """out += weights @ values: weights (tokens), values (tokens, size); four tokens at a time."""
     whole = len(weights) // 4 * 4
@@ -105,7 +104,7 @@ def _accumulate(weights, values, out):
             out[i] += weights[t] * values[t, i]
 
 
-@njit(**JIT)
+@kernel
 def _attend(first, last, q_at, keys_at, values_at, across, along, group, shared_by, length, size):
     """The tasks first..last - 1, one for each key-value head of each sequence; outputs take the queries' place.
 
@@ -133,7 +132,7 @@ def _attend(first, last, q_at, keys_at, values_at, across, along, group, shared_
                 _accumulate(scores[g, start:stop], values[start:stop], queries[g])
 
 
-@njit(**JIT)
+@kernel
 def _product(x_at, weight_at, y_at, batch, rows, columns):
     x, y, weight = at(x_at, (batch, columns)), at(y_at, (batch, rows)), at(weight_at, (rows, columns))
     for b in range(batch):

@@ -1,12 +1,43 @@
-"""What a trained model is worth, by the task's own metric."""
+"""What a trained model is worth, by the task's own metric: how much is evaluated, and tasks that are batches.
+
+A task imports this module, and not the reverse: `task` below is a harness.tasks.task.Task.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field, NonNegativeFloat, PositiveInt
 
-from harness.evaluation.batches import EvaluateConfig
-from harness.tasks.task import Task
+EVALUATION_SEED = 0
+"""Every run is evaluated on the same examples, whatever its own seed."""
 
 
-def evaluate(model, task: Task, config: EvaluateConfig, train_length: int, seed: int = 0) -> dict:
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """How much is evaluated.
+
+    streams: rows that a split is cut into, advanced side by side; also the train-length sequences of one batch.
+    max_bytes: of each split, None for all of it. position_buckets, position_bytes: buckets, and bytes read for them.
+    length_factors: lengths evaluated, in training lengths. extrapolation_bytes: read at the longest length.
+    synthetic_examples: examples of a synthetic task at each length. sample_*: the text that is generated.
+    """
+
+    streams: PositiveInt = 16
+    max_bytes: PositiveInt | None = None
+    position_buckets: PositiveInt = 10
+    position_bytes: PositiveInt = 131_072
+    length_factors: list[PositiveInt] | tuple[PositiveInt, ...] = (1, 2, 4, 8)
+    extrapolation_bytes: PositiveInt = 131_072
+    synthetic_examples: PositiveInt = 256
+    sample_prompt_bytes: PositiveInt = 64
+    sample_bytes: PositiveInt = 256
+    sample_temperature: NonNegativeFloat = 0.8
+    sample_top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
+
+
+def evaluate(model, task: Any, config: EvaluateConfig, train_length: int, seed: int = 0) -> dict:
     """Returns the record's "evaluation" block. train_length: tokens of a training sequence; seed: of the sample."""
     was_training = model.training
     model.eval()
@@ -15,3 +46,28 @@ def evaluate(model, task: Task, config: EvaluateConfig, train_length: int, seed:
             return task.evaluate(model, config, train_length, seed)
     finally:
         model.train(was_training)
+
+
+def by_batches(model, task: Any, config: EvaluateConfig, train_length: int) -> dict:
+    """The figures of validation and test at the training length, and of test at every length (`extrapolation`)."""
+    result: dict = {split: _figures(model, task, split, config, train_length) for split in ("validation", "test")}
+    result["extrapolation"] = [
+        {"length": factor * train_length, **_figures(model, task, "test", config, train_length, factor)}
+        for factor in config.length_factors
+    ]
+    return result
+
+
+def _figures(model, task: Any, split: str, config: EvaluateConfig, train_length: int, factor: int = 1) -> dict:
+    """The metric and the loss, means over the scored targets, and how many those are."""
+    device, length = next(model.parameters()).device, factor * train_length
+    batch_size = max(1, min(config.streams // factor, config.synthetic_examples))
+    loss = torch.zeros((), dtype=torch.float64, device=device)
+    scored, total = 0, 0
+    for index in range(math.ceil(config.synthetic_examples / batch_size)):
+        batch = task.batch(split, index, batch_size, length, EVALUATION_SEED).to(device)
+        outputs, _ = model(batch.inputs, None, batch.elapsed)
+        loss += task.loss(outputs, batch).double()
+        scored += task.scored(batch)
+        total += task.targets.total(outputs, batch.targets)
+    return {task.metric: total / scored, "loss": loss.item() / scored, "targets": scored}

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harness.evaluation.batches import EvaluateConfig
+from harness.evaluation.evaluate import EvaluateConfig
 from harness.generation.generate import sample_text
 from harness.model.interface import IGNORE
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from harness.model.state import State, map_tensors
 from harness.ops.registry import Kernel, Operation, always
+from harness.ops.samples import Samples
 
 
 class Flops(NamedTuple):
@@ -147,12 +148,15 @@ class ProjectedMixer(Mixer):
         return None
 
 
-def step_operation(name: str, path: str, refuses: Callable[..., str | None] = always) -> Operation:
+def step_operation(
+    name: str, path: str, refuses: Callable[..., str | None] = always, samples: Samples | None = None
+) -> Operation:
     """The operation of a mixer's whole token, its implementations called with the mixer for a function like `step`.
 
     path: "module:function" of the CPU's, which takes the weights as they stand, in float32.
     """
-    return Operation(name, _own_step, (Kernel("numba", "cpu", path, (torch.float32,), refuses),), optional=True)
+    kernels = (Kernel("numba", "cpu", path, (torch.float32,), refuses),)
+    return Operation(name, _own_step, kernels, optional=True, samples=samples)
 
 
 def _own_step(mixer: Mixer) -> Callable:

@@ -2,37 +2,12 @@
 
 from collections.abc import Callable
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from harness.model.mixer import UNTIMED, Call, Flops, Mixer
 from harness.model.state import State
-from harness.ops.registry import Choice, Kernel, Operation
-
-
-def swiglu(gate_up: Tensor) -> Tensor:
-    """silu(gate) * up of the halves of the last axis: (..., 2 F) -> (..., F)."""
-    gate, up = gate_up.chunk(2, dim=-1)
-    return F.silu(gate) * up
-
-
-SWIGLU = Operation(
-    "swiglu", swiglu, (Kernel("numba", "cpu", "harness.ops.elementwise.kernel_numba:swiglu"),), optional=True
-)
-
-
-def frozen_swiglu(gate_up: Tensor, down: Tensor) -> Callable[[Tensor], Tensor]:
-    """The whole channel mixer for weights gate_up (2 F, D) and down (D, F), as a function of x (B, D)."""
-    return lambda x: F.linear(swiglu(F.linear(x, gate_up)), down)
-
-
-FROZEN_SWIGLU = Operation(
-    "frozen_swiglu",
-    frozen_swiglu,
-    (Kernel("numba", "cpu", "harness.ops.elementwise.kernel_numba:frozen_swiglu", (torch.float32,)),),
-    optional=True,
-)
+from harness.ops.elementwise.swiglu import SWIGLU, SWIGLU_STEP
+from harness.ops.registry import Choice
 
 
 class SwiGLU(Mixer):
@@ -53,7 +28,7 @@ class SwiGLU(Mixer):
 
     def frozen_step(self) -> Callable:
         weights = self.gate_up.weight, self.down.weight
-        run = FROZEN_SWIGLU.choose(self.kernel, weights[0].device, weights[0].dtype)(*weights)
+        run = SWIGLU_STEP.choose(self.kernel, weights[0].device, weights[0].dtype)(*weights)
         return lambda x_t, state, call=UNTIMED: (run(x_t), state)
 
     def init_state(self, batch: int, context: int = 0, device=None, dtype=None) -> State:

@@ -1,43 +1,15 @@
-"""RMSNorm with a fused kernel: torch has none for the CPU and composes it of some ten operations."""
+"""RMSNorm through the registry of kernels."""
 
 from collections.abc import Callable
-from functools import partial
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from harness.ops.registry import Choice, Kernel, Operation
-
-
-def reference(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """x / sqrt(mean(x^2) + eps) * weight over the last axis (Zhang & Sennrich 2019, arXiv:1910.07467)."""
-    return F.rms_norm(x, weight.shape, weight, eps)
-
-
-RMS_NORM = Operation(
-    "rms_norm",
-    reference,
-    (Kernel("numba", "cpu", "harness.ops.elementwise.kernel_numba:rms_norm"),),
-    optional=True,
-)
-
-
-def frozen_rms_norm(weight: Tensor, eps: float) -> Callable[[Tensor], Tensor]:
-    """`reference` for one weight, as a function of x (B, D)."""
-    return partial(reference, weight=weight, eps=eps)
-
-
-FROZEN_RMS_NORM = Operation(
-    "frozen_rms_norm",
-    frozen_rms_norm,
-    (Kernel("numba", "cpu", "harness.ops.elementwise.kernel_numba:frozen_rms_norm", (torch.float32,)),),
-    optional=True,
-)
+from harness.ops.elementwise.rms_norm import RMS_NORM, RMS_NORM_STEP
+from harness.ops.registry import Choice
 
 
 class RMSNorm(nn.RMSNorm):
-    """nn.RMSNorm through the registry of kernels."""
+    """nn.RMSNorm by the kernel of that choice."""
 
     def __init__(self, width: int, eps: float, kernel: Choice = "auto"):
         super().__init__(width, eps)
@@ -48,4 +20,4 @@ class RMSNorm(nn.RMSNorm):
 
     def frozen(self) -> Callable[[Tensor], Tensor]:
         """This norm for its weight as it stands, as a function of x (B, D)."""
-        return FROZEN_RMS_NORM.choose(self.kernel, self.weight.device, self.weight.dtype)(self.weight, self.eps)
+        return RMS_NORM_STEP.choose(self.kernel, self.weight.device, self.weight.dtype)(self.weight, self.eps)

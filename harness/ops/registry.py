@@ -5,7 +5,8 @@ Everything that runs an operation asks `choose`; nothing else decides by device,
 """
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.util import find_spec
@@ -14,6 +15,7 @@ from typing import Literal
 import torch
 
 from harness.errors import ConfigError
+from harness.ops.samples import Samples
 
 Choice = Literal["auto", "reference", "fused"]
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -61,14 +63,16 @@ class Kernel:
 class Operation:
     """A named operation, its reference and its kernels.
 
-    optional: whether kernel=fused may fall back to the reference: torch's own code is no loop over time, and a token's
-    step no loop at all.
+    optional: whether kernel=fused may fall back to the reference. An operation that is no loop over time is optional:
+    torch's own code of it is no slow loop either. samples: the calls that its kernels are tested with.
     """
 
     name: str
     reference: Callable
     kernels: tuple[Kernel, ...] = field(default=())
     optional: bool = False
+    samples: Samples | None = None
+    _chosen: dict[tuple, tuple[str, Callable]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self):
         OPERATIONS[self.name] = self
@@ -79,10 +83,13 @@ class Operation:
         options: hashable facts of the call that kernels may refuse. Raises ConfigError where choice is fused, no kernel
         serves and the operation is not optional.
         """
-        key = (self.name, choice, device.type, dtype, tuple(options.items()))
-        if key not in CHOSEN:
-            CHOSEN[key] = self._choose(*key[1:])
-        return CHOSEN[key][1]
+        key = (choice, device.type, dtype, tuple(options.items()))
+        if key not in self._chosen:
+            self._chosen[key] = self._choose(*key)
+        backend, function = self._chosen[key]
+        for recording in _recordings:
+            recording.calls.add((device.type, self.name, backend))
+        return function
 
     def _choose(self, choice: Choice, device: str, dtype: torch.dtype, options: tuple) -> tuple[str, Callable]:
         """The chosen backend by name, and its function."""
@@ -109,19 +116,35 @@ class Operation:
 
 OPERATIONS: dict[str, Operation] = {}
 """Every operation by name, filled as the modules that define them are imported."""
-CHOSEN: dict[tuple, tuple[str, Callable]] = {}
-"""What `choose` has answered, by what it was asked."""
+_recordings: list["Recording"] = []
+
+
+@dataclass
+class Recording:
+    """What `choose` answered while it was being recorded: device types, operations and backends."""
+
+    calls: set[tuple[str, str, str]] = field(default_factory=set)
+
+    def on(self, device: torch.device) -> dict[str, list[str]]:
+        """The backends that calls on this type of device were given, by operation."""
+        found: dict[str, list[str]] = {}
+        for kind, operation, backend in sorted(self.calls):
+            if kind == device.type:
+                found.setdefault(operation, []).append(backend)
+        return found
+
+
+@contextmanager
+def recording() -> Iterator[Recording]:
+    """Records which backends serve the calls of every thread until it ends, as autograd may call from its own."""
+    made = Recording()
+    _recordings.append(made)
+    try:
+        yield made
+    finally:
+        _recordings[:] = [other for other in _recordings if other is not made]
 
 
 @cache
 def _importable(module: str) -> bool:
     return find_spec(module) is not None
-
-
-def served(device: torch.device) -> dict[str, list[str]]:
-    """The backends that calls on this device have been given since `CHOSEN` was last cleared, by operation."""
-    chosen: dict[str, set[str]] = {}
-    for (name, _, on, _, _), (backend, _) in CHOSEN.items():
-        if on == device.type:
-            chosen.setdefault(name, set()).add(backend)
-    return {name: sorted(backends) for name, backends in sorted(chosen.items())}

@@ -30,7 +30,7 @@ TARGETS = {
     "baselines.rwkv.ChannelMix": "baselines.rwkv.mixer.ChannelMix",
     "baselines.rwkv.TimeMix": "baselines.rwkv.mixer.TimeMix",
     "baselines.transformer.Attention": "baselines.transformer.mixer.Attention",
-    "harness.evaluate.EvaluateConfig": "harness.evaluation.batches.EvaluateConfig",
+    "harness.evaluate.EvaluateConfig": "harness.evaluation.evaluate.EvaluateConfig",
     "harness.loggers.NoLogger": "harness.training.loggers.NoLogger",
     "harness.loggers.WandbLogger": "harness.training.loggers.WandbLogger",
     "harness.measure.MeasureConfig": "harness.measurement.measure.MeasureConfig",

@@ -28,9 +28,13 @@ LOCK = ".lock"
 def run_key(config: dict, data_digest: str) -> str:
     """Returns the run's key: sha256 over the schema, the meaning of the resolved configuration, and the data's digest.
 
-    The meaning is names and values: all but IGNORED, and of what a node builds its class's name without its module.
+    The meaning is names and values: all but IGNORED and what a model says of how its runs are named (`names`), and of
+    what a node builds its class's name without its module.
     """
-    meaning = _meaning({key: value for key, value in config.items() if key not in IGNORED})
+    meant = {key: value for key, value in config.items() if key not in IGNORED}
+    if "model" in meant:
+        meant["model"] = {key: value for key, value in meant["model"].items() if key != "names"}
+    meaning = _meaning(meant)
     canonical = to_json({"schema": SCHEMA_VERSION, "config": meaning, "data": data_digest}, sort_keys=True)
     return hashlib.sha256(canonical.encode()).hexdigest()[:KEY_LENGTH]
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.evaluation.batches import EvaluateConfig, by_batches
+from harness.evaluation.evaluate import EvaluateConfig, by_batches
 from harness.model.interface import Inputs, Interface, Targets, Tokens
 
 SPLITS = ("train", "validation", "test")

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from harness.errors import TaskError
-from harness.evaluation.batches import EvaluateConfig
+from harness.evaluation.evaluate import EvaluateConfig
 from harness.evaluation.text import text_figures
 from harness.tasks.task import SPLITS, Batch, Task
 

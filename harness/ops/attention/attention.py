@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from harness.ops.registry import Kernel, Operation
+from harness.ops.samples import Draw, Sample, Samples
 
 MASK_ELEMENTS = 2**22  # queries of a later chunk are taken in groups whose mask is no larger than this
 
@@ -58,8 +59,20 @@ def _seen(length: int, total: int, device: torch.device) -> Tensor:
     return torch.ones(length, total, dtype=torch.bool, device=device).tril(total - length)
 
 
+def sample(draw: Draw, batch=2, length=5, past=3, kv_heads=2, group=2, head_dim=4) -> Sample:
+    """One call: `length` queries behind `past` tokens, each key-value head for `group` query heads."""
+    cached = (batch, kv_heads, past + length, head_dim)
+    return Sample((draw.normal(batch, kv_heads * group, length, head_dim), draw.normal(*cached), draw.normal(*cached)))
+
+
 ATTENTION = Operation(
     "attention",
     reference,
     tuple(Kernel("sdpa", device, "harness.ops.attention.attention:sdpa") for device in ("cpu", "cuda")),
+    samples=Samples(
+        sample,
+        {"batch": (1, 3), "length": (1, 2, 17, 33), "past": (0, 1, 7), "kv_heads": (1, 2), "group": (1, 3)},
+        ({}, {"past": 0}),
+        ({"length": 70, "past": 61, "head_dim": 32},),
+    ),
 )

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from harness.ops.registry import Kernel, Operation
+from harness.ops.samples import Draw, Sample, Samples
 
 
 def reference(x: Tensor, weight: Tensor, bias: Tensor, state: Tensor, silu: bool) -> tuple[Tensor, Tensor]:
@@ -30,11 +31,23 @@ def step_reference(x: Tensor, weight: Tensor, bias: Tensor, state: Tensor, silu:
     return F.silu(y) if silu else y, window[:, 1:].contiguous()
 
 
+def sample(draw: Draw, batch=2, length=7, channels=5, taps=4, silu=True) -> Sample:
+    """One call, with a state left by earlier inputs."""
+    inputs = draw.normal(batch, length, channels), draw.normal(taps, channels), draw.normal(channels)
+    return Sample((*inputs, draw.normal(batch, taps - 1, channels), silu))
+
+
 CAUSAL_CONV = Operation(
     "causal_conv",
     reference,
     (
         Kernel("numba", "cpu", "harness.ops.causal_conv.conv_numba:causal_conv"),
         Kernel("triton", "cuda", "harness.ops.causal_conv.conv_triton:causal_conv", needs=("triton",)),
+    ),
+    samples=Samples(
+        sample,
+        {"batch": (1, 3), "length": (1, 2, 9, 65), "channels": (1, 7, 33, 257), "taps": (1, 2, 4, 5)},
+        ({}, {"silu": False}),
+        ({"length": 130, "channels": 300}, {"length": 61, "channels": 33}, {"length": 1, "channels": 700, "taps": 3}),
     ),
 )

@@ -7,17 +7,15 @@ the kernels take the span of memory that x covers and the distances between its 
 
 import numpy as np
 import torch
-from numba import njit
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from harness.ops.shapes import expect
-from harness.ops.toolbox.numba_linear import HELPER
-from harness.ops.toolbox.numba_math import FASTMATH, one, sigmoid
+from harness.ops.toolbox.jit import helper, kernel
+from harness.ops.toolbox.numba_math import one, sigmoid
 from harness.ops.toolbox.threads import spread
 
 WIDTH = np.int64(256)  # channels of one task
-JIT = {"cache": True, "fastmath": FASTMATH, "error_model": "numpy", "nogil": True}
 
 
 def causal_conv(x: Tensor, weight: Tensor, bias: Tensor, state: Tensor, silu: bool) -> tuple[Tensor, Tensor]:
@@ -82,7 +80,7 @@ def _spanned(x: Tensor) -> tuple[np.ndarray, int, int]:
     return x.detach().as_strided((span,), (1,)).numpy(), across, along
 
 
-@njit(**HELPER)
+@helper
 def _input(j, flat, start, along, state, low, size):
     """The input of token j in one block of channels; before the first token it is one of the state (K - 1, D)."""
     if j < 0:
@@ -91,7 +89,7 @@ def _input(j, flat, start, along, state, low, size):
     return flat[place : place + size]
 
 
-@njit(**HELPER)
+@helper
 def _convolve(t, flat, start, along, weight, bias, state, low, out):
     """The convolution at token t, before the SiLU: fills out (size)."""
     taps, size = len(weight), len(out)
@@ -104,13 +102,13 @@ def _convolve(t, flat, start, along, weight, bias, state, low, out):
             out[c] += w[c] * row[c]
 
 
-@njit(**HELPER)
+@helper
 def _silu(row):
     for c in range(len(row)):
         row[c] = row[c] * sigmoid(row[c])
 
 
-@njit(**JIT)
+@kernel
 def _values(first, last, silu, flat, across, along, weight, bias, state, y, kept):
     """The tasks first..last - 1 of y (B, T, D) and of the inputs kept (B, K - 1, D)."""
     _, T, D = y.shape
@@ -129,7 +127,7 @@ def _values(first, last, silu, flat, across, along, weight, bias, state, y, kept
                 kept[b, i, low + c] = row[c]
 
 
-@njit(**JIT)
+@kernel
 def _vjp(first, last, silu, flat, across, along, weight, bias, state, gy, g_kept, gx, g_state, g_taps):
     """The tasks first..last - 1 of gx (B, T, D), g_state (B, K - 1, D) and g_taps (B, K + 1, D), zero before."""
     _, T, D = gy.shape
@@ -158,7 +156,7 @@ def _vjp(first, last, silu, flat, across, along, weight, bias, state, gy, g_kept
                     g_row[c] += g[c] * w[c]
 
 
-@njit(**HELPER)
+@helper
 def _token_gradient(t, silu, flat, start, along, weight, bias, state, low, gy, g):
     """The gradient g of token t's convolution: the slope of silu(p) is s + p s (1 - s), s = sigmoid(p)."""
     if silu:
@@ -171,7 +169,7 @@ def _token_gradient(t, silu, flat, start, along, weight, bias, state, low, gy, g
             g[c] = gy[c]
 
 
-@njit(**HELPER)
+@helper
 def convolve_token(x, weight, bias, state, y, kept, silu):
     """One token of one sequence: x, y (D), weight (K, D), state and kept (K - 1, D)."""
     older = len(state)

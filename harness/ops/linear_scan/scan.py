@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from harness.ops.registry import Kernel, Operation
+from harness.ops.samples import Draw, Sample, Samples
 from harness.ops.shapes import expect, expect_tokens
 
 Scan = Callable[[Tensor, Tensor, Tensor, bool], Tensor]
@@ -96,6 +97,13 @@ def _doubling(J: Tensor, b: Tensor, h0: Tensor, reverse: bool) -> Tensor:
     return h
 
 
+def sample(draw: Draw, batch=2, length=7, width=5, reverse=False) -> Sample:
+    """One call whose states neither die out nor grow."""
+    return Sample(
+        (2 * draw.unit(batch, length, width) - 1, draw.normal(batch, length, width), draw.normal(batch, width), reverse)
+    )
+
+
 LINEAR_SCAN = Operation(
     "linear_scan",
     reference,
@@ -103,5 +111,11 @@ LINEAR_SCAN = Operation(
         Kernel("numba", "cpu", "harness.ops.linear_scan.scan_numba:linear_scan"),
         Kernel("triton", "cuda", "harness.ops.linear_scan.scan_triton:linear_scan", needs=("triton",)),
         Kernel("torch", "cuda", "harness.ops.linear_scan.scan:log_depth"),
+    ),
+    samples=Samples(
+        sample,
+        {"batch": (1, 3), "length": (1, 2, 8, 17, 33), "width": (1, 5, 16, 70)},
+        ({}, {"reverse": True}),
+        ({"batch": 1, "length": 1100, "width": 3}, {"batch": 2, "length": 600, "width": 130, "reverse": True}),
     ),
 )

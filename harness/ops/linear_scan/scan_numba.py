@@ -6,11 +6,11 @@ found (one product and one state), and then, from where each begins, the states.
 
 import numpy as np
 import torch
-from numba import njit
 from torch import Tensor
 
 from harness.ops.linear_scan.scan import differentiable
-from harness.ops.toolbox.numba_math import FASTMATH, one, zero
+from harness.ops.toolbox.jit import kernel
+from harness.ops.toolbox.numba_math import one, zero
 from harness.ops.toolbox.threads import spread
 
 WIDEST, NARROWEST = 256, 64  # channels of a block
@@ -56,10 +56,7 @@ def cut(batch: int, T: int, D: int) -> tuple[int, int, int]:
     return width, blocks, max(pieces, 1)
 
 
-_compiled = njit(cache=True, fastmath=FASTMATH, error_model="numpy", nogil=True)
-
-
-@_compiled
+@kernel
 def compose(first, last, width, reverse, J, b, P, E):
     """The map h -> P h + E of each piece, (batch, pieces, D), for the tasks first..last - 1."""
     _, T, D = J.shape
@@ -80,7 +77,7 @@ def compose(first, last, width, reverse, J, b, P, E):
                 state[c] = J_t[c] * state[c] + b_t[c]
 
 
-@_compiled
+@kernel
 def walk(first, last, width, reverse, J, b, starts, h):
     """The states h (batch, T, D) of each piece from `starts` (batch, pieces, D), for the tasks first..last - 1."""
     _, T, D = J.shape

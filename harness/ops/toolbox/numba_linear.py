@@ -6,14 +6,14 @@ much as the product, and handing a tensor over as an array costs more than handi
 
 import torch
 from llvmlite import ir
-from numba import carray, njit, types
+from numba import carray, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 from torch import Tensor
 
-from harness.ops.toolbox.numba_math import FASTMATH, zero
+from harness.ops.toolbox.jit import helper
+from harness.ops.toolbox.numba_math import zero
 
-HELPER = {"fastmath": FASTMATH, "error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 ROWS = 4  # rows of a product that share each load of a weight: enough to be bound by arithmetic, not by the cache
 VECTORS = 2  # registers of 64 bytes that a row's sums take: ROWS x VECTORS sums in flight hide the latency of one
 TILE_BYTES = 64 * VECTORS
@@ -30,13 +30,13 @@ def _pointer(_context, address):
     return pointer(types.int64), codegen
 
 
-@njit(**HELPER)
+@helper
 def at(address, shape):
     """The contiguous float32 array of `shape` that begins at a tensor's `data_ptr()`; the caller keeps it alive."""
     return carray(_pointer(address), shape)
 
 
-@njit(**HELPER)
+@helper
 def matvec(weight, x, y):
     """y = weight @ x: weight (O, I) with contiguous rows, x (I), y (O)."""
     for i in range(weight.shape[0]):
@@ -112,7 +112,7 @@ def _emit(builder, scalar, lanes: int, rows: int, x, panel, y, row, column) -> N
 _four, _two, _one = _block(4), _block(2), _block(1)
 
 
-@njit(**HELPER)
+@helper
 def product(x, weight, y):
     """y = x @ weight: x (R, I) and y (R, tiles x TILE) contiguous, weight (tiles, I, TILE) as `panels` lays it out.
 
@@ -132,7 +132,7 @@ def product(x, weight, y):
             _one(x, panel, y, row, column)
 
 
-@njit(**HELPER)
+@helper
 def padded(x, width):
     """The columns of y in `product` for so many columns of weight, in the type of x."""
     tile = TILE_BYTES // x.itemsize
@@ -144,7 +144,7 @@ def group(batch: int) -> int:
     return min(ROWS, max(1, -(-batch // torch.get_num_threads())))
 
 
-@njit(**HELPER)
+@helper
 def panels_at(address, depth, width):
     """The float32 panels of a weight (depth, width) that begin at a tensor's `data_ptr()`."""
     tile = TILE_BYTES // 4

@@ -28,7 +28,7 @@ def kernel_digest(root: Path) -> str:
     kernels = [
         text
         for text in texts
-        if re.search(rb"^(?:from|import) (?:numba|harness\.ops\.toolbox\.numba_math)\b", text, re.MULTILINE)
+        if re.search(rb"^(?:from|import) (?:numba|harness\.ops\.toolbox\.(?:jit|numba_\w+))\b", text, re.MULTILINE)
     ]
     return hashlib.sha256(b"\0".join(kernels)).hexdigest()[:16]
 
