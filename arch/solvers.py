@@ -35,6 +35,7 @@ TABLEAUS = {
     "euler": Tableau(((),), (1.0,), 1, "euler"),
     "midpoint": Tableau(((), (0.5,)), (0.0, 1.0), 2, "midpoint"),
     "heun": Tableau(((), (1.0,)), (0.5, 0.5), 2, "heun2"),
+    "ralston": Tableau(((), (2 / 3,)), (1 / 4, 3 / 4), 2),
     # torchdiffeq's "rk4" is Kutta's 3/8 rule, this one the classic rule: the same order and stages, not the same bits.
     "rk4": Tableau(((), (0.5,), (0.0, 0.5), (0.0, 0.0, 1.0)), (1 / 6, 1 / 3, 1 / 3, 1 / 6), 4, "rk4"),
 }
