@@ -38,6 +38,7 @@ TABLEAUS = {
     "ralston": Tableau(((), (2 / 3,)), (1 / 4, 3 / 4), 2),
     # torchdiffeq's "rk4" is Kutta's 3/8 rule, this one the classic rule: the same order and stages, not the same bits.
     "rk4": Tableau(((), (0.5,), (0.0, 0.5), (0.0, 0.0, 1.0)), (1 / 6, 1 / 3, 1 / 3, 1 / 6), 4, "rk4"),
+    "rk4_38": Tableau(((), (1 / 3,), (-1 / 3, 1.0), (1.0, -1.0, 1.0)), (1 / 8, 3 / 8, 3 / 8, 1 / 8), 4, "rk4"),
 }
 """Every explicit rule, by name; each also has a file in conf/solver. Torch and all kernels compute from these."""
 
