@@ -11,12 +11,16 @@ and its state expansion, in the selective state-space form of Gu & Dao (arXiv:23
 A field is constant while its token lasts: the token enters through a, A, B and C.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from functools import reduce
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from harness.ops.shapes import expect, expect_tokens
 
 Gate = Literal["sigmoid", "softplus"]
 Coupling = Literal["none", "diagonal", "heads", "dense"]
@@ -74,10 +78,40 @@ class Field:
         rate, drive = self.split(h)
         return drive - rate * h
 
+    @property
+    def coupled(self) -> Coupling:
+        """The kind of coupling, which the shape of its weight says."""
+        return "none" if self.coupling is None else ("diagonal", "dense", "heads")[self.coupling.dim() - 1]
+
     def tensors(self) -> tuple[Tensor, ...]:
-        """Every tensor the field depends on, for the adjoint's parameters."""
-        values = (getattr(self, field.name) for field in fields(self))
-        return tuple(value for value in values if isinstance(value, Tensor))
+        """Every tensor the field depends on, in the order of the attributes."""
+        return tuple(self._named().values())
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Field":
+        """The field of the function's results, tensor by tensor."""
+        return replace(self, **{name: function(tensor) for name, tensor in self._named().items()})
+
+    def computed(self, *others: Tensor) -> tuple["Field", Tensor, ...]:
+        """The field, omega of inv_tau's shape, and the other tensors in the widest of their types, float32 at least."""
+        dtype = reduce(torch.promote_types, (x.dtype for x in (*self.tensors(), *others)), torch.float32)
+        whole = replace(self, omega=self.omega.expand_as(self.inv_tau))
+        return whole.map(lambda tensor: tensor.to(dtype)), *(x.to(dtype) for x in others)
+
+    def check(self, operation: str, h: Tensor, elapsed: Tensor | None) -> None:
+        """Raises ValueError where a sequence's field, the state h before it and the elapsed times do not fit."""
+        (batch, T, D), N = self.a.shape, h.shape[-1]
+        expect_tokens(operation, T)
+        w, weight = self.coupling, {"none": (), "diagonal": (D,), "dense": (D, D), "heads": ()}[self.coupled]
+        if self.coupled == "heads":
+            P = w.shape[-1]
+            if P == 0 or D % P:
+                raise ValueError(
+                    f"{operation}: w has the shape {tuple(w.shape)}, whose heads do not divide {D} channels."
+                )
+            weight = (D // P, P, P)
+        tokens = ("A", self.A, (batch, T, D)), ("B", self.B, (batch, T, N)), ("C", self.C, (batch, T, N))
+        rates = ("inv_tau", self.inv_tau, (D, N)), ("w", w, weight)
+        expect(operation, *tokens, *rates, ("h0", h, (batch, D, N)), ("elapsed", elapsed, (batch, T)))
 
     def window(self, start: int, stop: int) -> "Field":
         """The tokens start..stop of a sequence."""
@@ -87,6 +121,10 @@ class Field:
         """A sequence's fields one by one; unbound at once, because indexing each makes the backward quadratic."""
         unbound = {name: tensor.unbind(1) for name, tensor in self._timed().items()}
         return [replace(self, **{name: parts[t] for name, parts in unbound.items()}) for t in range(self.a.shape[1])]
+
+    def _named(self) -> dict[str, Tensor]:
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if isinstance(value, Tensor)}
 
     def _timed(self) -> dict[str, Tensor]:
         timed = {"a": self.a, "A": self.A, "B": self.B, "C": self.C}

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from torchdiffeq import odeint_adjoint
 
 from arch.field import Field
-from arch.solvers import Solver, normalised
+from arch.solvers import TABLEAUS, Solver, normalised
 from harness.errors import ConfigError
 
 Cross = Callable[[Field, Tensor, Tensor | None], Tensor]
@@ -97,9 +97,10 @@ class Adjoint(Gradient):
 
     def check(self, solver: Solver) -> None:
         if solver.torchdiffeq_method is None:
+            rules = ", ".join(name for name, tableau in TABLEAUS.items() if tableau.torchdiffeq)
             raise ConfigError(
                 f"gradient=adjoint cannot be used with solver={solver.name}: torchdiffeq has no such method.",
-                "a solver that torchdiffeq has: euler, midpoint, heun, rk4, dopri5 or adaptive_heun.",
+                f"a solver that torchdiffeq has: {rules}, dopri5 or adaptive_heun.",
                 "set gradient=checkpoint (the exact gradient at the same memory) or choose one of those solvers.",
             )
 

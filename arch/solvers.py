@@ -5,9 +5,10 @@ well they solve the same problem. A solver sees a field through `split(h) -> (ra
 drive - rate * h; the field does not change while the token lasts.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from types import FunctionType
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import PositiveFloat, PositiveInt
@@ -16,14 +17,111 @@ from torchdiffeq import odeint
 
 from arch.field import Field
 
-# Butcher tableaus as (lower triangle of stage weights, weights of the result, order, the same rule in torchdiffeq).
+
+class Tableau(NamedTuple):
+    """An explicit Runge-Kutta rule: stage i starts from h + dt sum_j a_ij k_j, the step ends at h + dt sum_j b_j k_j.
+
+    a: the strictly lower triangle, row i of length i. torchdiffeq: the same rule there, for the adjoint; None where it
+    has none. The times c are not needed: a token's inputs do not change while it lasts.
+    """
+
+    a: tuple[tuple[float, ...], ...]
+    b: tuple[float, ...]
+    order: int
+    torchdiffeq: str | None = None
+
+
 TABLEAUS = {
-    "euler": (((),), (1.0,), 1, "euler"),
-    "midpoint": (((), (0.5,)), (0.0, 1.0), 2, "midpoint"),
-    "heun": (((), (1.0,)), (0.5, 0.5), 2, "heun2"),
+    "euler": Tableau(((),), (1.0,), 1, "euler"),
+    "midpoint": Tableau(((), (0.5,)), (0.0, 1.0), 2, "midpoint"),
+    "heun": Tableau(((), (1.0,)), (0.5, 0.5), 2, "heun2"),
+    "ralston": Tableau(((), (2 / 3,)), (1 / 4, 3 / 4), 2),
     # torchdiffeq's "rk4" is Kutta's 3/8 rule, this one the classic rule: the same order and stages, not the same bits.
-    "rk4": (((), (0.5,), (0.0, 0.5), (0.0, 0.0, 1.0)), (1 / 6, 1 / 3, 1 / 3, 1 / 6), 4, "rk4"),
+    "rk4": Tableau(((), (0.5,), (0.0, 0.5), (0.0, 0.0, 1.0)), (1 / 6, 1 / 3, 1 / 3, 1 / 6), 4, "rk4"),
+    "rk4_38": Tableau(((), (1 / 3,), (-1 / 3, 1.0), (1.0, -1.0, 1.0)), (1 / 8, 3 / 8, 3 / 8, 1 / 8), 4, "rk4"),
 }
+"""Every explicit rule, by name; each also has a file in conf/solver. Torch and all kernels compute from these."""
+
+
+# What a step computes, written once for torch, numba and Triton: functions of scalars, or of tensors by element, and
+# their partial derivatives. The names exp, phi1, phi1_grad and one are torch's here; `bind` gives the same text
+# those of numba (arch/solvers_numba.py) or of Triton (arch/solvers_triton.py).
+
+
+def exp(x: Tensor) -> Tensor:
+    """e^x."""
+    return torch.exp(x)
+
+
+def phi1(z: Tensor) -> Tensor:
+    """(1 - exp(-z)) / z for z >= 0, accurate with its gradient down to z = 0, where it is 1.
+
+    Below 0.1 a Taylor series of nine terms (error below 1e-16), since the quotient's derivative cancels there.
+    """
+    small = z < 0.1
+    series = torch.ones_like(z)
+    for k in range(9, 1, -1):  # Horner: 1 - z/2 (1 - z/3 (1 - ... z/9))
+        series = 1 - z / k * series
+    safe = torch.where(small, 1.0, z)  # the branch not taken must not put a nan into the gradient
+    return torch.where(small, series, -torch.expm1(-safe) / safe)
+
+
+def phi1_grad(z: Tensor) -> Tensor:
+    """d phi1 / dz."""
+    return torch.func.jvp(phi1, (z,), (torch.ones_like(z),))[1]
+
+
+def one(x) -> float:
+    """1 in the type of x, which a literal has in torch."""
+    return 1.0
+
+
+def slope(h, rate, drive):
+    """dh/dt, which the explicit rules evaluate."""
+    return drive - rate * h
+
+
+def slope_partials(h, rate):
+    """The partial derivatives of `slope` by h, rate and drive."""
+    return -rate, -h, one(h)
+
+
+def semi_implicit(h, rate, drive, dt):
+    """The fused step of Hasani et al. (2021, alg. 1), the decay taken at the step's end: h' and 1 / (1 + dt rate)."""
+    inverse = one(dt) / (one(dt) + dt * rate)
+    return (h + dt * drive) * inverse, inverse
+
+
+def semi_implicit_partials(end, inverse, dt):
+    """Those of h' by h, rate and drive, from what `semi_implicit` returned."""
+    return inverse, -dt * end * inverse, dt * inverse
+
+
+def exponential(h, rate, drive, dt):
+    """Exact where rate and drive are constant: h' = h e^-z + dt drive phi1(z), z = dt rate; and e^-z, phi1(z)."""
+    z = dt * rate
+    decay, mean = exp(-z), phi1(z)
+    return h * decay + dt * drive * mean, decay, mean
+
+
+def exponential_partials(h, rate, drive, dt, decay, mean):
+    """Those of h' by h, rate and drive, decay and mean being what `exponential` returned."""
+    return decay, dt * (dt * drive * phi1_grad(dt * rate) - h * decay), dt * mean
+
+
+FROZEN = ("semi_implicit", "exponential")
+"""The solvers that freeze the gate over a step, one of the maps above a step."""
+FIXED = (*TABLEAUS, *FROZEN)
+"""The solvers of fixed steps, which every kernel serves."""
+
+
+def bind(function: Callable, vocabulary: Mapping[str, Any]) -> Callable:
+    """The same text with the names of another module, for a compiler."""
+    bound = FunctionType(function.__code__, dict(vocabulary), function.__name__)
+    bound.__doc__, bound.__module__, bound.__qualname__ = function.__doc__, function.__module__, function.__qualname__
+    return bound
+
+
 MAX_ADAPTIVE_STEPS = 10_000
 
 
@@ -67,29 +165,29 @@ def normalised(field: Field, elapsed: Tensor | None) -> Callable[[Tensor, Tensor
 
 @dataclass(frozen=True)
 class RungeKutta(Solver):
-    """An explicit Runge-Kutta rule (Hairer, Norsett, Wanner, "Solving ODEs I", II.1): one integrator, four tableaus."""
+    """An explicit Runge-Kutta rule of TABLEAUS (Hairer, Norsett, Wanner, "Solving ODEs I", II.1)."""
 
-    name: Literal["euler", "midpoint", "heun", "rk4"]
+    name: Literal[tuple(TABLEAUS)]
     substeps: PositiveInt = 1
 
     @property
     def order(self) -> int:
-        return TABLEAUS[self.name][2]
+        return TABLEAUS[self.name].order
 
     @property
     def evals_per_step(self) -> int:
-        return len(TABLEAUS[self.name][0])
+        return len(TABLEAUS[self.name].b)
 
     @property
-    def torchdiffeq_method(self) -> str:
-        return TABLEAUS[self.name][3]
+    def torchdiffeq_method(self) -> str | None:
+        return TABLEAUS[self.name].torchdiffeq
 
     def step(self, field: Field, h: Tensor, dt: Tensor | float) -> Tensor:
-        stages, weights, _, _ = TABLEAUS[self.name]
+        tableau = TABLEAUS[self.name]
         slopes: list[Tensor] = []
-        for row in stages:
+        for row in tableau.a:
             slopes.append(field.derivative(_advance(h, dt, row, slopes)))
-        return _advance(h, dt, weights, slopes)
+        return _advance(h, dt, tableau.b, slopes)
 
 
 def _advance(h: Tensor, dt: Tensor | float, weights: tuple[float, ...], slopes: list[Tensor]) -> Tensor:
@@ -101,14 +199,13 @@ def _advance(h: Tensor, dt: Tensor | float, weights: tuple[float, ...], slopes: 
 class SemiImplicit(Solver):
     """The fused step of Hasani et al. (2021, alg. 1): (h + dt drive) / (1 + dt rate), stable at any dt; order 1."""
 
-    name: Literal["semi_implicit"] = "semi_implicit"
     substeps: PositiveInt = 6
+    name: Literal["semi_implicit"] = "semi_implicit"
     order: ClassVar[int] = 1
     evals_per_step: ClassVar[int] = 1
 
     def step(self, field: Field, h: Tensor, dt: Tensor | float) -> Tensor:
-        rate, drive = field.split(h)
-        return (h + dt * drive) / (1 + dt * rate)
+        return semi_implicit(h, *field.split(h), dt)[0]
 
 
 @dataclass(frozen=True)
@@ -119,28 +216,13 @@ class Exponential(Solver):
     with rate and drive frozen at h; written with phi1 it needs no division by a rate that may be 0.
     """
 
-    name: Literal["exponential"] = "exponential"
     substeps: PositiveInt = 1
+    name: Literal["exponential"] = "exponential"
     order: ClassVar[int] = 1
     evals_per_step: ClassVar[int] = 1
 
     def step(self, field: Field, h: Tensor, dt: Tensor | float) -> Tensor:
-        rate, drive = field.split(h)
-        z = dt * rate
-        return h * torch.exp(-z) + dt * drive * phi1(z)
-
-
-def phi1(z: Tensor) -> Tensor:
-    """(1 - exp(-z)) / z for z >= 0, accurate with its gradient down to z = 0, where it is 1.
-
-    Below 0.1 a Taylor series of nine terms (error below 1e-16), since the quotient's derivative cancels there.
-    """
-    small = z < 0.1
-    series = torch.ones_like(z)
-    for k in range(9, 1, -1):  # Horner: 1 - z/2 (1 - z/3 (1 - ... z/9))
-        series = 1 - z / k * series
-    safe = torch.where(small, 1.0, z)  # the branch not taken must not put a nan into the gradient
-    return torch.where(small, series, -torch.expm1(-safe) / safe)
+        return exponential(h, *field.split(h), dt)[0]
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -12,7 +13,7 @@ from arch.field import Field, Gate
 from arch.gradients import scan
 from arch.ltc.mixer import LTC
 from arch.ltc.scan import LIQUID_SCAN
-from arch.solvers import SemiImplicit
+from arch.solvers import Exponential, RungeKutta, SemiImplicit, Solver
 from bench.comparison import Comparison, Projected, layer, sequence
 from bench.timing import Call, Contestant
 
@@ -20,18 +21,17 @@ SUBSTEPS = 6
 LOOP_TOKENS = 2**14  # of a loop, whose backward keeps every operation's result
 DENSE_TOKENS = 2**9  # of a dense cell in ncps, which keeps units^2 numbers an unfolding, a token and a sequence
 COMPILED_TOKENS = 8  # of one call of a compiled loop: more of them take minutes to compile
-Run = Callable[[], Tensor]
 
 
 def liquid_scan(device: torch.device) -> Comparison:
     """The scan of a diagonal liquid cell from given a and A, and other packages' cells."""
     fused = [
-        _fused("fused, semi_implicit x 6", "semi_implicit", SUBSTEPS, device),
-        _fused("fused, semi_implicit x 1", "semi_implicit", 1, device),
-        _fused("fused, euler", "euler", 1, device),
-        _fused("fused, rk4", "rk4", 1, device),
-        _fused("fused, exponential", "exponential", 1, device),
-        _fused("fused, semi_implicit x 6, 16 states", "semi_implicit", SUBSTEPS, device, states=16),
+        _fused("fused, semi_implicit x 6", SemiImplicit(SUBSTEPS), device),
+        _fused("fused, semi_implicit x 1", SemiImplicit(1), device),
+        _fused("fused, euler", RungeKutta("euler"), device),
+        _fused("fused, rk4", RungeKutta("rk4"), device),
+        _fused("fused, exponential", Exponential(), device),
+        _fused("fused, semi_implicit x 6, 16 states", SemiImplicit(SUBSTEPS), device, states=16),
         Contestant("fused, semi_implicit x 6, projecting", lambda *size: _projecting(*size, device)),
     ]
     peers = [
@@ -78,8 +78,8 @@ def cfc(device: torch.device) -> Comparison:
     return Comparison("CfC", contestants, note)
 
 
-def liquid_inputs(batch: int, T: int, D: int, gate: Gate, coupling: float, device) -> list[Tensor | None]:
-    """a, A, B, C, inv_tau, omega, w and h0 as arch.ltc.mixer.LTC starts them, time constants from 1 to 4096 tokens."""
+def liquid_field(batch: int, T: int, D: int, gate: Gate, coupling: float, device) -> Field:
+    """A sequence's field as arch.ltc.mixer.LTC starts it, time constants from 1 to 4096 tokens; one state a channel."""
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> Tensor:
@@ -89,21 +89,27 @@ def liquid_inputs(batch: int, T: int, D: int, gate: Gate, coupling: float, devic
     f = 1 / (1 + log_tau.exp())
     a = normal(batch, T, D) + (torch.logit(f) if gate == "sigmoid" else f.expm1().log())
     rates = ((-log_tau).exp().unsqueeze(1), torch.ones(D, 1), coupling * normal(D))
-    tensors = (a, normal(batch, T, D), None, None, *rates, torch.zeros(batch, D, 1))
-    return [x if x is None else x.to(device).requires_grad_() for x in tensors]
+    field = Field(a, normal(batch, T, D), None, None, *rates, gate)
+    return field.map(lambda x: x.to(device).requires_grad_())
+
+
+def fresh(field: Field) -> Tensor:
+    """The state that a sequence starts from, differentiated."""
+    batch, _, D = field.a.shape
+    return field.a.new_zeros(batch, D, field.inv_tau.shape[1]).requires_grad_()
 
 
 def projecting(scan: Callable, batch: int, T: int, D: int, device: torch.device) -> Call:
-    """A scan of the cell of `liquid_inputs`, a and A projected from x (batch, T, D)."""
-    a, _, *rest = liquid_inputs(batch, T, D, "sigmoid", 0.1, device)
-    bias, x = a[:1, :1].detach(), torch.randn(batch, T, D, device=device, requires_grad=True)
+    """A scan of the cell of `liquid_field`, a and A projected from x (batch, T, D)."""
+    field = liquid_field(batch, T, D, "sigmoid", 0.1, device)
+    bias, x, h0 = field.a[:1, :1].detach(), torch.randn(batch, T, D, device=device, requires_grad=True), fresh(field)
     projection = nn.Linear(D, 2 * D, device=device)
 
     def run() -> Tensor:
         a, A = projection(x).chunk(2, dim=2)
-        return scan("semi_implicit", SUBSTEPS, "sigmoid", a + bias, A, *rest, None)[0]
+        return scan(SemiImplicit(SUBSTEPS), replace(field, a=a + bias, A=A), h0)[0]
 
-    return Call(run, [x, *projection.parameters(), *(r for r in rest if r is not None)])
+    return Call(run, [x, *projection.parameters(), *field.tensors()[2:], h0])
 
 
 def para_cfc(batch: int, length: int, channels: int, device: torch.device, solver: str = "newton") -> Call:
@@ -120,30 +126,30 @@ def fused_scan(device: torch.device, solver: str = "semi_implicit", states: int 
     return LIQUID_SCAN.choose("auto", device, torch.float32, solver=solver, coupling="diagonal", d_state=states)
 
 
-def _fused(name: str, solver: str, substeps: int, device: torch.device, states: int = 1) -> Contestant:
-    run = fused_scan(device, solver, states)
+def _fused(name: str, solver: Solver, device: torch.device, states: int = 1) -> Contestant:
+    run = fused_scan(device, solver.name, states)
 
     def make(*size: int) -> Call:
-        inputs = _inputs(*size, device, states)
-        return _call(inputs, lambda: run(solver, substeps, "sigmoid", *inputs, None)[0])
+        return _scanning(partial(run, solver), _field(*size, device, states))
 
     return Contestant(name, make)
 
 
-def _inputs(batch: int, length: int, channels: int, device: torch.device, states: int = 1) -> list[Tensor | None]:
-    """a, A, B, C, inv_tau, omega, w, h0 as an LTC starts them; B and C normal and omega 1..N where states > 1."""
-    inputs = liquid_inputs(batch, length, channels, "sigmoid", 0.1, device)
+def _field(batch: int, length: int, channels: int, device: torch.device, states: int = 1) -> Field:
+    """As an LTC starts it; B and C normal and omega 1..N where states > 1."""
+    field = liquid_field(batch, length, channels, "sigmoid", 0.1, device)
     if states == 1:
-        return inputs
-    a, A, _, _, inv_tau, _, w, _ = (x if x is None else x.detach() for x in inputs)
+        return field
     B, C = torch.randn(2, batch, length, states, device=device)
     omega = torch.arange(1.0, states + 1, device=device).repeat(channels, 1)
-    wide = (a, A, B, C, inv_tau.repeat(1, states), omega, w, a.new_zeros(batch, channels, states))
-    return [x.clone().requires_grad_() for x in wide]
+    wide = replace(field, B=B, C=C, inv_tau=field.inv_tau.repeat(1, states), omega=omega)
+    return wide.map(lambda x: x.detach().clone().requires_grad_())
 
 
-def _call(inputs: list[Tensor | None], run: Run) -> Call:
-    return Call(run, [x for x in inputs if x is not None])
+def _scanning(run: Callable, field: Field) -> Call:
+    """A call of run(field, h0), differentiated by all of both."""
+    h0 = fresh(field)
+    return Call(lambda: run(field, h0)[0], [*field.tensors(), h0])
 
 
 def _projecting(batch: int, length: int, channels: int, device: torch.device) -> Call:
@@ -151,8 +157,7 @@ def _projecting(batch: int, length: int, channels: int, device: torch.device) ->
 
 
 def _loop(batch: int, length: int, channels: int, device: torch.device) -> Call:
-    inputs = _inputs(batch, length, channels, device)
-    return _call(inputs, lambda: LIQUID_SCAN.reference("semi_implicit", SUBSTEPS, "sigmoid", *inputs, None)[0])
+    return _scanning(partial(LIQUID_SCAN.reference, SemiImplicit(SUBSTEPS)), _field(batch, length, channels, device))
 
 
 def _compiled(device: torch.device) -> Callable[[int, int, int], Call]:
@@ -160,8 +165,7 @@ def _compiled(device: torch.device) -> Callable[[int, int, int], Call]:
     tokens = torch.compile(partial(_tokens, SemiImplicit(SUBSTEPS)), dynamic=False, fullgraph=True)
 
     def make(batch: int, length: int, channels: int) -> Call:
-        inputs = _inputs(batch, length, channels, device)
-        return _call(inputs, lambda: _by_chunks(tokens, *inputs))
+        return _scanning(partial(_by_chunks, tokens), _field(batch, length, channels, device))
 
     return make
 
@@ -176,29 +180,24 @@ def _cross(solver: SemiImplicit, field: Field, h: Tensor, _elapsed) -> Tensor:
     return solver.integrate(field, h)
 
 
-def _by_chunks(tokens: Callable, a, A, _B, _C, inv_tau, omega, w, h) -> Tensor:
-    outputs = []
-    for a_t, A_t in zip(a.split(COMPILED_TOKENS, 1), A.split(COMPILED_TOKENS, 1), strict=True):
-        y, h = tokens(a_t, A_t, inv_tau, omega, w, h)
+def _by_chunks(tokens: Callable, field: Field, h: Tensor) -> tuple[Tensor, Tensor]:
+    outputs, rates = [], (field.inv_tau, field.omega, field.coupling)
+    for a_t, A_t in zip(field.a.split(COMPILED_TOKENS, 1), field.A.split(COMPILED_TOKENS, 1), strict=True):
+        y, h = tokens(a_t, A_t, *rates, h)
         outputs.append(y)
-    return torch.cat(outputs, dim=1)
+    return torch.cat(outputs, dim=1), h
 
 
 def _torchdiffeq(batch: int, length: int, channels: int, device: torch.device) -> Call:
     """The same cell by torchdiffeq's rk4, one step a token, backpropagated through."""
     from torchdiffeq import odeint
 
-    inputs = _inputs(batch, length, channels, device)
     ends = torch.tensor([0.0, 1.0], device=device)
 
     def cross(field: Field, h: Tensor, _elapsed) -> Tensor:
         return odeint(lambda _, state: field.derivative(state), h, ends, method="rk4")[-1]
 
-    def run() -> Tensor:
-        a, A, B, C, inv_tau, omega, w, h0 = inputs
-        return scan(cross, Field(a, A, B, C, inv_tau, omega, w, "sigmoid"), h0)[0]
-
-    return _call(inputs, run)
+    return _scanning(partial(scan, cross), _field(batch, length, channels, device))
 
 
 def _dense(batch: int, length: int, channels: int, device: torch.device) -> Call:

@@ -1,17 +1,19 @@
 """Where Newton's method over time wins: against the fused sequential scan, the torch loop and pararnn's ParaCfC."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
-from torch import Tensor
 
+from arch.field import Field
 from arch.ltc.newton import DEFAULT, Newton, Tally, newton_scan
 from arch.ltc.scan import LIQUID_SCAN
-from bench.liquid import LOOP_TOKENS, fused_scan, liquid_inputs, para_cfc, projecting
+from arch.solvers import SemiImplicit
+from bench.liquid import LOOP_TOKENS, SUBSTEPS, fresh, fused_scan, liquid_field, para_cfc, projecting
 from bench.timing import Call, Contestant, Limits, Times, measure
 
 Row = dict[str, float | int | None]
-SOLVER = ("semi_implicit", 6, "sigmoid")
+SOLVER = SemiImplicit(SUBSTEPS)
 
 
 def study(
@@ -29,7 +31,7 @@ def study(
     contestants = [Contestant(name, _alone(scan, device)) for name, scan in scans.items() if name != "loop"]
     contestants.append(Contestant("loop", _alone(scans["loop"], device), most_tokens=LOOP_TOKENS))
     times = measure(contestants, batch, length, channels, limits, device)
-    row: Row = _convergence(scans, liquid_inputs(batch, length, channels, "sigmoid", 0.1, device), options)
+    row: Row = _convergence(scans, liquid_field(batch, length, channels, "sigmoid", 0.1, device), options)
     for name, own in times.items():
         row |= {f"{name}_{what}_ms": _at(own, length, what == "training") for what in ("forward", "training")}
     for what in ("forward", "training"):
@@ -58,13 +60,14 @@ def peer(batch: int, length: int, channels: int, device: torch.device, limits: L
 
 
 def _by(options: Newton) -> Callable:
-    return lambda *call: newton_scan(*call, options=options)
+    return partial(newton_scan, options=options)
 
 
 def _alone(scan: Callable, device: torch.device) -> Callable[[int, int, int], Call]:
     def make(batch: int, length: int, channels: int) -> Call:
-        inputs = liquid_inputs(batch, length, channels, "sigmoid", 0.1, device)
-        return Call(lambda: scan(*SOLVER, *inputs, None)[0], [x for x in inputs if x is not None])
+        field = liquid_field(batch, length, channels, "sigmoid", 0.1, device)
+        h0 = fresh(field)
+        return Call(lambda: scan(SOLVER, field, h0)[0], [*field.tensors(), h0])
 
     return make
 
@@ -77,11 +80,12 @@ def _at(own: Times, length: int, training: bool) -> float | None:
     return own.median(training) if own.length == length else None
 
 
-def _convergence(scans: dict[str, Callable], inputs: list[Tensor | None], options: Newton) -> Row:
+def _convergence(scans: dict[str, Callable], field: Field, options: Newton) -> Row:
     tally = Tally()
     with torch.no_grad():
-        found = newton_scan(*SOLVER, *inputs, None, options=options, record=tally.add)[0]
-        difference = found - scans["sequential"](*SOLVER, *inputs, None)[0]
+        h0 = fresh(field)
+        found = newton_scan(SOLVER, field, h0, options=options, record=tally.add)[0]
+        difference = found - scans["sequential"](SOLVER, field, h0)[0]
     last = tally.last
     return {
         "iterations": last.iterations,

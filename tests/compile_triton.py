@@ -13,7 +13,10 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
 import conformance
+from arch.field import Field
+from arch.solvers import FIXED
 from harness.ops.samples import Draw, Sample
+from liquid_calls import make_solver
 
 TARGET = GPUTarget("cuda", 90, 32)
 compiled: list[str] = []
@@ -61,22 +64,25 @@ def liquid_scan(dtype):
     from arch.ltc.scan_triton import liquid_scan
 
     B, T, D = 2, 40, 96
-    for solver, N in (("rk4", 1), ("semi_implicit", 16), ("exponential", 1)):
+    for solver in FIXED:
+        N = 16 if solver == "semi_implicit" else 1
         token = [leaf(B, T, D, dtype=dtype), leaf(B, T, D, dtype=dtype)]
         token += [leaf(B, T, N, dtype=dtype), leaf(B, T, N, dtype=dtype)] if N > 1 else [None, None]
-        rates = (leaf(D, N), leaf(D, N), leaf(D), leaf(B, D, N))
-        differentiate(liquid_scan(solver, 6, "sigmoid", *token, *rates, None))
+        field = Field(*token, leaf(D, N), leaf(D, N), leaf(D), "sigmoid")
+        differentiate(liquid_scan(make_solver(solver, 2), field, leaf(B, D, N)))
 
 
 def liquid_tokens(dtype):
     from arch.ltc.tokens_triton import tokens, tokens_vjp
 
     B, T, D = 2, 40, 96
-    given = [leaf(B, T, D), leaf(B, T, D), leaf(D), leaf(D), leaf(D), leaf(B, D), leaf(B, T, D)]
+    tensors = leaf(B, T, D), leaf(B, T, D), None, None, leaf(D, 1), leaf(D, 1), leaf(D)
+    given = leaf(B, D, 1), None, leaf(B, T, D)
     with torch.no_grad():
-        for solver in ("rk4", "semi_implicit", "exponential"):
-            tokens(solver, 6, "sigmoid", *given, None)
-            tokens_vjp(solver, 6, "softplus", *given, None, leaf(B, T, D))
+        for name in FIXED:
+            solver = make_solver(name, 6)
+            tokens(solver, Field(*tensors, "sigmoid"), *given)
+            tokens_vjp(solver, Field(*tensors, "softplus"), *given, leaf(B, T, D))
 
 
 BY_HAND = {"liquid_scan": liquid_scan, "liquid_tokens": liquid_tokens}

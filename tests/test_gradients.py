@@ -1,25 +1,22 @@
 """Gradients: checkpoint equals float64 backprop, the adjoint approaches it as the steps grow short."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
 
 from arch.field import Field
 from arch.gradients import Adjoint, Backprop, Checkpoint
-from arch.solvers import Adaptive, Exponential, RungeKutta, SemiImplicit
+from arch.solvers import FIXED, TABLEAUS, Adaptive, RungeKutta
 from harness.errors import ConfigError
+from liquid_calls import EXPLICIT, make_solver
 
 B, T, D, N = 2, 5, 4, 2
 SHAPES = {"none": None, "diagonal": (D,), "heads": (2, 2, 2), "dense": (D, D)}
 NAMES = ("a", "A", "B", "C", "inv_tau", "omega", "coupling")
 SOLVERS = {
-    "euler": lambda n: RungeKutta("euler", n),
-    "midpoint": lambda n: RungeKutta("midpoint", n),
-    "heun": lambda n: RungeKutta("heun", n),
-    "rk4": lambda n: RungeKutta("rk4", n),
-    "semi_implicit": SemiImplicit,
-    "exponential": Exponential,
+    **{name: partial(make_solver, name) for name in FIXED},
     "dopri5": lambda n: Adaptive("dopri5", 1e-5 / n**2, 1e-7 / n**2),
     "adaptive_heun": lambda n: Adaptive("adaptive_heun", 1e-2 / n**2, 1e-3 / n**2),
 }
@@ -80,7 +77,9 @@ def test_backprop_is_the_derivative_of_the_numbers(name):
 
 
 # The least order at which the adjoint's gradient must approach backprop's, and its error at the finer of the two.
-ADJOINT = {"euler": (0.8, 0.5), "midpoint": (1.8, 0.05), "heun": (1.8, 0.05), "rk4": (3.8, 1e-3), "dopri5": (1.0, 1e-5)}
+BOUNDS = {1: 0.5, 2: 0.05, 4: 1e-3}
+ADJOINT = {n: (TABLEAUS[n].order - 0.2, BOUNDS[TABLEAUS[n].order]) for n in EXPLICIT if TABLEAUS[n].torchdiffeq}
+ADJOINT |= {"dopri5": (1.0, 1e-5)}
 
 
 @pytest.mark.parametrize("name", ADJOINT)
@@ -115,7 +114,10 @@ def test_the_adjoint_of_adaptive_heun_is_within_its_tolerance():
     assert worst(gradients, expected) < 1e-2
 
 
-@pytest.mark.parametrize("solver", [SemiImplicit(), Exponential()])
+LACKING = [make_solver(name) for name in FIXED if make_solver(name).torchdiffeq_method is None]
+
+
+@pytest.mark.parametrize("solver", LACKING, ids=lambda solver: solver.name)
 def test_the_adjoint_refuses_a_solver_that_torchdiffeq_lacks(solver):
     with pytest.raises(ConfigError, match=f"solver={solver.name}.*Remedy: set gradient=checkpoint"):
         Adjoint().check(solver)

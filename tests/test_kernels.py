@@ -165,5 +165,5 @@ def test_what_served_names_the_torch_code_of_training_beside_the_kernel_of_evalu
 @pytest.mark.parametrize("parallel", [Sequential(), Newton()], ids=["sequential", "newton"])
 def test_fused_refuses_a_gradient_by_the_elapsed_time(parallel):
     elapsed = torch.ones(2, 6, requires_grad=True)
-    with pytest.raises(ValueError, match="no gradient by elapsed"):
+    with pytest.raises(ConfigError, match="no gradient by elapsed"):
         LTC(8, kernel="fused", parallel=parallel)(torch.randn(2, 6, 8), call=Call(elapsed))

@@ -10,7 +10,9 @@ import run
 
 PROGRAM = """
 import torch
+from arch.field import Field
 from arch.ltc.scan_numba import liquid_scan
+from arch.solvers import RungeKutta, SemiImplicit
 from harness.machine.memory import peak_bytes, reset_peak
 
 BATCH, T, D = 8, 1024, 256
@@ -21,19 +23,19 @@ def tensors(N, T):
     made = [torch.rand(size).requires_grad_() for size in sizes]
     return made if N > 1 else [*made[:2], None, None, *made[4:]]
 
-def train(solver, substeps, inputs):
-    y, last = liquid_scan(solver, substeps, "sigmoid", *inputs, None)
+def train(solver, inputs):
+    y, last = liquid_scan(solver, Field(*inputs[:7], "sigmoid"), inputs[7])
     torch.autograd.backward([y, last], [torch.ones_like(y), torch.ones_like(last)])
     return y.nbytes + last.nbytes
 
-for solver, substeps, N in (("semi_implicit", 1, 1), ("semi_implicit", 6, 1), ("rk4", 1, 1), ("semi_implicit", 1, 16)):
-    train(solver, substeps, tensors(N, 16))  # compiled and its threads' memory taken
+for solver, N in ((SemiImplicit(1), 1), (SemiImplicit(6), 1), (RungeKutta("rk4"), 1), (SemiImplicit(1), 16)):
+    train(solver, tensors(N, 16))  # compiled and its threads' memory taken
     inputs = tensors(N, T)
     if not reset_peak():
         print("refused")
         break
     before = peak_bytes()
-    outputs = train(solver, substeps, inputs)
+    outputs = train(solver, inputs)
     print((peak_bytes() - before) / (sum(x.nbytes for x in inputs if x is not None) + outputs))
 """
 

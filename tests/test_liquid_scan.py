@@ -10,16 +10,12 @@ from hypothesis import strategies as st
 
 from arch.ltc import scan_numba as module
 from arch.ltc.scan import LIQUID_SCAN
-from arch.ltc.scan_numba import liquid_scan
+from arch.ltc.scan_numba import liquid_scan as liquid_scan_of_a_field
+from arch.solvers import TABLEAUS
 from kernel_checks import poison
+from liquid_calls import SOLVERS, by_tensors
 
-TABLEAUS = {  # A and b, written out here once more: the kernel's own table must not be its oracle
-    "euler": ([[]], [1.0]),
-    "midpoint": ([[], [0.5]], [0.0, 1.0]),
-    "heun": ([[], [1.0]], [0.5, 0.5]),
-    "rk4": ([[], [0.5], [0.0, 0.5], [0.0, 0.0, 1.0]], [1 / 6, 1 / 3, 1 / 3, 1 / 6]),
-}
-SOLVERS = [*TABLEAUS, "semi_implicit", "exponential"]
+liquid_scan = by_tensors(liquid_scan_of_a_field)
 NAMES = ("a", "A", "B", "C", "inv_tau", "omega", "w", "h0")
 
 
@@ -27,11 +23,11 @@ def oracle_step(solver, rates, h, dt):
     """One substep of h (batch, D, N); rates(h) gives (rate, drive)."""
     if solver in TABLEAUS:
         k = []
-        for row in TABLEAUS[solver][0]:
+        for row in TABLEAUS[solver].a:
             x = h + dt * sum(weight * k_i for weight, k_i in zip(row, k, strict=True))
             rate, drive = rates(x)
             k.append(drive - rate * x)
-        return h + dt * sum(weight * k_i for weight, k_i in zip(TABLEAUS[solver][1], k, strict=True))
+        return h + dt * sum(weight * k_i for weight, k_i in zip(TABLEAUS[solver].b, k, strict=True))
     rate, drive = rates(h)
     if solver == "semi_implicit":
         return (h + dt * drive) / (1 + dt * rate)

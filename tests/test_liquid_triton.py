@@ -9,13 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from arch.ltc import scan_triton as liquid_triton
-from arch.ltc.scan import LIQUID_SCAN, reference
-from arch.ltc.scan_triton import liquid_scan
+from arch.ltc.scan import LIQUID_SCAN
+from arch.ltc.scan import reference as reference_of_a_field
+from arch.ltc.scan_triton import liquid_scan as liquid_scan_of_a_field
 from kernel_checks import check, exact, poison, relative_errors, values_and_gradients
+from liquid_calls import SOLVERS, by_tensors
 from triton_checks import DEVICE, needs_gpu
 
 INTERPRETED = DEVICE == "cpu"
-SOLVERS = ["euler", "midpoint", "heun", "rk4", "semi_implicit", "exponential"]
+reference, liquid_scan = by_tensors(reference_of_a_field), by_tensors(liquid_scan_of_a_field)
 
 
 def inputs(batch=2, length=3, channels=5, states=1, coupled=True, dtype=torch.float64, scale=1.0):
@@ -130,7 +132,7 @@ def test_what_it_has_no_code_for_is_refused():
     call = partial(liquid_scan, "euler", 1, "sigmoid", a, A, None, None, inv_tau, omega)
     with pytest.raises(ValueError, match="elapsed"):
         call(w, h0, torch.ones(2, 3, requires_grad=True))
-    with pytest.raises(ValueError, match="not as"):
+    with pytest.raises(ValueError, match="heads"):
         call(torch.zeros(1, 5, 5), h0, None)
     refuses = next(kernel.refuses for kernel in LIQUID_SCAN.kernels if kernel.backend == "triton")
     assert "heads" in refuses("euler", "heads", 1, 32)

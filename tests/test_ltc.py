@@ -10,15 +10,15 @@ from arch.gradients import Adjoint, Backprop, Checkpoint
 from arch.ltc.mixer import LTC
 from arch.ltc.newton import Newton
 from arch.ltc.recurrence import Sequential
-from arch.solvers import Adaptive, Exponential, RungeKutta, SemiImplicit
+from arch.solvers import FIXED, Adaptive, Exponential, RungeKutta, SemiImplicit
 from harness.errors import ConfigError
 from harness.model.mixer import Call
 from harness.model.state import state_bytes
+from liquid_calls import make_solver
 from oracles import step_loop
 
 D, T, B = 8, 6, 2
-SOLVERS = {name: RungeKutta(name) for name in ("euler", "midpoint", "heun", "rk4")}
-SOLVERS |= {"semi_implicit": SemiImplicit(substeps=2), "exponential": Exponential()}
+SOLVERS = {name: make_solver(name) for name in FIXED} | {"semi_implicit": SemiImplicit(2)}
 ADAPTIVE = {name: Adaptive(name, 1e-3, 1e-4) for name in ("dopri5", "adaptive_heun")}
 
 

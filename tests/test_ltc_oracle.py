@@ -4,11 +4,12 @@ import pytest
 import torch
 
 from arch.gradients import Adjoint
-from arch.solvers import Exponential, RungeKutta
+from arch.solvers import TABLEAUS, Exponential, RungeKutta
 from harness.checks.oracles import find_oracle
 from test_ltc import ADAPTIVE, SOLVERS, inputs, mixer
 
-TRUSTED = [(name, coupling) for name in ("euler", "midpoint", "heun", "rk4") for coupling in ("diagonal", "dense")]
+THIRD_PARTIES = [name for name in TABLEAUS if TABLEAUS[name].torchdiffeq]
+TRUSTED = [(name, coupling) for name in THIRD_PARTIES for coupling in ("diagonal", "dense")]
 TRUSTED += [("semi_implicit", "none"), ("semi_implicit", "diagonal"), ("exponential", "none")]
 
 

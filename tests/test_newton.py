@@ -11,17 +11,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arch.ltc import tokens_numba as newton_numba
-from arch.ltc import tokens_triton as newton_triton
-from arch.ltc.newton import Newton, Tally, newton_scan, refuses
-from arch.ltc.scan import reference
-from arch.ltc.tokens import tokens, tokens_vjp
-from bench.liquid import liquid_inputs
+from arch.ltc import newton, scan, tokens_numba, tokens_triton
+from arch.ltc import tokens as flows
+from arch.ltc.newton import Newton, Tally, refuses
+from arch.solvers import SemiImplicit
+from bench.liquid import liquid_field
+from liquid_calls import SOLVERS, by_tensors
 
-SOLVERS = ["euler", "midpoint", "heun", "rk4", "semi_implicit", "exponential"]
+reference, newton_scan = by_tensors(scan.reference), by_tensors(newton.newton_scan)
 EXACT = Newton(tolerance=1e-7)
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-KERNELS = {"numba": (newton_numba, "cpu", 70, 40), "triton": (newton_triton, DEVICE, 9, 20)}  # tokens, channels
+KERNELS = {"numba": (tokens_numba, "cpu", 70, 40), "triton": (tokens_triton, DEVICE, 9, 20)}  # tokens, channels
 ELAPSED = torch.tensor([[1.0, 0.3, 0.0, 0.7, 1.0], [0.2, 1.0, 0.5, 1.1, 0.9]], dtype=torch.float64)
 
 
@@ -98,7 +98,12 @@ def test_odd_sizes(solver, coupled, batch, T, D, substeps):
 def small_tiles(monkeypatch):
     """Tiles of which Triton's interpreter fills more than one in little time."""
     for name in ("ROWS", "CHANNELS", "RUN"):
-        monkeypatch.setattr(newton_triton, name, 16)
+        monkeypatch.setattr(tokens_triton, name, 16)
+
+
+def both(module, *call):
+    """The residuals and J, and the gradients of the field."""
+    return (*by_tensors(module.tokens)(*call[:-1]), *by_tensors(module.tokens_vjp)(*call))
 
 
 @pytest.mark.slow
@@ -113,14 +118,13 @@ def test_the_kernels_of_all_tokens_are_their_references(kernel, solver, monkeypa
     monkeypatch.setattr(torch, "empty", lambda *x, **k: empty(*x, **k).fill_(torch.nan))
     monkeypatch.setattr(torch, "empty_like", lambda *x, **k: empty_like(*x, **k).fill_(torch.nan))
     for gate, weight in (("sigmoid", w), ("softplus", w), ("sigmoid", None)):
-        call = (a, A, inv_tau[:, 0], omega[:, 0], weight, h0[..., 0], h, elapsed)
-        expected = (*tokens(solver, 2, gate, *call), *tokens_vjp(solver, 2, gate, *call, cotangent))
+        call = (a, A, None, None, inv_tau, omega, weight, h0, elapsed, h)
+        expected = both(flows, solver, 2, gate, *call, cotangent)
         for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 2e-5))[: 1 if gate == "sigmoid" else 2]:
             *inputs, g = (x if x is None else x.to(device, dtype) for x in (*call, cotangent))
-            got = (*module.tokens(solver, 2, gate, *inputs), *module.tokens_vjp(solver, 2, gate, *inputs, g))
-            assert (got[-1] is None) == (expected[-1] is None) == (weight is None)
-            got = [x.cpu().double() for x in got if x is not None]
-            close(got, [x for x in expected if x is not None], tolerance)
+            got = both(module, solver, 2, gate, *inputs, g)
+            assert len(got) == len(expected) == (6 if weight is None else 7)
+            close([x.cpu().double() for x in got], expected, tolerance)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -129,11 +133,11 @@ def test_the_gates_of_slow_channels_keep_their_digits(kernel, dtype):
     """Where 1 + e^a and 1 - e^-rate would lose them."""
     module, device, *_ = KERNELS[kernel]
     a = torch.linspace(-40, 0, 81, dtype=torch.float64).view(1, 1, 81)
-    zeros, ones = torch.zeros(81, dtype=torch.float64), torch.ones(81, dtype=torch.float64)
+    zeros, ones = torch.zeros(81, 1, dtype=torch.float64), torch.ones(81, 1, dtype=torch.float64)
     for solver in ("euler", "exponential"):
-        call = (a, torch.ones_like(a), zeros, ones, ones, zeros.view(1, 81), torch.zeros_like(a), None)
-        expected = tokens(solver, 1, "softplus", *call)
-        got = module.tokens(solver, 1, "softplus", *(x if x is None else x.to(device, dtype) for x in call))
+        call = (a, torch.ones_like(a), None, None, zeros, ones, ones[:, 0], zeros[None], None, torch.zeros_like(a))
+        expected = by_tensors(flows.tokens)(solver, 1, "softplus", *call)
+        got = by_tensors(module.tokens)(solver, 1, "softplus", *(x if x is None else x.to(device, dtype) for x in call))
         for x, y in zip(got, expected, strict=True):  # relative to each element, not to the largest
             torch.testing.assert_close(x.cpu().double(), y, rtol=2e-6 if dtype == torch.float32 else 1e-12, atol=1e-13)
 
@@ -168,7 +172,6 @@ def test_strong_coupling_converges_or_falls_back(solver, gate):
         tally, tensors = Tally(), (*rest, scale * w, h0)
         y, last = by(tally)(solver, 2, gate, *tensors, None)
         expected = reference(solver, 2, gate, *tensors, None)
-        # a sequence that falls back is the sequential kernel's, whose rounding chaos may amplify
         if tally.fallbacks == 0:
             close([y, last], expected, 1e-9)
         assert torch.equal(y.isfinite(), expected[0].isfinite())
@@ -250,13 +253,12 @@ def test_half_precision_computes_in_float32():
 
 def test_long_memory_in_float32():
     """Time constants to 4,096 tokens: rounding, summed by the scan, must not keep Newton's method from stopping."""
-    inputs = [x if x is None else x.detach() for x in liquid_inputs(1, 4096, 32, "sigmoid", 1.0, "cpu")]
-    tally = Tally()
-    y, _ = newton_scan("semi_implicit", 6, "sigmoid", *inputs, None, record=tally.add)
+    field = liquid_field(1, 4096, 32, "sigmoid", 1.0, "cpu").map(torch.detach)
+    tally, h0 = Tally(), torch.zeros(1, 32, 1)
+    y, _ = newton.newton_scan(SemiImplicit(6), field, h0, record=tally.add)
     assert tally.fallbacks == 0
-    close(
-        [y], reference("semi_implicit", 6, "sigmoid", *(x if x is None else x.double() for x in inputs), None)[:1], 1e-5
-    )
+    exact = field.map(torch.Tensor.double)
+    close([y], scan.reference(SemiImplicit(6), exact, h0.double())[:1], 1e-5)
 
 
 def test_the_threads_do_not_change_a_bit():
@@ -293,16 +295,20 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from arch.ltc import tokens_triton as module
+from arch.solvers import Exponential, RungeKutta, SemiImplicit
+from arch.solvers_triton import method
 
 inputs = ("a", "A", "inv_tau", "omega", "w", "h0", "h", "dt")
 for kernel, outputs, sizes in (
     (module._tokens, ("residual", "J"), {}),
     (module._tokens_vjp, ("g", "g_a", "g_A", "g_inv_tau", "g_omega", "g_w"), {"RUN": module.RUN}),
 ):
-    for kind in (3, 5):
+    for solver in (RungeKutta("rk4"), RungeKutta("midpoint"), SemiImplicit(), Exponential()):
+        kind, stages, tableau = method(solver)
         signature = {name: "*fp32" for name in (*inputs, *outputs)}
         signature |= {name: "i32" for name in ("rows", "T", "D", "substeps")}
-        sizes |= {"KIND": kind, "SOFTPLUS": True, "ROWS": module.ROWS, "CHANNELS": module.CHANNELS}
+        sizes |= {"KIND": kind, "STAGES": stages}
+        sizes |= {"TABLEAU": tableau, "SOFTPLUS": True, "ROWS": module.ROWS, "CHANNELS": module.CHANNELS}
         source = ASTSource(kernel, signature | {name: "constexpr" for name in sizes}, sizes)
         assert triton.compile(source, target=GPUTarget("cuda", 90, 32)).asm["cubin"]
 """

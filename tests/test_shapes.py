@@ -17,6 +17,7 @@ from harness.model.state import tensors
 from harness.ops.elementwise.rms_norm import RMS_NORM
 from harness.ops.elementwise.swiglu import SWIGLU
 from harness.ops.shapes import expect, expect_tokens, expect_type
+from liquid_calls import by_tensors
 
 CPU = torch.device("cpu")
 
@@ -65,6 +66,7 @@ def test_the_liquid_scan_checks_every_tensor(name):
     given = {key: torch.zeros(shape) for key, shape in shapes.items()} | {"B": None, "C": None}
     given |= {"h0": torch.zeros(batch, D, 1), "elapsed": torch.ones(batch, T)}
     run = LIQUID_SCAN.choose("fused", torch.device("cpu"), torch.float32, solver="rk4", coupling="diagonal", d_state=1)
+    run = by_tensors(run)
     run("rk4", 1, "sigmoid", **given)
     short = given[name][..., :1] if name in ("A", "elapsed") else given[name][:1]
     with pytest.raises(ValueError, match=rf"{name} has the shape"):
@@ -106,7 +108,7 @@ def test_heads_that_do_not_divide_the_channels_are_refused():
     shapes = (2, 3, 10), (2, 3, 10), (10, 1), (10, 1), (2, 4, 4), (2, 10, 1)
     a, A, inv_tau, omega, w, h0 = (torch.rand(shape) for shape in shapes)
     facts = {"solver": "rk4", "coupling": "heads", "d_state": 1, "head_dim": 4}
-    run = LIQUID_SCAN.choose("fused", CPU, torch.float32, **facts)
+    run = by_tensors(LIQUID_SCAN.choose("fused", CPU, torch.float32, **facts))
     with pytest.raises(ValueError, match="do not divide 10 channels"):
         run("rk4", 1, "sigmoid", a, A, None, None, inv_tau, omega, w, h0, None)
 

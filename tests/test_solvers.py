@@ -6,21 +6,77 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torchdiffeq import odeint
 
 from arch.field import Field
-from arch.solvers import Adaptive, Exponential, RungeKutta, SemiImplicit, phi1
+from arch.solvers import (
+    TABLEAUS,
+    Adaptive,
+    Exponential,
+    RungeKutta,
+    SemiImplicit,
+    exponential,
+    exponential_partials,
+    phi1,
+    semi_implicit,
+    semi_implicit_partials,
+)
+from liquid_calls import CONFIGURED, EXPLICIT, SOLVERS, make_solver
 
 B, D = 3, 8
-FIXED = ["euler", "midpoint", "heun", "rk4", "semi_implicit", "exponential"]
 ADAPTIVE = ["dopri5", "adaptive_heun"]
-ORDERS = {"euler": 1, "midpoint": 2, "heun": 2, "rk4": 4, "semi_implicit": 1, "exponential": 1}
+ORDERS = {name: make_solver(name).order for name in SOLVERS}
 TOLERANCES = (1e-3, 1e-5)
 EXACT = RungeKutta("rk4", substeps=400)
 
 
-def make_solver(name, substeps=1):
-    other = {"semi_implicit": SemiImplicit, "exponential": Exponential}
-    return other[name](substeps=substeps) if name in other else RungeKutta(name, substeps=substeps)
+def test_the_rules_are_those_of_the_textbooks():
+    """Hairer, Norsett and Wanner, "Solving ODEs I", II.1."""
+    rows = [(), (0.5,), (0.0, 0.5), (0.0, 0.0, 1.0)]
+    assert TABLEAUS["euler"][:3] == (((),), (1,), 1)
+    assert TABLEAUS["midpoint"][:3] == (((), (0.5,)), (0, 1), 2)
+    assert TABLEAUS["heun"][:3] == (((), (1.0,)), (0.5, 0.5), 2)
+    assert TABLEAUS["rk4"][:3] == (tuple(rows), (1 / 6, 1 / 3, 1 / 3, 1 / 6), 4)
+
+
+def test_every_solver_has_its_file_of_configuration():
+    assert set(CONFIGURED) == {*SOLVERS, *ADAPTIVE}
+
+
+@pytest.mark.parametrize("name", EXPLICIT)
+def test_a_rules_order_is_that_of_its_conditions(name):
+    """The trees of Butcher up to order 4, of an equation that does not depend on time; and no more where b allows."""
+    stages = len(TABLEAUS[name].b)
+    A, b = np.zeros((stages, stages)), np.array(TABLEAUS[name].b)
+    for i, row in enumerate(TABLEAUS[name].a):
+        assert len(row) == i
+        A[i, :i] = row
+    c = A.sum(1)
+    conditions = {1: [(b.sum(), 1)], 2: [(b @ c, 1 / 2)], 3: [(b @ c**2, 1 / 3), (b @ A @ c, 1 / 6)]}
+    conditions[4] = [(b @ c**3, 1 / 4), (b @ (c * (A @ c)), 1 / 8), (b @ A @ c**2, 1 / 12), (b @ A @ A @ c, 1 / 24)]
+    holds = [np.allclose(*zip(*conditions[order], strict=True)) for order in conditions]
+    assert [*holds, False].index(False) == TABLEAUS[name].order
+
+
+@pytest.mark.parametrize("name", [name for name in EXPLICIT if TABLEAUS[name].torchdiffeq and name != "rk4"])
+def test_a_rule_is_torchdiffeqs_own(name):
+    field, h = liquid(coupled=True)
+    ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    expected = odeint(lambda _, x: field.derivative(x), h, ends, method=TABLEAUS[name].torchdiffeq)[-1]
+    torch.testing.assert_close(make_solver(name).integrate(field, h), expected, rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize(
+    ("step", "partials"), [(semi_implicit, semi_implicit_partials), (exponential, exponential_partials)]
+)
+def test_the_partial_derivatives_are_those_of_the_map(step, partials):
+    h, rate, drive = torch.rand(3, 50, dtype=torch.float64) + 0.01
+    values = step(h, rate, drive, 0.7)
+    given = (values[0], values[1], 0.7) if step is semi_implicit else (h, rate, drive, 0.7, *values[1:])
+    leaves = [x.requires_grad_() for x in (h.clone(), rate.clone(), drive.clone())]
+    expected = torch.autograd.grad(step(*leaves, 0.7)[0].sum(), leaves)
+    for got, want in zip(partials(*given), expected, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-13)
 
 
 def liquid(coupled, seed=0):
@@ -65,7 +121,7 @@ def fitted_order(name, field, h, elapsed, exact):
     return ((spread * log_error).sum() / spread.square().sum()).item()
 
 
-@pytest.mark.parametrize("name", FIXED)
+@pytest.mark.parametrize("name", SOLVERS)
 def test_order_on_the_liquid_equation(name):
     field, h = liquid(coupled=True)
     elapsed = torch.tensor([0.5, 1.0, 1.5], dtype=torch.float64)
@@ -73,7 +129,7 @@ def test_order_on_the_liquid_equation(name):
     assert slope == pytest.approx(make_solver(name).order, abs=0.15)
 
 
-@pytest.mark.parametrize("name", FIXED)
+@pytest.mark.parametrize("name", SOLVERS)
 def test_order_on_a_problem_with_a_known_solution(name):
     field, h = logistic()
     elapsed = torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64)
@@ -121,7 +177,7 @@ def test_adaptive_solvers_meet_their_tolerance_and_tightening_it_helps(name):
     assert errors[-1] < errors[0] / 10
 
 
-@pytest.mark.parametrize("name", [*FIXED, *ADAPTIVE])
+@pytest.mark.parametrize("name", [*SOLVERS, *ADAPTIVE])
 def test_all_solvers_cross_the_same_horizon(name):
     """As the steps grow short every solver ends at the same point, whatever the elapsed time (0 included)."""
     field, h = liquid(coupled=True)
@@ -139,7 +195,7 @@ def test_twice_the_elapsed_time_is_two_unit_steps():
     torch.testing.assert_close(twice, again, rtol=1e-13, atol=1e-13)
 
 
-@pytest.mark.parametrize("name", FIXED)
+@pytest.mark.parametrize("name", SOLVERS)
 def test_evals_per_step_is_what_a_step_evaluates(name):
     field, h = logistic()
     calls = []

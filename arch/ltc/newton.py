@@ -14,8 +14,7 @@ vjp of all flows. It does not depend on how the solution was found.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import reduce
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -23,9 +22,10 @@ from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from arch.field import Gate
-from arch.ltc.scan import LIQUID_SCAN, check_shapes
+from arch.field import Coupling, Field, Gate
+from arch.ltc.scan import LIQUID_SCAN
 from arch.ltc.tokens import LIQUID_TOKENS, LIQUID_TOKENS_VJP
+from arch.solvers import FIXED, Solver
 from harness.ops.linear_scan.scan import LINEAR_SCAN, Scan, transposed
 from harness.ops.registry import Choice
 
@@ -82,9 +82,9 @@ DEFAULT = Newton()
 FAR = 0.5  # relative update above which a guess is far: a J beyond 1 there would only throw the next one farther
 
 
-def refuses(solver: str, coupling: str, d_state: int) -> str | None:
+def refuses(solver: str, coupling: Coupling, d_state: int) -> str | None:
     """Why Newton's method over time cannot serve, or None where it can."""
-    if solver not in ("euler", "midpoint", "heun", "rk4", "semi_implicit", "exponential"):
+    if solver not in FIXED:
         return f"solver={solver} chooses its own steps, so the flow of a token is no fixed function of its state"
     if coupling not in ("none", "diagonal"):
         return f"coupling={coupling} mixes channels, so the derivative of a token's flow is a matrix and not a diagonal"
@@ -94,108 +94,96 @@ def refuses(solver: str, coupling: str, d_state: int) -> str | None:
 
 
 def newton_scan(
-    solver: str,
-    substeps: int,
-    gate: Gate,
-    a: Tensor,
-    A: Tensor,
-    B: Tensor | None,
-    C: Tensor | None,
-    inv_tau: Tensor,
-    omega: Tensor,
-    w: Tensor | None,
+    solver: Solver,
+    field: Field,
     h0: Tensor,
-    elapsed: Tensor | None,
+    elapsed: Tensor | None = None,
     options: Newton = DEFAULT,
     kernel: Choice = "auto",
     record: Callable[[Diagnostics], None] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """As arch.ltc.scan.reference, computed parallel in time; `record` is called with the diagnostics.
 
-    w is (D,) or None. N > 1 states a channel need w = None: they are then channels of their own, and B, C None stands
-    for ones. Returns y (batch, T, D) and the last h (batch, D, N) in the widest of the inputs' types, float32 at least.
-    No gradient by elapsed. Raises ValueError for what `refuses` names.
+    The coupling is none or diagonal. N > 1 states a channel need none: they are then channels of their own, and B, C
+    None stands for ones. Returns y (batch, T, D) and the last h (batch, D, N) in the widest of the inputs' types,
+    float32 at least. No gradient by elapsed. Raises ValueError for what `refuses` names.
     """
     D, N = h0.shape[1:]
-    _check(solver, a, B, C, w, N, elapsed)
-    check_shapes(a, A, B, C, inv_tau, w, h0, elapsed)
-    given = (x.dtype for x in (a, A, B, C, inv_tau, omega, w, h0) if x is not None)
-    dtype = reduce(torch.promote_types, given, torch.float32)
-    a, A, inv_tau, omega, h0 = (x.to(dtype) for x in (a, A, inv_tau, omega.expand_as(inv_tau), h0))
-    B, C, w, elapsed = (x if x is None else x.to(dtype) for x in (B, C, w, elapsed))
-    a_n = a if N == 1 else a.repeat_interleave(N, dim=2)  # (batch, T, D * N), as all that follows
-    A_n = A.repeat_interleave(N, dim=2) if B is None else (A.unsqueeze(3) * B.unsqueeze(2)).flatten(2)
-    problem = _Problem(solver, substeps, gate, elapsed, options, kernel, record)
-    h = _NewtonScan.apply(problem, a_n, A_n, inv_tau.flatten(), omega.flatten(), w, h0.flatten(1))
+    _check(solver, field, N, elapsed)
+    field.check("newton_scan", h0, elapsed)
+    field, h0 = field.computed(h0)
+    elapsed = None if elapsed is None else elapsed.to(h0.dtype)
+    a, A = field.a, field.A  # (batch, T, D * N), as all that follows
+    if N > 1:
+        a = a.repeat_interleave(N, dim=2)
+        A = A.repeat_interleave(N, dim=2) if field.B is None else (A.unsqueeze(3) * field.B.unsqueeze(2)).flatten(2)
+    elif field.B is not None:
+        A = A * field.B
+    problem = _Problem(solver, field.gate, elapsed, options, kernel, record)
+    tensors = a, A, field.inv_tau.reshape(-1, 1), field.omega.reshape(-1, 1), field.coupling
+    h = _NewtonScan.apply(problem, h0.reshape(len(h0), D * N, 1), *tensors)
     states = h.unflatten(2, (D, N))
     last = states[:, -1].clone()  # on its own: a view would keep every state alive
-    if C is not None:
-        states = states * C.unsqueeze(2)
-    return (h if N == 1 and C is None else states.sum(3)), last
+    if field.C is not None:
+        states = states * field.C.unsqueeze(2)
+    return (h if N == 1 and field.C is None else states.sum(3)), last
 
 
-def _check(solver: str, a: Tensor, B: Tensor | None, C: Tensor | None, w: Tensor | None, N: int, elapsed) -> None:
-    coupling = "none" if w is None else {1: "diagonal", 2: "dense", 3: "heads"}[w.dim()]
-    reason = refuses(solver, coupling, N)
-    if reason is None and w is not None and (B is not None or C is not None):
+def _check(solver: Solver, field: Field, N: int, elapsed: Tensor | None) -> None:
+    reason = refuses(solver.name, field.coupled, N)
+    if reason is None and field.coupling is not None and (field.B is not None or field.C is not None):
         reason = "B and C with coupling=diagonal would stand between a channel's state and its gate"
     if reason is None and elapsed is not None and elapsed.requires_grad:
         reason = "it gives no gradient by elapsed; pass elapsed.detach() or use the reference"
-    if reason is None and a.shape[1] == 0:
-        reason = "it needs at least one token"
     if reason is not None:
         raise ValueError(f"newton_scan cannot serve this call: {reason}.")
 
 
 @dataclass(frozen=True, eq=False)
 class _Problem:
-    """What one call holds besides the tensors it is differentiated by, which are a, A, inv_tau, omega, w and h0.
+    """What one call holds besides the tensors it is differentiated by, which are h0 and the field's."""
 
-    a, A (batch, T, D); inv_tau, omega (D,); w (D,) or None; h0 (batch, D).
-    """
-
-    solver: str
-    substeps: int
+    solver: Solver
     gate: Gate
     elapsed: Tensor | None
     options: Newton
     kernel: Choice
     record: Callable[[Diagnostics], None] | None
 
+    def field(self, a: Tensor, A: Tensor, inv_tau: Tensor, omega: Tensor, w: Tensor | None) -> Field:
+        """The field of one state a channel."""
+        return Field(a, A, None, None, inv_tau, omega, w, self.gate)
+
     def scan(self, like: Tensor) -> Scan:
         return LINEAR_SCAN.choose(self.kernel, like.device, like.dtype)
 
-    def linearised(self, inputs: tuple[Tensor | None, ...], h: Tensor) -> tuple[Tensor, Tensor]:
+    def linearised(self, field: Field, h0: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
         """(F_t(h_{t-1}) - h_t, J_t) at the states h."""
         run = LIQUID_TOKENS.choose(self.kernel, h.device, h.dtype)
-        return run(self.solver, self.substeps, self.gate, *inputs, h, self.elapsed)
+        return run(self.solver, field, h0, self.elapsed, h)
 
-    def vjp(self, inputs: tuple[Tensor | None, ...], h: Tensor, g: Tensor) -> tuple[Tensor | None, ...]:
-        """From the gradients g of all F_t to those of the inputs but h0."""
+    def vjp(self, field: Field, h0: Tensor, h: Tensor, g: Tensor) -> tuple[Tensor, ...]:
+        """From the gradients g of all F_t to those of field.tensors()."""
         run = LIQUID_TOKENS_VJP.choose(self.kernel, h.device, h.dtype)
-        return run(self.solver, self.substeps, self.gate, *inputs, h, self.elapsed, g)
+        return run(self.solver, field, h0, self.elapsed, h, g)
 
-    def sequential(self, inputs: tuple[Tensor | None, ...], rows: Tensor) -> Tensor:
+    def sequential(self, field: Field, h0: Tensor, rows: Tensor) -> Tensor:
         """The states of some of the sequences, (rows, T, D), one token after the other."""
-        a, A, inv_tau, omega, w, h0 = inputs
-        facts = {"solver": self.solver, "coupling": "none" if w is None else "diagonal", "d_state": 1}
-        run = LIQUID_SCAN.choose(self.kernel, a.device, a.dtype, **facts)
-        rates = (inv_tau.unsqueeze(1), omega.unsqueeze(1), w)
+        facts = {"solver": self.solver.name, "coupling": field.coupled, "d_state": 1}
+        run = LIQUID_SCAN.choose(self.kernel, field.a.device, field.a.dtype, **facts)
         elapsed = None if self.elapsed is None else self.elapsed[rows]
-        tokens = (a[rows], A[rows], None, None)
-        return run(self.solver, self.substeps, self.gate, *tokens, *rates, h0[rows].unsqueeze(2), elapsed)[0]
+        return run(self.solver, replace(field, a=field.a[rows], A=field.A[rows]), h0[rows], elapsed)[0]
 
 
-def _solve(p: _Problem, inputs: tuple[Tensor | None, ...]) -> tuple[Tensor, Diagnostics]:
+def _solve(p: _Problem, field: Field, h0: Tensor) -> tuple[Tensor, Diagnostics]:
     """The states h (batch, T, D). Each sequence stops by itself, so that its values do not depend on its company."""
-    a, *_, w, h0 = inputs
-    nothing, scan, coupled = torch.zeros_like(h0), p.scan(h0), w is not None
-    h = h0.unsqueeze(1).repeat(1, a.shape[1], 1)
+    nothing, scan, coupled = torch.zeros_like(h0.squeeze(2)), p.scan(h0), field.coupling is not None
+    h = h0.mT.repeat(1, field.a.shape[1], 1)
     active = torch.ones(len(h), dtype=torch.bool, device="cpu")
     failed, far = torch.zeros_like(active), torch.full_like(active, coupled)
     residuals, updates = [], []
     while len(updates) < p.options.max_iterations and active.any():
-        residual, J = p.linearised(inputs, h)
+        residual, J = p.linearised(field, h0, h)
         if far.any():
             bound = _per_sequence(torch.where(far, 1.0, torch.inf), h)
             J.clamp_(-bound, bound)
@@ -213,7 +201,7 @@ def _solve(p: _Problem, inputs: tuple[Tensor | None, ...]) -> tuple[Tensor, Diag
     failed |= active
     if failed.any():
         rows = failed.nonzero().squeeze(1).to(h.device)
-        h[rows] = p.sequential(inputs, rows)
+        h[rows] = p.sequential(field, h0, rows)
     return h, Diagnostics(len(updates), tuple(residuals), tuple(updates), int(failed.sum()))
 
 
@@ -229,19 +217,21 @@ def _per_sequence(values: Tensor, like: Tensor) -> Tensor:
 
 class _NewtonScan(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, p: _Problem, *inputs: Tensor | None) -> Tensor:
-        h, diagnostics = _solve(p, inputs)
+    def forward(ctx, p: _Problem, h0: Tensor, *tensors: Tensor | None) -> Tensor:
+        h, diagnostics = _solve(p, p.field(*tensors), h0)
         if p.record is not None:
             p.record(diagnostics)
         ctx.p = p
-        ctx.save_for_backward(*inputs, h)
+        ctx.save_for_backward(h0, *tensors, h)
         return h
 
     @staticmethod
     @once_differentiable
     def backward(ctx, g: Tensor):
-        p, (*inputs, h) = ctx.p, ctx.saved_tensors
-        _, J = p.linearised(inputs, h)
+        p, (h0, *tensors, h) = ctx.p, ctx.saved_tensors
+        field = p.field(*tensors)
+        _, J = p.linearised(field, h0, h)
         adjoint, g_h0 = transposed(p.scan(h), J, g)  # of h, and so of F, each token's and all that follow it
         del J
-        return None, *p.vjp(inputs, h, adjoint), g_h0
+        found = p.vjp(field, h0, h, adjoint)
+        return None, g_h0.unsqueeze(2), *found, *[None] * (len(tensors) - len(found))  # none by an absent coupling

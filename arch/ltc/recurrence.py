@@ -56,13 +56,9 @@ class Recurrence:
         gradient.check(solver)
         if parallel.name == "newton":
             self._check_newton()
-        if kernel == "fused" and not (self.served("cpu", torch.float32) and isinstance(gradient, Checkpoint)):
-            raise ConfigError(
-                f"kernel=fused cannot serve solver={solver.name}, coupling={coupling} (head_dim={head_dim}), "
-                f"gradient={gradient.name}.",
-                "a solver of fixed steps, coupling none, diagonal or heads of 4 to 64 channels, gradient=checkpoint.",
-                "set kernel=auto, or change those.",
-            )
+        own = {**self.facts, "gradient": gradient.name}
+        if kernel == "fused" and not LIQUID_SCAN.serves("cpu", torch.float32, **own):
+            LIQUID_SCAN.choose(kernel, torch.device("cpu"), torch.float32, **own)  # raises, and says why
 
     def _check_newton(self) -> None:
         reason = newton.refuses(self.facts["solver"], self.facts["coupling"], self.facts["d_state"])
@@ -76,32 +72,30 @@ class Recurrence:
             )
 
     def served(self, device: torch.device | str, dtype: torch.dtype) -> bool:
-        """Whether a kernel may stand for the flow; the adjoint's rk4 is another rule than the kernels'."""
-        return not isinstance(self.gradient, Adjoint) and LIQUID_SCAN.serves(device, dtype, **self.facts)
+        """Whether a kernel may compute the flow where it is not differentiated."""
+        return LIQUID_SCAN.serves(device, dtype, **self._facts(differentiated=False, timed=False))
 
     def sequence(self, field: Field, h: Tensor, elapsed: Tensor | None) -> tuple[Tensor, Tensor]:
         """Carries h (B, D, N) across the tokens; returns y (B, T, D) and the last h."""
-        timed = elapsed is not None and elapsed.requires_grad  # neither has a gradient by the elapsed time
+        timed = elapsed is not None and elapsed.requires_grad
         if self.parallel.name == "newton" and not timed:
-            return self._call(newton.newton_scan, field, h, elapsed, self.parallel, self.kernel, self.tally.add)
-        exact = isinstance(self.gradient, Checkpoint) or not torch.is_grad_enabled()
-        free = self.kernel == "auto" and exact and not timed and self.served(field.a.device, field.a.dtype)
-        if free or self.kernel == "fused":  # where fused cannot serve, the registry or the kernel says why
-            return self._call(self._fused(field), field, h, elapsed)
-        LIQUID_SCAN.choose("reference", field.a.device, field.a.dtype, **self.facts)  # for the record of what served
-        return self.gradient.scan(self.solver, field, h, elapsed)
+            options = {"options": self.parallel, "kernel": self.kernel, "record": self.tally.add}
+            return newton.newton_scan(self.solver, field, h, elapsed, **options)
+        return self._scan(field, self._facts(torch.is_grad_enabled(), timed))(self.solver, field, h, elapsed)
 
     def token(self, field: Field, h: Tensor, elapsed: Tensor | None) -> tuple[Tensor, Tensor]:
         """As `sequence` for one token, T = 1, where float64 and gradients keep the torch code: the kernels' oracle."""
         fast = not torch.is_grad_enabled() and field.a.dtype != torch.float64 and self.kernel != "reference"
         if fast and self.served(field.a.device, field.a.dtype):
-            return self._call(self._fused(field), field, h, elapsed)
+            return self._scan(field, self._facts(False, False))(self.solver, field, h, elapsed)
         return self.gradient.scan(self.solver, field, h, elapsed)
 
-    def _fused(self, field: Field) -> Callable:
-        return LIQUID_SCAN.choose(self.kernel, field.a.device, field.a.dtype, **self.facts)
+    def _facts(self, differentiated: bool, timed: bool) -> dict:
+        """Of one call. The adjoint's rk4 is another rule than the kernels', so it is refused without gradients too."""
+        gradient = self.gradient.name if differentiated or isinstance(self.gradient, Adjoint) else "none"
+        return {**self.facts, "gradient": gradient, "timed": timed}
 
-    def _call(self, run: Callable, field: Field, h: Tensor, elapsed: Tensor | None, *more) -> tuple[Tensor, Tensor]:
-        rates = (field.inv_tau, field.omega, field.coupling)
-        tokens = (field.a, field.A, field.B, field.C)
-        return run(self.solver.name, self.solver.substeps, field.gate, *tokens, *rates, h, elapsed, *more)
+    def _scan(self, field: Field, facts: dict) -> Callable:
+        """The scan that the registry chooses; the reference is that of the gradient asked for."""
+        run = LIQUID_SCAN.choose(self.kernel, field.a.device, field.a.dtype, **facts)
+        return self.gradient.scan if run is LIQUID_SCAN.reference else run

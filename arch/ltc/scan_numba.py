@@ -4,78 +4,56 @@ The kernel compiles at first use (some seconds for each of forward and backward,
 on disk by numba.
 """
 
-from collections.abc import Sequence
-from functools import cache, reduce
+from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from arch.ltc.backward_numba import backward
-from arch.ltc.forward_numba import forward
-from arch.ltc.layout_numba import WIDTH, Plan, plan
-from arch.ltc.maps_numba import method
-from arch.ltc.scan import check
+from arch.field import Field
+from arch.ltc.scan import check, numba_refuses
+from arch.ltc.stage_numba import WIDTH, Plan, plan
+from arch.ltc.walk_numba import backward, forward, table_of
+from arch.solvers import Solver
 from harness.ops.toolbox.threads import spread
 
-NOTHING = (0, 0, 0)
+Place = tuple[int, int, int]
 
 
-def liquid_scan(
-    solver: str,
-    substeps: int,
-    gate: str,
-    a: Tensor,
-    A: Tensor,
-    B: Tensor | None,
-    C: Tensor | None,
-    inv_tau: Tensor,
-    omega: Tensor,
-    w: Tensor | None,
-    h0: Tensor,
-    elapsed: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """The operation `liquid_scan` (arch/ltc/scan.py): dh_dn/dt = -(inv_tau_dn + omega_dn f_d) h_dn + f_d B_n A_d.
+class Inputs(NamedTuple):
+    """What a call reads, in one type and with contiguous channels; dt (batch, T) is the length of a substep."""
 
-    Takes no dense coupling and no gradient by elapsed. Computes in the widest of the inputs' types, float32 at least.
-    Only a state in some tokens is kept for the backward, no more than `a` takes. Raises ValueError.
+    a: Tensor
+    A: Tensor
+    B: Tensor | None
+    C: Tensor | None
+    inv_tau: Tensor  # (N, D), as omega
+    omega: Tensor
+    w: Tensor | None
+    h0: Tensor  # (batch, N, D)
+    dt: Tensor | None
+
+
+def liquid_scan(solver: Solver, field: Field, h0: Tensor, elapsed: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The operation `liquid_scan` (arch/ltc/scan.py); no dense coupling and no gradient by elapsed.
+
+    Computes in the widest of the inputs' types, float32 at least. Only a state in some tokens is kept for the backward,
+    no more than `a` takes. Raises ValueError.
     """
-    check(a, A, B, C, inv_tau, w, h0, elapsed)
-    if w is not None and (w.dim() == 2 or (w.dim() == 3 and (w.shape[-1] < 4 or WIDTH % w.shape[-1]))):
-        raise ValueError(
-            f"liquid_scan couples channels one by one or in heads of 4 to {WIDTH}, not as {tuple(w.shape)}."
-        )
-    given = (x.dtype for x in (a, A, B, C, inv_tau, omega, w, h0) if x is not None)
-    dtype = reduce(torch.promote_types, given, torch.float32)
-    p, tableau = plan_of(solver, substeps, gate, w, B, h0.shape[-1])
-    inputs = [
-        a,
-        A,
-        B,
-        C,
-        inv_tau.t(),  # channels innermost: (N, D)
-        omega.expand_as(inv_tau).t(),
-        w,
-        h0.transpose(1, 2),
-        None if elapsed is None else elapsed / substeps,
-    ]
-    inputs = [None if x is None else rows(x.to(dtype)) for x in inputs]
-    tableau = tableau.astype(np.float32 if dtype == torch.float32 else np.float64)
+    check(solver, field, h0, elapsed, numba_refuses)
+    p, tableau = plan(solver, field, h0.shape[-1])
+    f, h = field.computed(h0)
+    dt = None if elapsed is None else (elapsed / solver.substeps).to(h.dtype)
+    inputs = Inputs(f.a, f.A, f.B, f.C, f.inv_tau.t(), f.omega.t(), f.coupling, h.transpose(1, 2), dt)
+    inputs = Inputs(*(None if x is None else rows(x) for x in inputs))
+    tableau = tableau.astype(np.float32 if h.dtype == torch.float32 else np.float64)
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs):
         y, last = _LiquidScan.apply(p, tableau, *inputs)
     else:
         y, last, _ = _forward(p, tableau, inputs, keep=False)
     return y, last.transpose(1, 2)
-
-
-def plan_of(
-    solver: str, substeps: int, gate: str, w: Tensor | None, B: Tensor | None, n_states: int
-) -> tuple[Plan, np.ndarray]:
-    """What the kernels are to do for such a call, and the solver's tableau in float64."""
-    kind, tableau = method(solver)
-    head = 0 if w is None else w.shape[-1] if w.dim() == 3 else 1
-    return plan(kind, tableau.shape[1], gate, head, B is not None, substeps, n_states), tableau
 
 
 def rows(x: Tensor) -> Tensor:
@@ -97,50 +75,50 @@ def weight_rows(w: Tensor | None) -> Tensor | None:
     return torch.cat([w.permute(2, 0, 1).flatten(1), w.transpose(0, 1).flatten(1)])
 
 
-def _place(x: Tensor, batch: int | None, token: int | None) -> tuple[int, int, int]:
-    """A tensor's line of the kernels' table; batch, token: its axes of that meaning, or None for one for all."""
+def place(x: Tensor, batch: int | None, token: int | None) -> Place:
+    """A tensor's row of the kernels' table; batch, token: its axes of that meaning, or None for one for all."""
     size = x.element_size()
     return x.data_ptr(), *(0 if axis is None else x.stride(axis) * size for axis in (batch, token))
 
 
-def _places(p: Plan, inputs: Sequence[Tensor | None]) -> list[tuple[int, int, int]]:
+def _places(p: Plan, inputs: Inputs) -> dict[str, Place]:
     a, A, B, C, inv_tau, omega, w, h0, dt = inputs
     one = _constant(a.dtype, 1.0, 1)
-    return [
-        _place(a, 0, 1),
-        _place(A, 0, 1),
-        _place(one, None, None) if B is None else _place(B, 0, 1),
-        _place(one, None, None) if C is None else _place(C, 0, 1),
-        _place(inv_tau, None, 0),
-        _place(omega, None, 0),
-        NOTHING if w is None else _place(w, None, 0),
-        _place(h0, 0, 1),
-        _place(_constant(a.dtype, 1 / p.substeps, 1), None, None) if dt is None else _place(dt, 0, 1),
-    ]
+    return {
+        "a": place(a, 0, 1),
+        "A": place(A, 0, 1),
+        "B": place(one, None, None) if B is None else place(B, 0, 1),
+        "C": place(one, None, None) if C is None else place(C, 0, 1),
+        "inv_tau": place(inv_tau, None, 0),
+        "omega": place(omega, None, 0),
+        "w": (0, 0, 0) if w is None else place(w, None, 0),
+        "h0": place(h0, 0, 1),
+        "dt": place(_constant(a.dtype, 1 / p.substeps, 1), None, None) if dt is None else place(dt, 0, 1),
+    }
 
 
-def _forward(p: Plan, tableau: np.ndarray, inputs: Sequence[Tensor | None], keep: bool) -> tuple[Tensor, ...]:
+def _forward(p: Plan, tableau: np.ndarray, inputs: Inputs, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
     """y (batch, T, D), the last state (batch, N, D) and the states kept, a chunk's after another's (batch, .. N, D).
 
     Without projections the read-out is the state, and y is what is kept.
     """
-    inputs = [*inputs[:6], weight_rows(inputs[6]), *inputs[7:]]  # held while the kernel runs, as all it is given
-    a = inputs[0]
+    inputs = inputs._replace(w=weight_rows(inputs.w))  # held while the kernel runs, as all it is given
+    a = inputs.a
     batch, T, D = a.shape
     y, last = a.new_empty(a.shape), a.new_empty(batch, p.n_states, D)
     marks = (T - 1) // p.chunk if keep and p.projected else 0
     kept = a.new_empty(batch, marks * p.n_states, D)
-    table = [*_places(p, inputs), _place(y, 0, 1), _place(last, 0, 1), _place(kept, 0, 1)]
-    _run(forward, p, a.shape, tableau, table, marks > 0)
+    made = {"y": place(y, 0, 1), "last": place(last, 0, 1), "marks": place(kept, 0, 1)}
+    _run(forward, p, a.shape, tableau, table_of(**_places(p, inputs), **made), marks > 0)
     return y, last, kept if p.projected else y
 
 
 class _LiquidScan(torch.autograd.Function):
-    """The kernel's calling convention: one type, channels innermost."""
+    """The tensors of Inputs, one by one."""
 
     @staticmethod
     def forward(ctx, p: Plan, tableau: np.ndarray, *inputs: Tensor | None) -> tuple[Tensor, Tensor]:
-        y, last, kept = _forward(p, tableau, inputs, keep=True)
+        y, last, kept = _forward(p, tableau, Inputs(*inputs), keep=True)
         ctx.p, ctx.tableau = p, tableau
         ctx.save_for_backward(*inputs, kept)
         return y, last
@@ -150,18 +128,20 @@ class _LiquidScan(torch.autograd.Function):
     def backward(ctx, gy: Tensor, g_last: Tensor):
         p = ctx.p
         *inputs, kept = ctx.saved_tensors
-        a, w, h0 = inputs[0], inputs[6], inputs[7]
+        inputs = Inputs(*inputs)
+        a, w, h0 = inputs.a, inputs.w, inputs.h0
         batch, T, D = a.shape
         blocks = -(-D // int(WIDTH))
         g_a, g_A = a.new_empty(a.shape), a.new_empty(a.shape)
         parts = a.new_empty(2, batch, T, blocks * p.n_states if p.projected else 0)  # a block's beside another's
         g_inv_tau, g_omega, g_h0 = a.new_empty(3, *h0.shape)
         g_w = a.new_empty(batch, p.head or 1, D)
-        gy, g_last, inputs[6] = rows(gy), rows(g_last), weight_rows(w)
-        given = [_place(gy, 0, 1), _place(g_last, 0, 1), _marks(p, kept)]
-        gradients = (g_a, g_A, *parts, g_inv_tau, g_omega, g_w, g_h0)
-        table = [*_places(p, inputs), *given, *(_place(g, 0, 1) for g in gradients)]
-        _run(backward, p, a.shape, ctx.tableau, table)
+        gy, g_last, inputs = rows(gy), rows(g_last), inputs._replace(w=weight_rows(w))
+        given = {"y": place(gy, 0, 1), "last": place(g_last, 0, 1), "marks": _marks(p, kept)}
+        gradients = {"g_a": g_a, "g_A": g_A, "g_B": parts[0], "g_C": parts[1], "g_w": g_w}
+        gradients |= {"g_inv_tau": g_inv_tau, "g_omega": g_omega, "g_h0": g_h0}
+        places = {name: place(g, 0, 1) for name, g in gradients.items()}
+        _run(backward, p, a.shape, ctx.tableau, table_of(**_places(p, inputs), **given, **places))
         g_B, g_C = parts.view(2, batch, T, blocks, -1).sum(3) if p.projected else (None, None)
         totals = [x.sum(0) for x in (g_inv_tau, g_omega)]
         return None, None, g_a, g_A, g_B, g_C, *totals, None if w is None else _gradient_of(w, g_w.sum(0)), g_h0, None
@@ -172,13 +152,13 @@ def _gradient_of(w: Tensor, rows: Tensor) -> Tensor:
     return rows[0] if w.dim() == 1 else rows.view(len(rows), *w.shape[:2]).permute(1, 2, 0)
 
 
-def _marks(p: Plan, kept: Tensor) -> tuple[int, int, int]:
+def _marks(p: Plan, kept: Tensor) -> Place:
     """The place of the states kept before the tokens chunk, 2 chunk, ...; without projections they are rows of y."""
-    address, batch, token = _place(kept, 0, 1)
+    address, batch, token = place(kept, 0, 1)
     return (address, batch, token) if p.projected else (address + (p.chunk - 1) * token, batch, p.chunk * token)
 
 
-def _run(kernel, p: Plan, shape: torch.Size, tableau: np.ndarray, table: list, *more) -> None:
+def _run(kernel, p: Plan, shape: torch.Size, tableau: np.ndarray, table: np.ndarray, *more) -> None:
     batch, T, D = shape
     work = batch * T * D * p.n_states * p.substeps * p.stages
-    spread(kernel, batch * -(-D // int(WIDTH)), work, p, tableau, np.array(table, dtype=np.int64), T, D, *more)
+    spread(kernel, batch * -(-D // int(WIDTH)), work, p, tableau, table, T, D, *more)

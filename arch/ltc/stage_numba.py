@@ -1,34 +1,168 @@
-"""The stages of the liquid scan on CPU, each a few loops over the channels of a block, which LLVM vectorises.
+"""The stages of the liquid scan on CPU and their vector-Jacobian products, and the scratch they work in.
 
-Loops over states, stages and substeps stand outside. A stage finds the states it starts from in its slot and leaves
-those of the next stage in the next slot; the rows are those of liquid_numba_rows.
+A task is one sequence and one block of WIDTH channels. All its rows lie in one buffer, reached through a pointer `s` by
+offsets in elements; WIDTH is a constant, so that the compiler sees how far apart two rows are. A stage is a few loops
+over the channels of a block, which LLVM vectorises; loops over states, stages and substeps stand outside. A stage finds
+the states it starts from in its slot and leaves those of the next stage in the next slot. A row G_NAME is the loss's
+gradient by the row NAME.
 """
 
-from arch.ltc.layout_numba import (
-    ARGUMENT,
-    BASE,
-    COUPLING,
-    GATE,
-    GATE_SLOPE,
-    HEADS,
-    INV_TAU,
-    NONE,
-    OMEGA,
-    PRE,
-    REVERSAL,
-    SHARED,
-    SLOT_READ,
-    STATE,
-    SUM,
-    WIDTH,
-    K,
-    X,
-    add_scaled,
-    copy,
-    multiply_heads,
+from typing import NamedTuple
+
+import numpy as np
+from numba import types
+from numba.extending import intrinsic
+
+from arch.field import Field
+from arch.solvers import Solver
+from arch.solvers_numba import (
+    EXPONENTIAL,
+    KEPT,
+    SEMI_IMPLICIT,
+    SLOPE,
+    exponential,
+    exponential_partials,
+    looks_back,
+    method,
+    semi_implicit,
+    semi_implicit_partials,
+    slope,
+    slope_partials,
 )
-from arch.ltc.maps_numba import EXPONENTIAL, SEMI_IMPLICIT, exponential, inlined, semi_implicit, slope
-from harness.ops.toolbox.numba_math import sigmoid, softplus
+from harness.ops.toolbox.jit import inlined
+from harness.ops.toolbox.numba_math import one, sigmoid, softplus, zero
+
+WIDTH = np.int64(64)
+NONE, DIAGONAL, HEADS = 0, 1, 2
+
+# Rows are NumPy integers: numba would compile every helper once more for each Python constant given to it.
+(
+    PRE, REVERSAL, COUPLING, ARGUMENT, READ, K,
+    G_PRE, G_REVERSAL, G_COUPLING, G_ARGUMENT, G_GATE, G_READ, SHARED,
+) = WIDTH * np.arange(13)  # fmt: skip
+INV_TAU, OMEGA, BASE, SUM, G_H, G_X, G_END, G_INV_TAU, G_OMEGA, STATE = WIDTH * np.arange(10)
+"""Rows of one state, from SHARED + n * STATE. BASE, SUM: a Runge-Kutta substep's start, and its end so far."""
+GATE, GATE_SLOPE, SLOT_READ, X = WIDTH * np.arange(4)
+"""Rows of one stage: f, df by its argument, the read-out and the states it starts from, each before the rows that its
+map keeps, or before KEPT_SLOPE: its slope where a later stage looks back, and in the backward the gradient by X."""
+KEPT_SLOPE = WIDTH
+
+
+class Plan(NamedTuple):
+    """What the kernels do, in numbers: the solver's map, the gate, the terms present, the sizes and the layout."""
+
+    kind: int  # SLOPE, SEMI_IMPLICIT or EXPONENTIAL
+    softplus: int  # else sigmoid
+    coupling: int  # NONE, DIAGONAL or HEADS
+    projected: int  # B and C given
+    head: int  # channels of a head
+    substeps: int
+    stages: int
+    looks_back: int  # a stage starts from other slopes than the last: slots keep theirs
+    n_states: int
+    chunk: int  # tokens that the backward computes again at a time
+    blocks: int  # where the rows of the heads' weights begin
+    slots: int  # where the stages' slots begin
+    slot: int  # elements of a stage's slot
+    ring: int  # slots that the forward reuses
+    state: int  # elements between two states of a slot
+
+
+def plan(solver: Solver, field: Field, n_states: int) -> tuple[Plan, np.ndarray]:
+    """Lays out the scratch; also the solver's tableau, in float64. The field's a, A, B and C may be any token's.
+
+    The states kept for the backward, one in `chunk` tokens, take no more than `a` does.
+    """
+    kind, tableau = method(solver)
+    stages, back, projected = tableau.shape[1], looks_back(tableau), field.B is not None
+    head = {"none": 0, "diagonal": 1}.get(field.coupled) if field.coupled != "heads" else field.coupling.shape[-1]
+    blocks = int(SHARED + n_states * STATE)
+    slots = blocks + (3 * head * int(WIDTH) if field.coupled == "heads" else 0)
+    state = (1 + KEPT[kind] + back) * int(WIDTH)
+    layout = {"blocks": blocks, "slots": slots, "slot": int(X) + n_states * state, "state": state}
+    layout |= {"ring": stages + 1 if back else 2, "chunk": max(16, n_states) if projected else 4}
+    terms = {"softplus": int(field.gate == "softplus"), "coupling": min(head, HEADS), "projected": int(projected)}
+    sizes = {"head": head, "substeps": solver.substeps, "stages": stages, "n_states": n_states}
+    return Plan(kind=kind, looks_back=int(back), **terms, **sizes, **layout), tableau
+
+
+@intrinsic
+def pointer(_context, address, like):
+    """The pointer to elements of the type of the array `like` at an integer address."""
+    kind = types.CPointer(like.dtype)
+
+    def codegen(context, builder, _signature, arguments):
+        return builder.inttoptr(arguments[0], context.get_value_type(kind))
+
+    return kind(types.int64, like), codegen
+
+
+@intrinsic
+def apart(_context, s, offset):
+    """The pointer `offset` elements after `s`, which the compiler takes for one of its own.
+
+    Where two groups of rows lie an unknown distance apart it then checks the groups for overlap, once, and not all the
+    pairs of rows, which it has a limit for.
+    """
+
+    def codegen(context, builder, signature, arguments):
+        size = context.get_abi_sizeof(context.get_value_type(signature.args[0].dtype))
+        word = context.get_value_type(types.int64)
+        address = builder.add(builder.ptrtoint(arguments[0], word), builder.mul(arguments[1], word(size)))
+        return builder.inttoptr(address, context.get_value_type(signature.return_type))
+
+    return s(s, types.int64), codegen
+
+
+@inlined
+def load(s, row, source, size):
+    """Copies `size` channels into a row; lanes past them stay as they are, which is zero."""
+    for c in range(size):
+        s[row + c] = source[c]
+
+
+@inlined
+def store(target, s, row, size):
+    """Copies `size` channels of a row out."""
+    for c in range(size):
+        target[c] = s[row + c]
+
+
+@inlined
+def copy(s, row, source):
+    """row = source."""
+    for c in range(WIDTH):
+        s[row + c] = s[source + c]
+
+
+@inlined
+def fill_zero(s, row):
+    """row = 0."""
+    for c in range(WIDTH):
+        s[row + c] = zero(s[row + c])
+
+
+@inlined
+def add_scaled(s, row, scale, source):
+    """row += scale * source."""
+    for c in range(WIDTH):
+        s[row + c] += scale * s[source + c]
+
+
+@inlined
+def multiply_heads(s, head, out, weights, source):
+    """out += W source, head by head: row i of `weights` holds what lane i of each head's source is multiplied by.
+
+    Four rows at a time: the sums then pass through memory a quarter as often.
+    """
+    for low in range(0, WIDTH, head):
+        for i in range(0, head, 4):
+            at, row = source + low + i, weights + i * WIDTH + low
+            a, b, c, d = s[at], s[at + 1], s[at + 2], s[at + 3]
+            for q in range(head):
+                s[out + low + q] += (a * s[row + q] + b * s[row + WIDTH + q]) + (
+                    c * s[row + 2 * WIDTH + q] + d * s[row + 3 * WIDTH + q]
+                )
 
 
 @inlined
@@ -72,7 +206,7 @@ def coupled_gate(s, p, slot, C):
 
 @inlined
 def apply_map(s, p, f, x, after, state, weight, dt, ahead, share, first, last):
-    """The solver's scalar map of one state: from the row x to the row `after`, the gate's row f given.
+    """The solver's map of one state: from the row x to the row `after`, the gate's row f given.
 
     ahead, share: of this stage's slope, what the next stage starts from and what the substep ends with.
     """
@@ -106,31 +240,241 @@ def apply_map(s, p, f, x, after, state, weight, dt, ahead, share, first, last):
 
 
 @inlined
-def stage(s, p, tableau, dt, B, C, token, slot, after, j):
-    """Stage j of a substep, from `slot` to the slot `after`; `token`: the slot of the token's first stage."""
+def place(slot, stages, p, end):
+    """The slot so many stages after a slot, fewer than p.ring, in the ring of slots before `end`."""
+    slot += stages * p.slot
+    return slot - p.ring * p.slot if slot >= end else slot
+
+
+@inlined
+def look_back(s, p, tableau, dt, first, slot, after, x, j, end):
+    """Keeps the slope of stage j in its slot, and adds what the next stage starts from besides it to the slot `after`.
+
+    first: the slot of the substep's first stage. x: where the state's rows begin in a slot.
+    """
+    copy(s, slot + x + KEPT_SLOPE, K)
+    if j < p.stages - 1:
+        for i in range(j):
+            if tableau[j + 1, i] != 0:
+                add_scaled(s, after + x, dt * tableau[j + 1, i], place(first, i, p, end) + x + KEPT_SLOPE)
+
+
+@inlined
+def stage(s, p, tableau, dt, B, C, token, first, slot, after, j, end):
+    """Stage j of a substep, from `slot` to `after`; token, first: the slots of the token's and the substep's first."""
     f = token + GATE
     if p.coupling != NONE:
         coupled_gate(s, p, slot, C)
         f = slot + GATE
+    share, ahead = dt * tableau[p.stages, j], zero(dt)
+    if j < p.stages - 1:
+        ahead = dt * tableau[j + 1, j]
     for n in range(p.n_states):
-        state, x = SHARED + n * STATE, slot + X + n * p.state
-        ahead, share = dt * tableau[0, j], dt * tableau[1, j]
-        apply_map(s, p, f, x, after + X + n * p.state, state, B[n], dt, ahead, share, j == 0, j == p.stages - 1)
+        state, x = SHARED + n * STATE, X + n * p.state
+        apply_map(s, p, f, slot + x, after + x, state, B[n], dt, ahead, share, j == 0, j == p.stages - 1)
+        if p.looks_back:
+            look_back(s, p, tableau, dt, first, slot, after, x, j, end)
 
 
 @inlined
-def token(s, p, tableau, dt, B, C, slot, step):
-    """Crosses one token from the states in `slot`; the slots of its stages lie `step` apart, or take turns (step 0).
+def token(s, p, tableau, dt, B, C, slot, end):
+    """Crosses one token from the states in `slot`, its stages' slots one after another, in a ring that ends at `end`.
 
     Returns the slot that the token's last states are in.
     """
-    first = slot
+    start = slot
     if p.coupling == NONE:
         gate(s, p, slot, PRE, COUPLING)  # its w is zero: any finite row serves
-    other = p.slots + p.slots + p.slot
     for _ in range(p.substeps):
+        first = slot
         for j in range(p.stages):
-            after = slot + step if step > 0 else other - slot
-            stage(s, p, tableau, dt, B, C, first, slot, after, j)
+            after = place(slot, 1, p, end)
+            stage(s, p, tableau, dt, B, C, start, first, slot, after, j, end)
             slot = after
+    return slot
+
+
+LONE_SEMI_IMPLICIT = X + (1 + KEPT[SEMI_IMPLICIT]) * WIDTH
+"""From one slot to the next where there is one state."""
+
+
+@inlined
+def scaled(partials, g):
+    """Cotangents of what a map takes, for the cotangent g of its value."""
+    return partials[0] * g, partials[1] * g, partials[2] * g
+
+
+@inlined
+def read_out_vjp(s, p, slot, gradient, weights, g_weights):
+    """From G_READ to each state's `gradient` row and to the gradient of C, the states in a slot."""
+    for n in range(p.n_states):
+        add_scaled(s, SHARED + n * STATE + gradient, weights[n], G_READ)
+        if p.projected:
+            total = zero(weights[n])
+            for c in range(WIDTH):
+                total += s[G_READ + c] * s[slot + X + n * p.state + c]
+            g_weights[n] += total
+
+
+@inlined
+def pull(s, f, state, g_x, g_rate, g_drive, weight, c):
+    """One channel's share of a stage, but for the state inside its gate; returns the gradient by f."""
+    s[state + G_INV_TAU + c] += g_rate
+    s[state + G_OMEGA + c] += s[f + c] * g_rate
+    s[state + G_X + c] = g_x
+    s[G_REVERSAL + c] += weight * s[f + c] * g_drive
+    return s[state + OMEGA + c] * g_rate + weight * s[REVERSAL + c] * g_drive
+
+
+@inlined
+def map_vjp(s, p, f, x, after, state, weight, dt, ahead, share):
+    """Pulls one state's gradient back through its map to G_X and to G_GATE; returns the gradient of its B."""
+    total = zero(dt)
+    if p.kind == SEMI_IMPLICIT:
+        for c in range(WIDTH):
+            g = scaled(semi_implicit_partials(s[after + c], s[x + WIDTH + c], dt), s[state + G_H + c])
+            s[G_GATE + c] += pull(s, f, state, g[0], g[1], g[2], weight, c)
+            total += s[f + c] * s[REVERSAL + c] * g[2]
+    elif p.kind == EXPONENTIAL:
+        for c in range(WIDTH):
+            rate = s[state + INV_TAU + c] + s[state + OMEGA + c] * s[f + c]
+            drive = weight * s[f + c] * s[REVERSAL + c]
+            kept = s[x + WIDTH + c], s[x + 2 * WIDTH + c]
+            g = exponential_partials(s[x + c], rate, drive, dt, kept[0], kept[1])
+            g = scaled(g, s[state + G_H + c])
+            s[G_GATE + c] += pull(s, f, state, g[0], g[1], g[2], weight, c)
+            total += s[f + c] * s[REVERSAL + c] * g[2]
+    else:
+        for c in range(WIDTH):
+            rate = s[state + INV_TAU + c] + s[state + OMEGA + c] * s[f + c]
+            g = scaled(slope_partials(s[x + c], rate), share * s[state + G_END + c] + ahead * s[state + G_X + c])
+            s[G_GATE + c] += pull(s, f, state, g[0], g[1], g[2], weight, c)
+            total += s[f + c] * s[REVERSAL + c] * g[2]
+    return total
+
+
+@inlined
+def gate_vjp(s, p, slot, f, C, gC):
+    """From G_GATE, which it clears, to G_PRE and through the state inside the gate to G_X."""
+    for c in range(WIDTH):
+        g = s[G_GATE + c] * s[f + GATE_SLOPE - GATE + c]
+        s[G_ARGUMENT + c] = g
+        s[G_PRE + c] += g
+        s[G_GATE + c] = zero(g)
+    if p.coupling == NONE:
+        return
+    read = slot + SLOT_READ if p.projected else slot + X
+    if p.coupling == DIAGONAL:
+        for c in range(WIDTH):
+            s[G_COUPLING + c] += s[G_ARGUMENT + c] * s[read + c]
+            s[G_READ + c] = s[G_ARGUMENT + c] * s[COUPLING + c]
+    else:
+        rows = p.head * WIDTH
+        fill_zero(s, G_READ)
+        multiply_heads(s, p.head, G_READ, p.blocks + rows, G_ARGUMENT)
+        for low in range(0, WIDTH, p.head):
+            for i in range(p.head):
+                y, row = s[read + low + i], p.blocks + 2 * rows + i * WIDTH + low
+                for q in range(p.head):
+                    s[row + q] += y * s[G_ARGUMENT + low + q]
+    read_out_vjp(s, p, slot, G_X, C, gC)
+
+
+@inlined
+def pull_lone(s, z, g_x, g_rate, g_drive, out, c):
+    """One channel's share of a stage where its only state is inside its gate, alone; fills the row `out`."""
+    f = z[GATE + c]
+    s[SHARED + G_INV_TAU + c] += g_rate
+    s[SHARED + G_OMEGA + c] += f * g_rate
+    s[G_REVERSAL + c] += f * g_drive
+    g = (s[SHARED + OMEGA + c] * g_rate + s[REVERSAL + c] * g_drive) * z[GATE_SLOPE + c]
+    s[G_PRE + c] += g
+    s[G_COUPLING + c] += g * z[X + c]
+    s[out + c] = g_x + g * s[COUPLING + c]
+
+
+@inlined
+def lone_stage_vjp(s, p, slot, dt, ahead, share):
+    """What stage_vjp does, in one pass over rows of a slot and of the next that lie a constant apart."""
+    z = apart(s, slot)
+    if p.kind == SEMI_IMPLICIT:
+        for c in range(WIDTH):
+            after = z[LONE_SEMI_IMPLICIT + X + c]
+            g = scaled(semi_implicit_partials(after, z[X + WIDTH + c], dt), s[SHARED + G_H + c])
+            pull_lone(s, z, g[0], g[1], g[2], SHARED + G_H, c)
+    elif p.kind == EXPONENTIAL:
+        for c in range(WIDTH):
+            rate = s[SHARED + INV_TAU + c] + s[SHARED + OMEGA + c] * z[GATE + c]
+            drive = z[GATE + c] * s[REVERSAL + c]
+            kept = z[X + WIDTH + c], z[X + 2 * WIDTH + c]
+            g = exponential_partials(z[X + c], rate, drive, dt, kept[0], kept[1])
+            g = scaled(g, s[SHARED + G_H + c])
+            pull_lone(s, z, g[0], g[1], g[2], SHARED + G_H, c)
+    else:
+        for c in range(WIDTH):
+            rate = s[SHARED + INV_TAU + c] + s[SHARED + OMEGA + c] * z[GATE + c]
+            g = share * s[SHARED + G_END + c] + ahead * s[SHARED + G_X + c]
+            g = scaled(slope_partials(z[X + c], rate), g)
+            pull_lone(s, z, g[0], g[1], g[2], SHARED + G_X, c)
+        add_scaled(s, SHARED + G_H, one(dt), SHARED + G_X)
+
+
+@inlined
+def gather_back(s, p, tableau, dt, slot, j):
+    """Fills G_END with what stage j's slope gets from all that starts from it but the next stage.
+
+    slot: of stage j; the slots of the stages after it keep the gradients by their X, and the last that by the end.
+    """
+    for n in range(p.n_states):
+        row, x = SHARED + n * STATE + G_END, X + n * p.state + KEPT_SLOPE
+        fill_zero(s, row)
+        for i in range(j + 1, p.stages + 1):
+            if tableau[i, j] != 0 and (i > j + 1 or i == p.stages):
+                add_scaled(s, row, dt * tableau[i, j], slot + (i - j) * p.slot + x)
+
+
+@inlined
+def stage_vjp(s, p, tableau, dt, B, C, gB, gC, first, slot, after, j):
+    """Pulls stage j's gradient back to the states it started from; `first`: the slot of the token's first stage."""
+    f = first + GATE if p.coupling == NONE else slot + GATE
+    share, ahead = dt * tableau[p.stages, j], zero(dt)
+    if j < p.stages - 1:
+        ahead = dt * tableau[j + 1, j]
+    if p.looks_back:
+        gather_back(s, p, tableau, dt, slot, j)
+        share = one(dt)
+    if not p.projected and p.coupling == DIAGONAL:
+        lone_stage_vjp(s, p, slot, dt, ahead, share)
+    else:
+        for n in range(p.n_states):
+            x = X + n * p.state
+            g = map_vjp(s, p, f, slot + x, after + x, SHARED + n * STATE, B[n], dt, ahead, share)
+            if p.projected:
+                gB[n] += g
+        gate_vjp(s, p, slot, f, C, gC)
+        for n in range(p.n_states):
+            state = SHARED + n * STATE
+            if p.kind == SLOPE:
+                add_scaled(s, state + G_H, one(dt), state + G_X)
+            else:
+                copy(s, state + G_H, state + G_X)
+    if p.looks_back:
+        for n in range(p.n_states):
+            copy(s, slot + X + n * p.state + KEPT_SLOPE, SHARED + n * STATE + G_X)
+
+
+@inlined
+def token_vjp(s, p, tableau, dt, B, C, gB, gC, slot):
+    """Pulls G_H back over one token's substeps, whose last states are in `slot`; returns the slot of its first."""
+    first = slot - p.substeps * p.stages * p.slot
+    for _ in range(p.substeps):
+        if p.kind == SLOPE:
+            for n in range(p.n_states):
+                state = SHARED + n * STATE
+                copy(s, state + G_END, state + G_H)
+                if p.looks_back:
+                    copy(s, slot + X + n * p.state + KEPT_SLOPE, state + G_H)
+        for j in range(p.stages - 1, -1, -1):
+            stage_vjp(s, p, tableau, dt, B, C, gB, gC, first, slot - p.slot, slot, j)
+            slot -= p.slot
     return slot

@@ -10,28 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from arch.ltc.forward_numba import (
-    IN_A,
-    IN_B,
-    IN_C,
-    IN_DT,
-    IN_H0,
-    IN_INV_TAU,
-    IN_OMEGA,
-    IN_REVERSAL,
-    IN_W,
-    KERNEL,
-    MARKS,
-    OUT_LAST,
-    OUT_Y,
-    forward,
-)
-from arch.ltc.layout_numba import WIDTH
-from arch.ltc.scan_numba import plan_of, weight_rows
+from arch.ltc.scan_numba import place, weight_rows
+from arch.ltc.stage_numba import WIDTH, plan
+from arch.ltc.walk_numba import ROWS, forward, table_of
 from harness.model.mixer import UNTIMED
 from harness.ops.causal_conv.conv_numba import convolve_token
 from harness.ops.shapes import expect
-from harness.ops.toolbox.jit import helper
+from harness.ops.toolbox.jit import helper, kernel
 from harness.ops.toolbox.numba_linear import at, matvec, owned
 
 BYTES = np.int64(4)  # of a float32
@@ -41,18 +26,21 @@ def liquid_step(mixer) -> Callable:
     """Operation `liquid_step`: the `step` of an LTC for its weights as they stand, without gradients."""
     like = mixer.in_proj.weight
     field = mixer.field(like.new_zeros(1, mixer.d_model))
-    p, tableau = plan_of(mixer.solver.name, mixer.solver.substeps, mixer.gate, field.coupling, field.B, mixer.d_state)
+    p, tableau = plan(mixer.solver, field, mixer.d_state)
     filters = (mixer.conv_weight, mixer.conv_bias) if mixer.d_conv else (like.new_empty(0), like.new_empty(0))
     reversal = like.new_empty(0) if mixer.reversal is None else mixer.reversal
     weights = (*filters, mixer.in_proj.weight, mixer.gate_bias, reversal, mixer.out_proj.weight)
     weights = owned(*weights)  # the function keeps them alive, and the constants
-    constants = [field.inv_tau.t(), field.omega.expand_as(field.inv_tau).t(), weight_rows(field.coupling)]
-    constants = [None if x is None else owned(x)[0] for x in constants]
+    rates = {"inv_tau": field.inv_tau.t(), "omega": field.omega.expand_as(field.inv_tau).t()}
+    rates |= {} if field.coupling is None else {"w": weight_rows(field.coupling)}
+    rates = {name: owned(x)[0] for name, x in rates.items()}
     addresses = [weight.data_ptr() for weight in weights]
     one, dt = owned(like.new_ones(1), like.new_full((1,), 1 / mixer.solver.substeps))
-    table = _table(constants, one, dt)
+    places = {name: place(x, None, 0 if x.dim() > 1 else None) for name, x in rates.items()}
+    places |= {name: place(x, None, None) for name, x in {"B": one, "C": one, "dt": dt}.items()}
+    table = table_of(**places)  # the rows of the token are still empty
     sizes = width, inner, taps, n_states = mixer.d_model, mixer.d_inner, mixer.d_conv, mixer.d_state
-    plan, kept = (p, tableau.astype(np.float32), table), (weights, constants, one, dt)
+    what, kept = (p, tableau.astype(np.float32), table), (weights, rates, one, dt)
 
     def step(x_t: Tensor, state: dict, call=UNTIMED, kept=kept) -> tuple[Tensor, dict]:
         if call.elapsed is not None:
@@ -69,27 +57,17 @@ def liquid_step(mixer) -> Callable:
         conv = conv.float().contiguous() if taps else one
         new_conv = torch.empty_like(conv)
         places = [t.data_ptr() for t in (*given, conv, *made, new_conv)]
-        _step(*places, *addresses, len(x_t), *sizes, *plan)
+        _step(*places, *addresses, len(x_t), *sizes, *what)
         new = {"h": made[1]}
         return made[0], new | {"conv": new_conv} if taps else new
 
     return step
 
 
-def _table(constants: list[Tensor | None], one: Tensor, dt: Tensor) -> np.ndarray:
-    """The forward kernel's table, its lines of the token still empty."""
-    table = np.zeros((MARKS + 1, 3), np.int64)
-    for line, tensor in zip((IN_INV_TAU, IN_OMEGA, IN_W), constants, strict=True):
-        if tensor is not None:
-            table[line] = tensor.data_ptr(), 0, tensor.stride(0) * tensor.element_size() if tensor.dim() > 1 else 0
-    table[[IN_B, IN_C], 0], table[IN_DT, 0] = one.data_ptr(), dt.data_ptr()
-    return table
-
-
 @helper
-def _place(table, line, address, width):
-    """Where a line's tensor lies, and the elements from one sequence to the next."""
-    table[line, 0], table[line, 1] = address, width * BYTES
+def _place(table, row, address, width):
+    """Where a row's tensor lies, and the elements from one sequence to the next."""
+    table[row, 0], table[row, 1] = address, width * BYTES
 
 
 @helper
@@ -99,24 +77,24 @@ def _flow(row, reversal_at, h, h_new, y, width, states, p, tableau, table):
     for n in range(states):
         for c in range(width):
             scratch[n, c] = h[c, n]
-    lines = table.copy()
+    rows = table.copy()
     start, last = np.int64(row.ctypes.data), np.int64(scratch.ctypes.data)
-    _place(lines, IN_A, start, 0)
+    _place(rows, ROWS.a, start, 0)
     after = 1 if reversal_at != 0 else 2
-    _place(lines, IN_REVERSAL, np.int64(reversal_at) if reversal_at != 0 else start + width * BYTES, 0)
+    _place(rows, ROWS.A, np.int64(reversal_at) if reversal_at != 0 else start + width * BYTES, 0)
     if p.projected:
-        _place(lines, IN_B, start + after * width * BYTES, 0)
-        _place(lines, IN_C, start + (after * width + states) * BYTES, 0)
-    for line, address in ((IN_H0, last), (OUT_LAST, last + states * width * BYTES)):
-        lines[line, 0], lines[line, 2] = address, width * BYTES
-    _place(lines, OUT_Y, np.int64(y.ctypes.data), 0)
-    forward(0, (width + WIDTH - 1) // WIDTH, p, tableau, lines, 1, width, False)
+        _place(rows, ROWS.B, start + after * width * BYTES, 0)
+        _place(rows, ROWS.C, start + (after * width + states) * BYTES, 0)
+    for own, address in ((ROWS.h0, last), (ROWS.last, last + states * width * BYTES)):
+        rows[own, 0], rows[own, 2] = address, width * BYTES
+    _place(rows, ROWS.y, np.int64(y.ctypes.data), 0)
+    forward(0, (width + WIDTH - 1) // WIDTH, p, tableau, rows, 1, width, False)
     for n in range(states):
         for c in range(width):
             h_new[c, n] = scratch[states + n, c]
 
 
-@KERNEL
+@kernel
 def _step(
     x_at, h_at, conv_at, y_at, new_h_at, new_conv_at, taps_at, tap_bias_at, in_at, bias_at, reversal_at, out_at,
     batch, d_model, width, taps, states, p, tableau, table,

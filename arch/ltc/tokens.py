@@ -4,71 +4,56 @@ h_t = F_t(h_{t-1}) with F_t the flow of token t across its elapsed time. One sta
 channels: the derivative of F_t is a diagonal, and one tangent finds it whole. Neither operation can be differentiated.
 """
 
-from functools import partial
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from arch.field import Field, Gate
-from arch.ltc.scan import fixed_step
+from arch.field import Field
+from arch.solvers import FIXED, Solver
 from harness.ops.linear_scan.scan import neighbours
 from harness.ops.registry import Kernel, Operation
+from harness.ops.shapes import expect
 
 
-def tokens(
-    solver: str,
-    substeps: int,
-    gate: Gate,
-    a: Tensor,
-    A: Tensor,
-    inv_tau: Tensor,
-    omega: Tensor,
-    w: Tensor | None,
-    h0: Tensor,
-    h: Tensor,
-    elapsed: Tensor | None,
-) -> tuple[Tensor, Tensor]:
+def tokens(solver: Solver, field: Field, h0: Tensor, elapsed: Tensor | None, h: Tensor) -> tuple[Tensor, Tensor]:
     """F_t(h_{t-1}) - h_t and J_t = dF_t/dh at h_{t-1}, for the guessed states h after each token; no gradient.
 
-    a, A, h (batch, T, D); inv_tau, omega (D,); w (D,) or None; h0 (batch, D); elapsed (batch, T) or None for 1.
-    Returns two tensors (batch, T, D).
+    field: a sequence of one state a channel, its coupling none or diagonal. h0 (batch, D, 1), h (batch, T, D); elapsed
+    (batch, T) or None for 1. Returns two tensors (batch, T, D).
     """
-    before = neighbours(h, h0)
-    flow = partial(_flow, solver, substeps, gate, elapsed, a, A, inv_tau, omega, w)
-    F, J = torch.func.jvp(flow, (before,), (torch.ones_like(before),))
+    before = neighbours(h, h0.squeeze(2))
+    F, J = torch.func.jvp(lambda x: _flow(solver, field, elapsed, x), (before,), (torch.ones_like(before),))
     return F - h, J
 
 
 def tokens_vjp(
-    solver: str,
-    substeps: int,
-    gate: Gate,
-    a: Tensor,
-    A: Tensor,
-    inv_tau: Tensor,
-    omega: Tensor,
-    w: Tensor | None,
-    h0: Tensor,
-    h: Tensor,
-    elapsed: Tensor | None,
-    g: Tensor,
-) -> tuple[Tensor | None, ...]:
-    """The gradients of a, A, inv_tau, omega and w (None where it is) from those of F_t(h_{t-1}), g (batch, T, D)."""
-    leaves = [x if x is None else x.detach().requires_grad_() for x in (a, A, inv_tau, omega, w)]
+    solver: Solver, field: Field, h0: Tensor, elapsed: Tensor | None, h: Tensor, g: Tensor
+) -> tuple[Tensor, ...]:
+    """The gradients of field.tensors() from those of F_t(h_{t-1}), g (batch, T, D)."""
+    leaves = field.map(lambda x: x.detach().requires_grad_())
     with torch.enable_grad():
-        F = _flow(solver, substeps, gate, elapsed, *leaves, neighbours(h, h0))
-        found = iter(torch.autograd.grad(F, [x for x in leaves if x is not None], g))
-    return tuple(None if x is None else next(found) for x in leaves)
+        F = _flow(solver, leaves, elapsed, neighbours(h, h0.squeeze(2)))
+        return torch.autograd.grad(F, leaves.tensors(), g)
 
 
-def _flow(solver, substeps, gate, elapsed, a, A, inv_tau, omega, w, before: Tensor) -> Tensor:
+def _flow(solver: Solver, field: Field, elapsed: Tensor | None, before: Tensor) -> Tensor:
     """F_t of all tokens from the states before them, (batch, T, D); tokens stand in the place of sequences."""
-    flat = Field(
-        a.flatten(0, 1), A.flatten(0, 1), None, None, inv_tau.unsqueeze(1), omega.unsqueeze(1), w, gate
-    )  # (batch * T, D)
+    flat = replace(field, a=field.a.flatten(0, 1), A=field.A.flatten(0, 1))  # (batch * T, D)
     times = None if elapsed is None else elapsed.flatten()
-    end = fixed_step(solver, substeps).integrate(flat, before.flatten(0, 1).unsqueeze(2), times)
-    return end.view(before.shape)
+    return solver.integrate(flat, before.flatten(0, 1).unsqueeze(2), times).view(before.shape)
+
+
+def check(solver: Solver, field: Field, h0: Tensor, elapsed: Tensor | None, h: Tensor) -> None:
+    """Raises ValueError for a call that the kernels have no code for, or whose shapes do not fit together."""
+    if solver.name not in FIXED:
+        raise ValueError(
+            f"liquid_tokens: solver={solver.name} is none of the solvers of fixed steps, {', '.join(FIXED)}."
+        )
+    if h0.shape[-1] != 1 or field.B is not None or field.C is not None or field.coupled not in ("none", "diagonal"):
+        raise ValueError("liquid_tokens takes one state a channel, no B and C, and coupling=none or diagonal.")
+    field.check("liquid_tokens", h0, elapsed)
+    expect("liquid_tokens", ("h", h, field.a.shape), ("omega", field.omega, field.inv_tau.shape))
 
 
 def _kernels(name: str) -> tuple[Kernel, ...]:

@@ -9,65 +9,61 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from harness.ops.toolbox.triton_math import phi1, sigmoid, softplus
+from arch.field import Field
+from arch.ltc.tokens import check
+from arch.solvers import Solver
+from arch.solvers_triton import (
+    SEMI_IMPLICIT,
+    SLOPE,
+    exponential,
+    exponential_partials,
+    method,
+    semi_implicit,
+    semi_implicit_partials,
+    slope,
+    slope_partials,
+)
+from harness.ops.shapes import expect
+from harness.ops.toolbox.triton_math import sigmoid, softplus
 
-KINDS = {"euler": 0, "midpoint": 1, "heun": 2, "rk4": 3, "semi_implicit": 4, "exponential": 5}
 ROWS, CHANNELS = 8, 64  # tokens and channels of a tile
 RUN = 64  # tokens whose gradients of the constants one program sums
 
 
-def tokens(
-    solver: str,
-    substeps: int,
-    gate: str,
-    a: Tensor,
-    A: Tensor,
-    inv_tau: Tensor,
-    omega: Tensor,
-    w: Tensor | None,
-    h0: Tensor,
-    h: Tensor,
-    elapsed: Tensor | None,
-) -> tuple[Tensor, Tensor]:
+def tokens(solver: Solver, field: Field, h0: Tensor, elapsed: Tensor | None, h: Tensor) -> tuple[Tensor, Tensor]:
     """As arch.ltc.tokens.tokens."""
-    inputs = _prepared(substeps, a, A, inv_tau, omega, w, h0, h, elapsed)
+    inputs = _prepared(solver, field, h0, elapsed, h)
     residual, J = torch.empty_like(inputs[0]), torch.empty_like(inputs[0])
-    rows, T, D = a.shape[0] * a.shape[1], *a.shape[1:]
+    rows, T, D = h.shape[0] * h.shape[1], *h.shape[1:]
     grid = (triton.cdiv(rows, ROWS), triton.cdiv(D, CHANNELS))
-    _tokens[grid](*inputs, residual, J, rows, T, D, substeps, KINDS[solver], gate == "softplus", ROWS, CHANNELS)
+    rule = (solver.substeps, *method(solver), field.gate == "softplus", ROWS, CHANNELS)
+    _tokens[grid](*inputs, residual, J, rows, T, D, *rule)
     return residual, J
 
 
 def tokens_vjp(
-    solver: str,
-    substeps: int,
-    gate: str,
-    a: Tensor,
-    A: Tensor,
-    inv_tau: Tensor,
-    omega: Tensor,
-    w: Tensor | None,
-    h0: Tensor,
-    h: Tensor,
-    elapsed: Tensor | None,
-    g: Tensor,
-) -> tuple[Tensor | None, ...]:
+    solver: Solver, field: Field, h0: Tensor, elapsed: Tensor | None, h: Tensor, g: Tensor
+) -> tuple[Tensor, ...]:
     """As arch.ltc.tokens.tokens_vjp."""
-    inputs = _prepared(substeps, a, A, inv_tau, omega, w, h0, h, elapsed)
-    rows, T, D = a.shape[0] * a.shape[1], *a.shape[1:]
+    inputs = _prepared(solver, field, h0, elapsed, h)
+    expect("liquid_tokens", ("g", g, h.shape))
+    rows, T, D = h.shape[0] * h.shape[1], *h.shape[1:]
     runs = triton.cdiv(rows, RUN)
     g_a, g_A = torch.empty_like(inputs[0]), torch.empty_like(inputs[0])
-    parts = torch.empty(3, runs, D, dtype=a.dtype, device=a.device)
+    parts = torch.empty(3, runs, D, dtype=h.dtype, device=h.device)
     grid = (runs, triton.cdiv(D, CHANNELS))
-    sizes = (rows, T, D, substeps, KINDS[solver], gate == "softplus", ROWS, CHANNELS, RUN)
-    _tokens_vjp[grid](*inputs, g.contiguous(), g_a, g_A, *parts, *sizes)
+    rule = (solver.substeps, *method(solver), field.gate == "softplus", ROWS, CHANNELS, RUN)
+    _tokens_vjp[grid](*inputs, g.contiguous(), g_a, g_A, *parts, rows, T, D, *rule)
     g_inv_tau, g_omega, g_w = parts.sum(1)
-    return g_a, g_A, g_inv_tau, g_omega, None if w is None else g_w
+    rates = g_inv_tau.unsqueeze(1), g_omega.unsqueeze(1)
+    return (g_a, g_A, *rates) if field.coupling is None else (g_a, g_A, *rates, g_w)
 
 
-def _prepared(substeps, a, A, inv_tau, omega, w, h0, h, elapsed) -> list[Tensor]:
-    dt = (a.new_ones(a.shape[:2]) if elapsed is None else elapsed) / substeps
-    tensors = (a, A, inv_tau, omega, torch.zeros_like(inv_tau) if w is None else w, h0, h, dt)
+def _prepared(solver: Solver, field: Field, h0: Tensor, elapsed: Tensor | None, h: Tensor) -> list[Tensor]:
+    check(solver, field, h0, elapsed, h)
+    dt = (h.new_ones(h.shape[:2]) if elapsed is None else elapsed) / solver.substeps
+    w = torch.zeros_like(field.inv_tau) if field.coupling is None else field.coupling
+    tensors = (field.a, field.A, field.inv_tau, field.omega, w, h0, h, dt)
     return [x.contiguous() for x in tensors]
 
 
@@ -91,39 +87,43 @@ def _rates(x, dx, p, d, SOFTPLUS: tl.constexpr):
 def _slope(x, dx, p, d, SOFTPLUS: tl.constexpr):
     """dh/dt at x and its tangent."""
     rate, drive, drate, ddrive = _rates(x, dx, p, d, SOFTPLUS)
-    return drive - rate * x, ddrive - drate * x - rate * dx
+    by_x, by_rate, by_drive = slope_partials(x, rate)
+    return slope(x, rate, drive), by_drive * ddrive + by_rate * drate + by_x * dx
 
 
 @triton.jit
-def _substep(h, dh, dt, p, d, KIND: tl.constexpr, SOFTPLUS: tl.constexpr):
+def _sum_slopes(h, dt, slopes, TABLEAU: tl.constexpr, STAGES: tl.constexpr, ROW: tl.constexpr):
+    """h + dt times the slopes so far, as weighted by a row of the tableau."""
+    for i in tl.static_range(len(slopes)):
+        if TABLEAU[ROW * STAGES + i] != 0:
+            h += dt * TABLEAU[ROW * STAGES + i] * slopes[i]
+    return h
+
+
+@triton.jit
+def _substep(
+    h, dh, dt, p, d, KIND: tl.constexpr, STAGES: tl.constexpr, TABLEAU: tl.constexpr, SOFTPLUS: tl.constexpr
+):  # fmt: skip
     """One step of the solver and its tangent; the arithmetic that two directions share is the compiler's to merge."""
-    if KIND < 4:
-        k, dk = _slope(h, dh, p, d, SOFTPLUS)
-        total, dtotal = k, dk
-        if KIND == 1:
-            total, dtotal = _slope(h + 0.5 * dt * k, dh + 0.5 * dt * dk, p, d, SOFTPLUS)
-        if KIND == 2:
-            k, dk = _slope(h + dt * k, dh + dt * dk, p, d, SOFTPLUS)
-            total, dtotal = 0.5 * (total + k), 0.5 * (dtotal + dk)
-        if KIND == 3:
-            k, dk = _slope(h + 0.5 * dt * k, dh + 0.5 * dt * dk, p, d, SOFTPLUS)
-            total, dtotal = total + 2.0 * k, dtotal + 2.0 * dk
-            k, dk = _slope(h + 0.5 * dt * k, dh + 0.5 * dt * dk, p, d, SOFTPLUS)
-            total, dtotal = total + 2.0 * k, dtotal + 2.0 * dk
-            k, dk = _slope(h + dt * k, dh + dt * dk, p, d, SOFTPLUS)
-            total, dtotal = (total + k) / 6.0, (dtotal + dk) / 6.0
-        end, dend = h + dt * total, dh + dt * dtotal
+    if KIND == SLOPE:
+        slopes, tangents = (), ()
+        for j in tl.static_range(STAGES):
+            x = _sum_slopes(h, dt, slopes, TABLEAU, STAGES, j)
+            dx = _sum_slopes(dh, dt, tangents, TABLEAU, STAGES, j)
+            k, dk = _slope(x, dx, p, d, SOFTPLUS)
+            slopes = slopes + (k,)  # noqa: RUF005, Triton unpacks no tuples
+            tangents = tangents + (dk,)  # noqa: RUF005
+        end = _sum_slopes(h, dt, slopes, TABLEAU, STAGES, STAGES)
+        dend = _sum_slopes(dh, dt, tangents, TABLEAU, STAGES, STAGES)
     else:
         rate, drive, drate, ddrive = _rates(h, dh, p, d, SOFTPLUS)
-        if KIND == 4:
-            end = (h + dt * drive) / (1.0 + dt * rate)
-            dend = (dh + dt * (ddrive - drate * end)) / (1.0 + dt * rate)
+        if KIND == SEMI_IMPLICIT:
+            end, inverse = semi_implicit(h, rate, drive, dt)
+            by_h, by_rate, by_drive = semi_implicit_partials(end, inverse, dt)
         else:
-            z = dt * rate
-            decay = tl.exp(-z)
-            phi, dphi = phi1(z)
-            end = h * decay + dt * drive * phi
-            dend = dh * decay + dt * (ddrive * phi + drate * (dt * drive * dphi - h * decay))
+            end, decay, mean = exponential(h, rate, drive, dt)
+            by_h, by_rate, by_drive = exponential_partials(h, rate, drive, dt, decay, mean)
+        dend = by_h * dh + by_rate * drate + by_drive * ddrive
     return end, dend
 
 
@@ -146,14 +146,15 @@ def _load(a, A, inv_tau, omega, w, h0, h, dt, row, rows, T, D, CHANNELS: tl.cons
 @triton.jit
 def _tokens(
     a, A, inv_tau, omega, w, h0, h, dt, residual, J, rows, T, D, substeps,
-    KIND: tl.constexpr, SOFTPLUS: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
+    KIND: tl.constexpr, STAGES: tl.constexpr, TABLEAU: tl.constexpr, SOFTPLUS: tl.constexpr,
+    ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
     at, inside, x, step, p = _load(a, A, inv_tau, omega, w, h0, h, dt, row, rows, T, D, CHANNELS)
     dx = tl.full((ROWS, CHANNELS), 1.0, x.dtype)
     k = 0
     while k < substeps:
-        x, dx = _substep(x, dx, step, p, (0.0, 0.0, 0.0, 0.0, 0.0), KIND, SOFTPLUS)
+        x, dx = _substep(x, dx, step, p, (0.0, 0.0, 0.0, 0.0, 0.0), KIND, STAGES, TABLEAU, SOFTPLUS)
         k += 1
     tl.store(residual + at, x - tl.load(h + at, mask=inside, other=0.0), mask=inside)
     tl.store(J + at, dx, mask=inside)
@@ -162,7 +163,8 @@ def _tokens(
 @triton.jit
 def _tokens_vjp(
     a, A, inv_tau, omega, w, h0, h, dt, g, g_a, g_A, g_inv_tau, g_omega, g_w, rows, T, D, substeps,
-    KIND: tl.constexpr, SOFTPLUS: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr, RUN: tl.constexpr,
+    KIND: tl.constexpr, STAGES: tl.constexpr, TABLEAU: tl.constexpr, SOFTPLUS: tl.constexpr,
+    ROWS: tl.constexpr, CHANNELS: tl.constexpr, RUN: tl.constexpr,
 ):  # fmt: skip
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     nothing = tl.zeros((ROWS, CHANNELS), a.dtype.element_ty)
@@ -174,11 +176,11 @@ def _tokens_vjp(
         by_a, by_A, by_inv_tau, by_omega, by_w = nothing, nothing, nothing, nothing, nothing
         k = 0
         while k < substeps:
-            end, by_a = _substep(x, by_a, step, p, (1.0, 0.0, 0.0, 0.0, 0.0), KIND, SOFTPLUS)
-            _, by_A = _substep(x, by_A, step, p, (0.0, 1.0, 0.0, 0.0, 0.0), KIND, SOFTPLUS)
-            _, by_inv_tau = _substep(x, by_inv_tau, step, p, (0.0, 0.0, 1.0, 0.0, 0.0), KIND, SOFTPLUS)
-            _, by_omega = _substep(x, by_omega, step, p, (0.0, 0.0, 0.0, 1.0, 0.0), KIND, SOFTPLUS)
-            _, by_w = _substep(x, by_w, step, p, (0.0, 0.0, 0.0, 0.0, 1.0), KIND, SOFTPLUS)
+            end, by_a = _substep(x, by_a, step, p, (1.0, 0.0, 0.0, 0.0, 0.0), KIND, STAGES, TABLEAU, SOFTPLUS)
+            _, by_A = _substep(x, by_A, step, p, (0.0, 1.0, 0.0, 0.0, 0.0), KIND, STAGES, TABLEAU, SOFTPLUS)
+            _, by_inv_tau = _substep(x, by_inv_tau, step, p, (0.0, 0.0, 1.0, 0.0, 0.0), KIND, STAGES, TABLEAU, SOFTPLUS)
+            _, by_omega = _substep(x, by_omega, step, p, (0.0, 0.0, 0.0, 1.0, 0.0), KIND, STAGES, TABLEAU, SOFTPLUS)
+            _, by_w = _substep(x, by_w, step, p, (0.0, 0.0, 0.0, 0.0, 1.0), KIND, STAGES, TABLEAU, SOFTPLUS)
             x = end
             k += 1
         cotangent = tl.load(g + at, mask=inside, other=0.0)

@@ -22,13 +22,17 @@ from numba.extending import intrinsic, overload
 
 
 def kernel_digest(root: Path) -> str:
-    """Names the sources under `root` that go into compiled kernels: those that import numba or a module like this."""
+    """Names the sources under `root` that go into compiled kernels.
+
+    Those import numba or a module like this, or hold the text that `bind` gives to compilers (arch/solvers.py).
+    """
     sources = sorted(p for folder in ("arch", "baselines", "harness") for p in (root / folder).rglob("*.py"))
     texts = [path.read_bytes() for path in sources]
     kernels = [
         text
         for text in texts
         if re.search(rb"^(?:from|import) (?:numba|harness\.ops\.toolbox\.(?:jit|numba_\w+))\b", text, re.MULTILINE)
+        or b"\ndef bind(" in text
     ]
     return hashlib.sha256(b"\0".join(kernels)).hexdigest()[:16]
 

@@ -29,8 +29,19 @@ def softplus(x):
 
 
 @triton.jit
-def phi1(z):
-    """phi1(z) = (1 - e^-z) / z for z >= 0 and its derivative; below 1/2, where both cancel, by their series."""
+def exp(x):
+    return tl.exp(x)
+
+
+@triton.jit
+def one(x):
+    """1, which takes the type of what it meets."""
+    return 1.0
+
+
+@triton.jit
+def _phi1_and_grad(z):
+    """Below 1/2, where both cancel, by their series."""
     series = tl.full(z.shape, 1.0, z.dtype)
     slope = tl.zeros(z.shape, z.dtype)
     for k in tl.static_range(16, 1, -1):  # Horner: 1 - z/2 (1 - z/3 (1 - ... z/16))
@@ -40,3 +51,17 @@ def phi1(z):
     e = tl.exp(-large)
     closed = (1.0 - e) / large
     return tl.where(z < 0.5, series, closed), tl.where(z < 0.5, slope, (e - closed) / large)
+
+
+@triton.jit
+def phi1(z):
+    """(1 - e^-z) / z for z >= 0, 1 at z = 0."""
+    value, _ = _phi1_and_grad(z)
+    return value
+
+
+@triton.jit
+def phi1_grad(z):
+    """d phi1 / dz; what it shares with phi1 the compiler computes once."""
+    _, slope = _phi1_and_grad(z)
+    return slope

@@ -1,0 +1,37 @@
+"""What a step computes (arch/solvers.py) as numba compiles it, and the solvers in numbers for its kernels."""
+
+import numpy as np
+
+from arch import solvers
+from arch.solvers import FROZEN, TABLEAUS, Solver
+from harness.ops.toolbox import numba_math
+from harness.ops.toolbox.jit import inlined
+
+_VOCABULARY = {name: getattr(numba_math, name) for name in ("exp", "phi1", "phi1_grad", "one")}
+
+slope = inlined(solvers.bind(solvers.slope, _VOCABULARY))
+slope_partials = inlined(solvers.bind(solvers.slope_partials, _VOCABULARY))
+semi_implicit = inlined(solvers.bind(solvers.semi_implicit, _VOCABULARY))
+semi_implicit_partials = inlined(solvers.bind(solvers.semi_implicit_partials, _VOCABULARY))
+exponential = inlined(solvers.bind(solvers.exponential, _VOCABULARY))
+exponential_partials = inlined(solvers.bind(solvers.exponential_partials, _VOCABULARY))
+
+SLOPE, SEMI_IMPLICIT, EXPONENTIAL = 0, 1, 2
+KEPT = {SLOPE: 0, SEMI_IMPLICIT: 1, EXPONENTIAL: 2}
+"""Numbers that a map returns beside h', for its partial derivatives."""
+
+
+def method(solver: Solver) -> tuple[int, np.ndarray]:
+    """The map of a solver, and its tableau (stages + 1, stages): the rows of a, then b. Frozen gates have one stage."""
+    if solver.name in FROZEN:
+        return 1 + FROZEN.index(solver.name), np.zeros((2, 1))
+    tableau = TABLEAUS[solver.name]
+    table = np.zeros((len(tableau.b) + 1, len(tableau.b)))
+    for i, row in enumerate((*tableau.a, tableau.b)):
+        table[i, : len(row)] = row
+    return SLOPE, table
+
+
+def looks_back(tableau: np.ndarray) -> bool:
+    """Whether a stage starts from another slope than the last one before it."""
+    return bool(np.tril(tableau[:-1], -2).any())

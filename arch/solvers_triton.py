@@ -1,0 +1,35 @@
+"""What a step computes (arch/solvers.py) as Triton compiles it, and the solvers in numbers for its kernels."""
+
+import triton
+import triton.language as tl
+
+from arch import solvers
+from arch.solvers import FROZEN, TABLEAUS, Solver
+from harness.ops.toolbox.triton_math import exp, one, phi1, phi1_grad
+
+_VOCABULARY = {
+    "tl": tl,
+    "exp": exp,
+    "one": one,
+    "phi1": phi1,
+    "phi1_grad": phi1_grad,
+}  # tl: the interpreter asks for it
+
+slope = triton.jit(solvers.bind(solvers.slope, _VOCABULARY))
+slope_partials = triton.jit(solvers.bind(solvers.slope_partials, _VOCABULARY))
+semi_implicit = triton.jit(solvers.bind(solvers.semi_implicit, _VOCABULARY))
+semi_implicit_partials = triton.jit(solvers.bind(solvers.semi_implicit_partials, _VOCABULARY))
+exponential = triton.jit(solvers.bind(solvers.exponential, _VOCABULARY))
+exponential_partials = triton.jit(solvers.bind(solvers.exponential_partials, _VOCABULARY))
+
+SLOPE, SEMI_IMPLICIT, EXPONENTIAL = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
+
+
+def method(solver: Solver) -> tuple[int, int, tuple[float, ...]]:
+    """The map of a solver, its stages and its tableau: the rows of a, each as long as b, then b, one after another."""
+    if solver.name in FROZEN:
+        return 1 + FROZEN.index(solver.name), 1, ()
+    tableau = TABLEAUS[solver.name]
+    stages = len(tableau.b)
+    rows = ((*row, *[0.0] * (stages - len(row))) for row in (*tableau.a, tableau.b))
+    return 0, stages, tuple(weight for row in rows for weight in row)

@@ -1,0 +1,28 @@
+"""What the tests of the liquid scan share: its solvers, as conf/solver lists them, and calls by their tensors."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import run
+from arch.field import Field
+from arch.solvers import FIXED, TABLEAUS, Exponential, RungeKutta, SemiImplicit, Solver
+
+CONFIGURED = sorted(path.stem for path in (Path(run.ROOT) / "conf" / "solver").glob("*.yaml"))
+SOLVERS = list(FIXED)
+EXPLICIT = list(TABLEAUS)
+
+
+def make_solver(name: str, substeps: int = 1) -> Solver:
+    """The solver of fixed steps of that name."""
+    other = {"semi_implicit": SemiImplicit, "exponential": Exponential}
+    return other[name](substeps=substeps) if name in other else RungeKutta(name, substeps=substeps)
+
+
+def by_tensors(scan: Callable) -> Callable:
+    """A scan, or the flows of all tokens, called with the solver's name and the field's tensors one by one."""
+
+    def run(solver, substeps, gate, a, A, B, C, inv_tau, omega, w, h0, elapsed, *more, **options):
+        field = Field(a, A, B, C, inv_tau, omega, w, gate)
+        return scan(make_solver(solver, substeps), field, h0, elapsed, *more, **options)
+
+    return run
