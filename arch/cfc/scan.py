@@ -109,7 +109,7 @@ def _sampled_cell(draw: Draw, kind: tuple[Mode, str], heads: int, sizes: tuple[i
 def sample(
     draw: Draw, batch=2, length=3, units=5, width=4, layers=1, kind=("default", "lecun_tanh"), timed=True
 ) -> Sample:
-    """One call from a state that an earlier one left. kind: mode, activation. timed: with each token's length of time."""
+    """One call from a state that an earlier one left. kind: mode, activation. timed: with a time for each token."""
     mode, activation = kind
     cell = _sampled_cell(draw, kind, 1 if mode == "pure" else 4 if timed else 3, (units, width, layers))
     time = draw.unit(length, batch, 1) if timed else None

@@ -1,20 +1,26 @@
 """The CfC scan on the CPU: a whole sequence in one fused kernel each way, with the weights' gradients as one product.
 
-The kernels compile at first use (some seconds for each of forward and backward, float32 and float64) and are then kept
-on disk by numba.
+Layout: (batch, time, channel), weights in panels (harness/ops/toolbox/numba_linear.py). A task is a group of sequences
+(harness/ops/toolbox/numba_walk.py). The forward keeps the pre-activations z (layer, batch, time, units) and g (batch,
+time, heads) for the backward, which computes the activations again and leaves them, with the gradients by every
+pre-activation, to products over all tokens outside. The kernels compile at first use (some seconds for each of forward
+and backward, float32 and float64) and are then kept on disk by numba.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from arch.cfc.cell_numba import ACTIVATIONS, MODES
+from arch.cfc.cell_numba import ACTIVATIONS, MODES, activate, activate_vjp, combine, combine_vjp
 from arch.cfc.scan import Cell
-from arch.cfc.walk_numba import backward, forward
 from harness.ops.shapes import expect, expect_tokens, expect_type
-from harness.ops.toolbox.numba_linear import group, panels
+from harness.ops.toolbox.jit import helper, kernel
+from harness.ops.toolbox.numba_linear import group, padded, panels, product
+from harness.ops.toolbox.numba_walk import takes, walk, walk_back
 from harness.ops.toolbox.threads import spread
 
 
@@ -123,3 +129,117 @@ def _arrays(tensors):
     if isinstance(tensors, Tensor):
         return tensors.detach().contiguous().numpy()
     return tuple(map(_arrays, tensors))
+
+
+@helper
+def _plus(x, y, total):
+    for c in range(len(total)):
+        total[c] = x[c] + y[c]
+
+
+class _Forward(NamedTuple):
+    kinds: tuple[int, int]
+    u: np.ndarray
+    time: np.ndarray
+    weights: tuple
+    biases: tuple
+    extras: tuple
+    z: np.ndarray
+    g: np.ndarray
+    h: np.ndarray
+
+
+def _scratch(given, state):
+    """a: what the products read; y: what they write; gate."""
+    rows, units, heads = len(state), given.z.shape[3], given.g.shape[2]
+    y = np.empty((rows, padded(state, max(units, heads))), state.dtype)
+    return np.empty((rows, units), state.dtype), y, np.empty(state.shape[1], state.dtype)
+
+
+def _token(given, t, low, state, room):
+    (mode, activation), (recurrent, layers, heads), z, g = given.kinds, given.weights, given.z, given.g
+    a, y, gate = room
+    rows, slot = len(state), min(t, z.shape[2] - 1)
+    product(state, recurrent, y)
+    for r in range(rows):
+        _plus(given.u[low + r, t], y[r], z[0, low + r, slot])
+        activate(activation, z[0, low + r, slot], a[r])
+    for layer in range(len(layers)):
+        product(a, layers[layer], y)
+        for r in range(rows):
+            _plus(given.biases[0][layer], y[r], z[layer + 1, low + r, slot])
+            activate(activation, z[layer + 1, low + r, slot], a[r])
+    product(a, heads, y)
+    for r in range(rows):
+        _plus(given.biases[1], y[r], g[low + r, slot])
+        w_tau, amplitude = given.extras
+        combine(mode, g[low + r, slot], given.time[low + r, t], w_tau, amplitude, gate, state[r])
+        given.h[low + r, t] = state[r]
+
+
+takes(_Forward, _scratch, _token)
+
+
+@kernel
+def forward(first, last, size, mode, activation, u, h0, time, weights, biases, extras, z, g, h):
+    """Fills h (B, T, d_inner), and z and g where they have a place for each token.
+
+    size: sequences of a task. u (B, T, units); h0 (B, d_inner); time (B, T). weights: panels of R^T, of the further
+    layers (depth - 1, ...) and of the heads. biases: (depth - 1, units), (heads). extras: w_tau, amplitude.
+    """
+    given = _Forward((mode, activation), u, time, weights, biases, extras, z, g, h)
+    walk(first, last, size, u.shape[1], h0, given)
+
+
+class _Backward(NamedTuple):
+    kinds: tuple[int, int]
+    time: np.ndarray
+    weights: tuple
+    extras: tuple
+    z: np.ndarray
+    g: np.ndarray
+    gh: np.ndarray
+    grads: tuple
+
+
+def _scratch_back(given, state):
+    """wide and narrow, what the products read, and gate."""
+    (rows, width), units = state.shape, given.z.shape[3]
+    wide, narrow = np.empty((rows, given.g.shape[2]), state.dtype), np.empty((rows, units), state.dtype)
+    return (wide, narrow, np.empty(width, state.dtype)), padded(state, max(width, units))
+
+
+def _token_back(given, t, low, state, room):
+    (mode, activation), (recurrent, layers, heads), z, g = given.kinds, given.weights, given.z, given.g
+    a, gz, gg, g_time, g_w, g_amplitude = given.grads
+    wide, narrow, gate = room
+    rows = len(state)
+    for r in range(rows):
+        b = low + r
+        total = state[r, : given.gh.shape[2]]
+        _plus(given.gh[b, t], state[r], total)
+        w_tau, amplitude = given.extras
+        g_time[b, t] = combine_vjp(
+            mode, g[b, t], given.time[b, t], w_tau, amplitude, gate, total, wide[r], g_w[b], g_amplitude[b]
+        )
+        gg[b, t] = wide[r]
+    product(wide, heads, state)
+    for layer in range(len(z) - 1, -1, -1):
+        for r in range(rows):
+            activate_vjp(activation, z[layer, low + r, t], state[r], a[layer, low + r, t], narrow[r])
+            gz[layer, low + r, t] = narrow[r]
+        product(narrow, layers[layer - 1] if layer else recurrent, state)
+
+
+takes(_Backward, _scratch_back, _token_back)
+
+
+@kernel
+def backward(first, last, size, mode, activation, time, weights, extras, z, g, gh, grads, g_h0):
+    """From gh (B, T, d_inner), the gradient by h, fills grads and g_h0 (B, d_inner).
+
+    grads: the activations a and the gradients by z, by g, by time (B, T), and by w_tau and amplitude (B, d_inner),
+    the last two zeroed before. weights: panels of R, the further layers and the heads.
+    """
+    given = _Backward((mode, activation), time, weights, extras, z, g, gh, grads)
+    walk_back(first, last, size, gh.shape[1], g_h0, given)

@@ -1,9 +1,10 @@
 """The GRU over a sequence on the CPU: one fused kernel each way, for which torch has only a loop of its operators.
 
-A task is a group of sequences that walk time together, so that they share each load of a weight (see
-harness/ops/toolbox/numba_linear.py). The forward keeps r, z, n and U_n h + b of each token; the backward leaves the
-weights' gradients to one product over all tokens.
+A task is a group of sequences (harness/ops/toolbox/numba_walk.py). The forward keeps r, z, n and U_n h + b of each
+token; the backward leaves the weights' gradients to one product over all tokens.
 """
+
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from harness.ops.shapes import expect, expect_tokens, expect_type
 from harness.ops.toolbox.jit import helper, kernel
 from harness.ops.toolbox.numba_linear import group, padded, panels, product
 from harness.ops.toolbox.numba_math import one, sigmoid, tanh
+from harness.ops.toolbox.numba_walk import takes, walk, walk_back
 from harness.ops.toolbox.threads import spread
 
 
@@ -103,39 +105,68 @@ def _cell_vjp(g, before, kept, gu, g_n, by_y, direct):
     by_y[2 * width :] = g_n
 
 
+class _Forward(NamedTuple):
+    u: np.ndarray
+    weight: np.ndarray
+    bias: np.ndarray
+    kept: np.ndarray
+    h: np.ndarray
+
+
+def _scratch(given, state):
+    return np.empty((len(state), padded(state, 3 * state.shape[1])), state.dtype)
+
+
+def _token(given, t, low, state, room):
+    product(state, given.weight, room)
+    slot = min(t, given.kept.shape[1] - 1)
+    for r in range(len(state)):
+        _cell(given.u[low + r, t], room[r], given.bias, given.kept[low + r, slot], state[r])
+        given.h[low + r, t] = state[r]
+
+
+takes(_Forward, _scratch, _token)
+
+
 @kernel
 def forward(first, last, size, u, h0, weight, bias, kept, h):
     """Fills h (B, T, d), and kept where it has a place for each token. size: sequences of a task."""
-    batch, length, width = h.shape
-    for low in range(first * size, min(last * size, batch), size):
-        high = min(low + size, batch)
-        state = h0[low:high].copy()
-        y = np.empty((high - low, padded(h, 3 * width)), h.dtype)
-        for t in range(length):
-            product(state, weight, y)
-            slot = min(t, kept.shape[1] - 1)
-            for r in range(high - low):
-                _cell(u[low + r, t], y[r], bias, kept[low + r, slot], state[r])
-                h[low + r, t] = state[r]
+    walk(first, last, size, h.shape[1], h0, _Forward(u, weight, bias, kept, h))
+
+
+class _Backward(NamedTuple):
+    before: np.ndarray
+    weight: np.ndarray
+    kept: np.ndarray
+    gh: np.ndarray
+    gu: np.ndarray
+    g_n: np.ndarray
+
+
+def _scratch_back(given, state):
+    rows, width = state.shape
+    y = np.empty((rows, padded(state, width)), state.dtype)
+    return (np.empty((rows, 3 * width), state.dtype), y), width
+
+
+def _token_back(given, t, low, state, room):
+    by_y, y = room
+    for r in range(len(state)):
+        b, line = low + r, state[r]
+        upstream = given.gh[b, t]
+        for c in range(len(line)):
+            line[c] += upstream[c]
+        _cell_vjp(line, given.before[b, t], given.kept[b, t], given.gu[b, t], given.g_n[b, t], by_y[r], line)
+    product(by_y, given.weight, y)
+    for r in range(len(state)):
+        for c in range(state.shape[1]):
+            state[r, c] += y[r, c]
+
+
+takes(_Backward, _scratch_back, _token_back)
 
 
 @kernel
 def backward(first, last, size, before, weight, kept, gh, gu, g_n, g_h0):
     """Fills the gradients by u, by U_n h + b and by the first state from gh, the one by h."""
-    batch, length, width = gh.shape
-    for low in range(first * size, min(last * size, batch), size):
-        high = min(low + size, batch)
-        carry = np.zeros((high - low, width), gh.dtype)
-        by_y = np.empty((high - low, 3 * width), gh.dtype)
-        y = np.empty((high - low, padded(gh, width)), gh.dtype)
-        for t in range(length - 1, -1, -1):
-            for r in range(high - low):
-                b, line = low + r, carry[r]
-                for c in range(width):
-                    line[c] += gh[b, t, c]
-                _cell_vjp(line, before[b, t], kept[b, t], gu[b, t], g_n[b, t], by_y[r], line)
-            product(by_y, weight, y)
-            for r in range(high - low):
-                for c in range(width):
-                    carry[r, c] += y[r, c]
-        g_h0[low:high] = carry
+    walk_back(first, last, size, gh.shape[1], g_h0, _Backward(before, weight, kept, gh, gu, g_n))
