@@ -82,8 +82,8 @@ def machine(record: Record) -> str:
 
 
 def _labels(records: list[Record], frame: pd.DataFrame) -> list[str]:
-    """Model and solver; where variants that share a table would share that too, what sets them apart is added."""
-    base = [", ".join(filter(None, (r.result["model"], r.result.get("solver")))) for r in records]
+    """Model, block and solver; where variants that share a table would share that too, what sets them apart is added."""
+    base = [", ".join(filter(None, (r.result["model"], _block(r), r.result.get("solver")))) for r in records]
     homonyms: dict[tuple, dict[str, dict]] = defaultdict(dict)
     table = list(zip(frame["table"], base, strict=True))
     for record, where, what in zip(records, table, frame["variant"], strict=True):
@@ -95,6 +95,15 @@ def _labels(records: list[Record], frame: pd.DataFrame) -> list[str]:
         parts = [f"{_short(key)}={config.get(key, 'unset')}" for key in differing]
         labels.append(" ".join([label, *([f"({', '.join(parts)})"] if parts else [])]))
     return labels
+
+
+def _block(record: Record) -> str | None:
+    """The block where it is not the model's own, and the convolution that was put before the mixer."""
+    name, block = record.result.get("block"), record.config.get("block") or {}
+    own = ((record.config.get("model") or {}).get("names") or {}).get("block")
+    if name != own:
+        return f"{name} block"
+    return f"d_conv={block['d_conv']}" if name == "transformer" and block.get("d_conv") else None
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
