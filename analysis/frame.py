@@ -82,7 +82,7 @@ def machine(record: Record) -> str:
 
 
 def _labels(records: list[Record], frame: pd.DataFrame) -> list[str]:
-    """Model, block and solver; where variants that share a table would share that too, what sets them apart is added."""
+    """Model, block and solver; for variants that share a table and all these, what sets them apart is added."""
     base = [", ".join(filter(None, (r.result["model"], _block(r), r.result.get("solver")))) for r in records]
     homonyms: dict[tuple, dict[str, dict]] = defaultdict(dict)
     table = list(zip(frame["table"], base, strict=True))
