@@ -67,9 +67,10 @@ def resolve(config: DictConfig) -> dict:
 def composition_error(error: Exception, overrides: list[str]) -> ConfigError:
     """A failed composition as one paragraph; a group given to a model that lacks it gets its own remedy."""
     first = " ".join(str(error).split())
+    chosen = next((o for o in overrides if o.startswith("model=")), "the model chosen")
     for group, models in groups_of_models().items():
-        if f"'{group}'" in first or f"override '{group}." in first:
-            chosen = next((o for o in overrides if o.startswith("model=")), "the model chosen")
+        lacking = chosen.removeprefix("model=") not in models
+        if f"override '{group}'" in first or (lacking and f"override '{group}." in first):
             having = ", ".join(f"model={name}" for name in models)
             return ConfigError(
                 f"{group}= was given, but {chosen} has no {group}.",
@@ -138,7 +139,7 @@ def job(config: DictConfig) -> None:
     """Runs one job of the command."""
     from harness.summary import show
 
-    with told():
+    with errors_reported():
         plain = resolve(config)
         show(build(own_keys(plain)).run(plain))
 
@@ -164,7 +165,7 @@ def model_and_size(overrides: list[str]):
 
 
 @contextmanager
-def told() -> Iterator[None]:
+def errors_reported() -> Iterator[None]:
     """Ends the command with one paragraph and a non-zero status where the user made a mistake."""
     try:
         yield
@@ -174,7 +175,7 @@ def told() -> Iterator[None]:
 
 def main() -> None:
     """The command."""
-    with told():
+    with errors_reported():
         preflight(sys.argv[1:])
     job()
 

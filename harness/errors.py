@@ -2,7 +2,7 @@
 
 
 class UserError(Exception):
-    """A mistake in the input, told in one paragraph: what, expected, remedy."""
+    """A mistake in the input, reported in one paragraph: what, expected, remedy."""
 
     def __init__(self, what: str, expected: str, remedy: str):
         self.what, self.expected, self.remedy = what, expected, remedy

@@ -50,6 +50,11 @@ BAD_CONFIGURATIONS = {
     "newton on a recurrent net": (["model=lstm", "parallel=newton"], ["model=lstm has no parallel"]),
     "newton on a dense coupling": (["model=ltc", "parallel=newton", "model.mixer.coupling=dense"], ["coupling=dense"]),
     "gradient on a recurrent net": (["model=lstm", "gradient=adjoint"], ["model=lstm has no gradient"]),
+    "wrong value in a pattern": (["model=hybrid", "model.mixer.0.d_state=0"], ["model.mixer.0.d_state=0", "> 0"]),
+    "unknown block": (["block=round"], ["round", "gated"]),
+    "unknown key of a block": (["model=gru", "block.dconv=3"], ["'block.dconv'", "--help"]),
+    "unknown key of a part it lacks": (["model=gru", "solver.substeps=2"], ["model=gru has no solver"]),
+    "wrong taps": (["model=transformer", "block.d_conv=-1"], ["block.d_conv=-1"]),
     "negative size": (["size.params=-5"], ["size.params=-5", "> 0"]),
     "missing path": (["task=text"], ["task.path"]),
     "one bad job of a sweep": (["-m", "seed=0,1,-1"], ["seed=-1"]),
@@ -73,6 +78,7 @@ BAD_INPUTS = {
     "no such path": (["task.path={}/nowhere.txt"], ["nowhere.txt"]),
     "unwritable folder": (["records={}/file/runs"], ["file/runs"]),
     "unreachable size": (["model=transformer", "size.params=1000"], ["size.params=1000", "nearest"]),
+    "gate around a mixer with its own": (["model=rwkv", "block=gated"], ["TimeMix", "block=transformer"]),
     "adjoint of a solver without one": (["model=ltc", "solver=exponential", "gradient=adjoint"], ["adjoint"]),
 }
 
@@ -120,7 +126,7 @@ def test_newtons_method_over_time_is_checked_and_counted(monkeypatch, tmp_path, 
     assert result["kernels"]["liquid_tokens"] == ["numba"]
 
 
-def test_a_corrupt_record_is_told(monkeypatch, tmp_path, tiny):
+def test_a_corrupt_record_is_reported(monkeypatch, tmp_path, tiny):
     command(monkeypatch, "model=gru", *tiny)
     (path,) = (tmp_path / "runs").glob("gru-*/result.json")
     path.write_text(path.read_text()[:100])
@@ -129,7 +135,7 @@ def test_a_corrupt_record_is_told(monkeypatch, tmp_path, tiny):
     assert "remedy:" in message
 
 
-def test_a_corrupt_checkpoint_is_told(monkeypatch, tmp_path, tiny):
+def test_a_corrupt_checkpoint_is_reported(monkeypatch, tmp_path, tiny):
     command(monkeypatch, "model=gru", *tiny)
     (path,) = (tmp_path / "runs").glob("gru-*/checkpoint.pt")
     path.write_bytes(b"not a checkpoint")

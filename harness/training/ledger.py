@@ -13,7 +13,7 @@ FINAL_UPDATES = 10
 
 @dataclass(frozen=True)
 class Divergence:
-    """Why training ended before its budget. update: the one that failed, from 1; value: the figure that told."""
+    """Why training ended before its budget. update: the one that failed, from 1; value: the figure that showed it."""
 
     update: int
     reason: str
