@@ -256,7 +256,7 @@ class Adaptive(Solver):
         ends = torch.tensor([0.0, 1.0], dtype=h.dtype, device=h.device)
         try:
             return odeint(normalised(field, elapsed), h, ends, **self.torchdiffeq_options(h))[-1]
-        except AssertionError:  # torchdiffeq's word for a step size that vanished and for too many steps
+        except AssertionError:  # what torchdiffeq raises for a vanished step size and for too many steps
             return h * torch.nan
 
     def torchdiffeq_options(self, h: Tensor) -> dict:

@@ -23,7 +23,7 @@ def study(
 
     iterations; fallbacks (sequences); residual, max |F_t(h_{t-1}) - h_t| that the last iteration began with; update,
     its relative one; difference, max |y - y of the sequential scan|, the states being of order 1. For each NAME of
-    newton, sequential and loop the median in milliseconds, None where it cannot bear the length: NAME_forward_ms,
+    newton, sequential and loop the median in milliseconds, None where the length is too long for it: NAME_forward_ms,
     without gradients, and NAME_training_ms, with its backward. forward_ratio and training_ratio: Newton's time over
     the sequential scan's, below 1 where Newton's method wins.
     """
@@ -46,7 +46,7 @@ def peer(batch: int, length: int, channels: int, device: torch.device, limits: L
     pararnn_ms: its layer by Newton's method, with the iterations its package picks; pararnn_loop_ms: the same layer
     token by token, which its own figures are relative to. Its layer projects the input, so ours are given with a
     projection of the same size, channels to 2 * channels, and without: sequential_ms, sequential_projected_ms,
-    newton_ms, newton_projected_ms. None where one cannot bear the length.
+    newton_ms, newton_projected_ms. None where the length is too long for one.
     """
     scans = {"newton": _by(DEFAULT), "sequential": fused_scan(device)}
     contestants = [

@@ -24,6 +24,6 @@ def test_freed_memory_is_kept_inside_and_given_back_at_the_end():
     with reused_memory():
         kept = grown_by_a_freed_tensor()
     if kept < SIZE // 2:
-        pytest.skip("this C library gives freed memory back whatever it is told")
+        pytest.skip("this C library gives freed memory back whatever it is set to")
     assert resident() - before < SIZE // 2
     assert grown_by_a_freed_tensor() < SIZE // 2

@@ -1,4 +1,4 @@
-"""Kernels read and write by address: shapes that do not go together are told before one runs."""
+"""Kernels read and write by address: shapes that do not fit together are reported before one runs."""
 
 import pytest
 import torch

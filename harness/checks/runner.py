@@ -46,7 +46,7 @@ def run_checks(
 ) -> CheckResults:
     """Tries every check of checks.py; takes seconds, and leaves `model` and torch's generators as they were.
 
-    The copy runs on the CPU in float64, on random inputs (given: what the model reads and says). Parameters that start
+    The copy runs on the CPU in float64, on random inputs (given: the model's inputs and targets). Parameters that start
     at zero are moved off it there, for they would hide whatever they multiply.
     """
     with torch.random.fork_rng(devices=[]), torch.autocast("cpu", enabled=False), torch.enable_grad():

@@ -1,4 +1,4 @@
-"""Energy over a stretch of work, where the machine can tell: NVML's counter on a GPU, RAPL's on a CPU."""
+"""Energy over a stretch of work, where the machine measures it: by NVML's counter on a GPU, by RAPL's on a CPU."""
 
 import threading
 from collections.abc import Callable

@@ -11,7 +11,7 @@ STATUS = Path("/proc/self/status")
 CLEAR_REFS = Path("/proc/self/clear_refs")
 RESET_PEAK = "5"  # proc(5): writing 5 resets the peak resident set size to the current one
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # mallopt(3)
-DEFAULT_KEPT, MOST_KEPT = 128 * 1024, 1 << 30  # bytes: glibc's defaults, and the largest piece it may be told to keep
+DEFAULT_KEPT, MOST_KEPT = 128 * 1024, 1 << 30  # bytes: glibc's defaults, and the largest piece it can be set to keep
 
 
 def reset_peak(device: torch.device | str = "cpu") -> bool:

@@ -36,7 +36,7 @@ class Forecast:
     def refusal(self, context: int, seconds: float, memory_bytes: float) -> str | None:
         """Returns why `context` cannot be read within the budgets, or None where it can.
 
-        The smallest context is always read: there is nothing yet to tell from.
+        The smallest context is always read: there is no earlier one to predict from.
         """
         if not self._read:
             return None

@@ -58,7 +58,7 @@ class ModelSpec:
     def build(self, given: Interface | int, n_layers: int, width: Width) -> "LanguageModel":
         """Returns the model with `n_layers` x depth_factor blocks of `width`, initialised from torch's generator.
 
-        given: what it reads and says; a number stands for a language model of that vocabulary.
+        given: its inputs and targets; a number means a language model of that vocabulary.
         """
         return LanguageModel(self, interface(given), n_layers * self.block.depth_factor, width)
 
@@ -110,7 +110,7 @@ class Block(nn.Module):
 class LanguageModel(nn.Module):
     """Tokens or vectors in, an output for each out, with the state that generation must keep.
 
-    interface: what it reads and says, which decides the encoder (`embedding`) and the head. Beside language models it
+    interface: its inputs and targets, which decide the encoder (`embedding`) and the head. Beside language models it
     serves tasks of real vectors and of classes; shapes below are those of a language model.
     """
 

@@ -131,7 +131,7 @@ Targets = Tokens | Classes | Vectors
 
 @dataclass(frozen=True)
 class Interface:
-    """What a model reads and says."""
+    """A model's inputs and targets."""
 
     inputs: Inputs
     targets: Targets

@@ -52,7 +52,7 @@ def count(model: LanguageModel) -> ParameterCounts:
 def solve(spec: ModelSpec, given: Interface | int, size: SizeConfig) -> Width:
     """Returns the widths whose trainable parameters lie within `size.tolerance` of `size.params`.
 
-    given: what the model reads and says, as `ModelSpec.build` takes it. d_model runs over multiples of
+    given: the model's inputs and targets, as `ModelSpec.build` takes it. d_model runs over multiples of
     `spec.width_multiple`; where there is a channel mixer, its d_ff (any even number) takes up the rest, and of the
     pairs that meet the budget the one nearest the architecture's own d_ff ratio wins. Where there is none and no
     multiple meets the budget, a half, a quarter, ... of the multiple is tried, as far as the mixer accepts it. Raises

@@ -63,8 +63,8 @@ class Kernel:
 class Operation:
     """A named operation, its reference and its kernels.
 
-    optional: whether kernel=fused may fall back to the reference. An operation that is no loop over time is optional:
-    torch's own code of it is no slow loop either. samples: the calls that its kernels are tested with.
+    optional: whether kernel=fused may fall back to the reference. An operation without a loop over time is optional,
+    since its reference in torch is not slow. samples: the calls that its kernels are tested with.
     """
 
     name: str
