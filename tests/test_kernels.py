@@ -1,4 +1,4 @@
-"""The registry: one rule chooses, a forced kernel that cannot serve is an error, and every kernel that is named exists."""
+"""The registry: one rule chooses, a forced kernel that cannot serve is an error, every kernel named exists."""
 
 import dataclasses
 import importlib
