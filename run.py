@@ -85,9 +85,10 @@ def composition_error(error: Exception, overrides: list[str]) -> ConfigError:
 
 
 def groups_of_models() -> dict[str, list[str]]:
-    """The groups that the files of conf/model bring along (block, solver, ...), and the models that do."""
+    """The groups that the models' files bring along (block, solver, ...), and the models that do."""
     groups: dict[str, list[str]] = {}
-    for path in sorted((ROOT / "conf" / "model").glob("*.yaml")):
+    folders = [ROOT / "conf" / "model", Path(PLUGINS) / "model"]
+    for path in sorted(path for folder in folders for path in folder.glob("*.yaml")):
         entries = [entry for entry in yaml.safe_load(path.read_text()).get("defaults", []) if isinstance(entry, dict)]
         for group in (re.match(r"/(\w+)@", key) for entry in entries for key in entry):
             if group:

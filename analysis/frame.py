@@ -8,8 +8,9 @@ from typing import Any
 import pandas as pd
 
 from analysis.records import Record
+from harness.records.identity import IGNORED, meaning
 
-NEUTRAL = ("seed", "records", "force", "progress", "question", "logger")
+NEUTRAL = ("seed", *IGNORED)
 """Configuration keys that do not make a run another experiment: its seed, and where and how it was run."""
 
 
@@ -59,8 +60,8 @@ def _row(record: Record) -> dict[str, Any]:
 
 
 def variant(record: Record) -> str:
-    """The configuration without its neutral keys, in a canonical form, with the digest of the data."""
-    config = {key: value for key, value in record.config.items() if key not in NEUTRAL}
+    """The meaning of the configuration without the seed, in a canonical form, with the digest of the data."""
+    config = {key: value for key, value in meaning(record.config).items() if key not in NEUTRAL}
     return json.dumps([config, record.result["data"].get("digest")], sort_keys=True)
 
 
@@ -87,7 +88,7 @@ def _labels(records: list[Record], frame: pd.DataFrame) -> list[str]:
     homonyms: dict[tuple, dict[str, dict]] = defaultdict(dict)
     table = list(zip(frame["table"], base, strict=True))
     for record, where, what in zip(records, table, frame["variant"], strict=True):
-        homonyms[where][what] = flatten(record.config)
+        homonyms[where][what] = flatten(meaning(record.config))
     labels = []
     for where, what, label in zip(table, frame["variant"], base, strict=True):
         differing = _differing_keys(list(homonyms[where].values()))

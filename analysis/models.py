@@ -10,19 +10,15 @@ import yaml
 from analysis.records import Record
 from analysis.render import MISSING, si_bytes
 
-ROOT = Path(__file__).resolve().parents[1]
-CATALOGUE = ROOT / "docs" / "models.yaml"
-UNKNOWN = {"is": MISSING, "paper": MISSING, "year": MISSING, "at": None}
+CATALOGUE = Path(__file__).resolve().parents[1] / "docs" / "models.yaml"
 CONTEXTS = (1024, 32768)
 ORACLE = re.compile(r"\w+ = (.+?) within")
 HEADER = ("`model=`", "architecture", "paper", "year", "state at 1k / 32k tokens", "oracle")
 
 
 def catalogue() -> dict[str, dict[str, Any]]:
-    """{model: {is, paper, year, at}} of docs/models.yaml, and an empty entry for every other file of conf/model."""
-    known = yaml.safe_load(CATALOGUE.read_text(encoding="utf-8"))
-    configured = sorted(path.stem for path in (ROOT / "conf" / "model").glob("*.yaml"))
-    return known | {model: UNKNOWN for model in configured if model not in known}
+    """{model: {is, paper, year, at}} of docs/models.yaml."""
+    return yaml.safe_load(CATALOGUE.read_text(encoding="utf-8"))
 
 
 def table(records: Iterable[Record]) -> str:

@@ -8,7 +8,7 @@ from analysis.statistics import summarise
 
 Curve = dict[int, float]
 AXES = {"loss_by_position": "position", "extrapolation": "length"}
-METRICS = ("bits_per_byte", "accuracy")
+METRICS = ("bits_per_byte", "accuracy", "mean_squared_error")
 
 
 def curves(records: Iterable[Record], labels: Iterable[str], part: str) -> tuple[str, dict[str, Curve]]:

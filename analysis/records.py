@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from harness.errors import RecordError
+from harness.records.identity import SCHEMA_VERSION
 
-SCHEMA_VERSION = 2
 STATUSES = ("finished", "diverged")
 REQUIRED = ("key", "name", "status", "model", "size", "task", "seed", "parameters", "data", "training", "checks")
 
@@ -49,7 +49,7 @@ def load(folders: Iterable[Path | str]) -> Records:
                 "a folder of recorded runs.",
                 "make a run first (python run.py), or name the folder that holds the records.",
             )
-        for path in sorted(part for part in folder.iterdir() if part.is_dir()):
+        for path in sorted(part for part in folder.iterdir() if part.is_dir() and not part.name.startswith(".")):
             _read_into(records, path, seen)
     return records
 
@@ -60,7 +60,7 @@ def _read_into(records: Records, path: Path, seen: set[str]) -> None:
             records.unfinished.append(path)
         return
     record = read(path)
-    failed = _failed_gates(record.result)
+    failed = _failed_checks(record.result)
     if failed is not None:
         records.refused.append((path, failed))
     elif record.result["key"] in seen:
@@ -77,7 +77,7 @@ def read(path: Path) -> Record:
         raise RecordError(
             f"{path / 'result.json'} has schema_version {result.get('schema_version')!r}.",
             f"schema_version {SCHEMA_VERSION}.",
-            "repeat the run with this version (force=true), or analyse it with the version that wrote it.",
+            "for schema 1: python -m harness.records.migrate FOLDER; else repeat the run with this version.",
         )
     missing = [key for key in REQUIRED if key not in result]
     if missing or result["status"] not in STATUSES:
@@ -105,7 +105,7 @@ def _broken(path: Path, what: str) -> RecordError:
     )
 
 
-def _failed_gates(result: dict) -> str | None:
+def _failed_checks(result: dict) -> str | None:
     """Why the checks do not let this run count; None where they do."""
     checks = result["checks"]
     if isinstance(checks, dict) and checks.get("passed") is True:

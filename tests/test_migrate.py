@@ -9,7 +9,7 @@ import pytest
 import configs
 import run
 from harness.records import migrate
-from harness.records.record import run_key
+from harness.records.identity import SCHEMA_VERSION, run_key
 
 DATA = Path(__file__).parent / "data"  # configurations as schema 1 recorded them
 RECORDS = sorted(path.parent for path in (run.ROOT / "results").glob("*/result.json"))
@@ -74,16 +74,28 @@ def test_migration_changes_the_key_and_no_figure(tmp_path, schema1):
     assert migrate.migrate(moved) is None
 
 
-def test_a_kill_on_the_way_loses_nothing(old, monkeypatch):
-    def killed(*_):
-        raise KeyboardInterrupt
+@pytest.mark.parametrize("last", ["_write", "shutil.rmtree"])
+def test_a_kill_on_the_way_loses_nothing_and_the_next_call_ends_it(old, monkeypatch, last):
+    """Killed before the new folder has its name, and before the old one is gone."""
+    place, _, name = last.rpartition(".")
+    module = getattr(migrate, place) if place else migrate
+    real = getattr(module, name)
+
+    def killed(path, *rest, **options):
+        if name == "_write" or path == old:
+            raise KeyboardInterrupt
+        return real(path, *rest, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(migrate, "_write", killed)
+        patch.setattr(module, name, killed)
         with pytest.raises(KeyboardInterrupt):
-            migrate.migrate(old)
+            migrate.main([str(old.parent)])
     assert old.exists()
-    assert migrate.migrate(old).exists()
+    migrate.main([str(old.parent)])
+    (left,) = old.parent.iterdir()
+    after = read(left)
+    assert left.name == f"ltc-tiny-{after['key']}"
+    assert after["schema_version"] == SCHEMA_VERSION
 
 
 def test_the_command_names_what_it_moved(old, capsys):

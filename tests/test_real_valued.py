@@ -8,6 +8,7 @@ import torch
 
 import run
 from analysis import frame, records, tables
+from harness.evaluation.evaluate import EVALUATION_SEED, EvaluateConfig, by_batches
 from harness.experiment import Experiment
 from harness.model.backbone import Width
 from harness.model.interface import Classes, Interface, Tokens, Vectors
@@ -19,7 +20,7 @@ from harness.training.trainer import TrainerConfig
 class Waves(Task):
     """Two waves of one frequency seen at irregular times: say the next sight (regression)."""
 
-    name, metric = "waves", "mean_squared_error"
+    name = "waves"
     digest = "waves-1"
     inputs = targets = Vectors(2)
 
@@ -47,12 +48,34 @@ class Waves(Task):
 class Fast(Waves):
     """Whether the frequency is above the middle: one class for a sequence."""
 
-    name, metric = "fast", "accuracy"
+    name = "fast"
     targets = Classes(2)
 
     def batch(self, split, index, batch_size, length, seed):
         frequency, elapsed, seen = self.drawn(split, index, batch_size, length, seed)
         return Batch(seen[:, :-1], (frequency > 0.5).long(), elapsed[:, :-1])
+
+
+class AbsoluteWaves(Waves):
+    """The regression judged by another figure than the one it is trained on."""
+
+    metric = "mean_absolute_error"
+
+    def total(self, outputs, batch):
+        return (outputs - batch.targets)[:, 1:].abs().mean(-1).sum().item()
+
+
+def test_a_task_owns_its_metric():
+    class Zero(torch.nn.Linear):
+        def forward(self, inputs, state, elapsed):
+            return torch.zeros_like(inputs), state
+
+    task = AbsoluteWaves()
+    found = by_batches(Zero(1, 1), task, EvaluateConfig(synthetic_examples=4, length_factors=[1]), 6)["test"]
+    targets = task.batch("test", 0, 4, 6, EVALUATION_SEED).targets[:, 1:]
+    assert found["mean_absolute_error"] == pytest.approx(targets.abs().mean().item())
+    assert found["loss"] == pytest.approx(targets.square().mean().item())
+    assert (Waves().metric, Fast().metric) == ("mean_squared_error", "accuracy")
 
 
 def experiment(model: str, task: Task, records, **changes) -> tuple[Experiment, dict]:

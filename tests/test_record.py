@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from analysis import records
 from harness.errors import RecordError
 from harness.machine.environment import environment, git_state
 from harness.records import record
-from harness.records.record import Run, run_key
+from harness.records.identity import run_key
+from harness.records.record import Run
 
 CONFIG = {"model": {"d_state": 1}, "size": {"params": 1000}, "logger": {"mode": "offline"}, "records": "runs"}
 
@@ -173,8 +173,3 @@ def test_git_state_knows_a_commit_a_change_and_no_checkout(tmp_path):
     (tmp_path / "inside").mkdir()
     assert git_state(tmp_path / "inside") is None
     assert git_state(Path(tmp_path / "missing")) is None
-
-
-def test_the_analysis_reads_the_schema_that_runs_write():
-    """Written twice, because the analysis imports nothing that imports torch."""
-    assert records.SCHEMA_VERSION == record.SCHEMA_VERSION

@@ -1,7 +1,7 @@
 """The CfC scan's walks over time on CUDA: one program takes a group of sequences through all tokens.
 
 Each token is two matrix products that need the whole row before them, so a program leaves every row in memory, where it
-stays in the caches, and meets itself at a barrier. What is differentiated outside the walks is cfc_torch's.
+stays in the caches, and meets itself at a barrier. What is differentiated outside the walks is scan_torch's.
 """
 
 import torch

@@ -69,5 +69,5 @@ def _figures(model, task: Any, split: str, config: EvaluateConfig, train_length:
         outputs, _ = model(batch.inputs, None, batch.elapsed)
         loss += task.loss(outputs, batch).double()
         scored += task.scored(batch)
-        total += task.targets.total(outputs, batch.targets)
+        total += task.total(outputs, batch)
     return {task.metric: total / scored, "loss": loss.item() / scored, "targets": scored}

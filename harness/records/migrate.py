@@ -15,7 +15,7 @@ from typing import Any
 
 from harness.errors import UserError
 from harness.records.files import replacing
-from harness.records.record import SCHEMA_VERSION, run_key, to_json
+from harness.records.identity import SCHEMA_VERSION, run_key, to_json
 
 FIRST_SCHEMA = 1
 BACKBONE = "harness.model.backbone.ModelSpec"
@@ -45,7 +45,8 @@ TARGETS = {
 def migrate(folder: Path) -> Path | None:
     """Rewrites the finished record in `folder` and renames the folder after its new key; None where nothing is to do.
 
-    The new folder is whole before it takes its name, and the old one goes last: a kill in between loses nothing.
+    The new folder is whole before it takes its name, and the old one goes last: a kill in between loses nothing, and
+    the next call ends what it began.
     """
     result = json.loads((folder / "result.json").read_text())
     if result["schema_version"] == SCHEMA_VERSION:
@@ -62,7 +63,10 @@ def migrate(folder: Path) -> Path | None:
     _write(half_made / "config.json", config)
     today = {"schema_version": SCHEMA_VERSION, "key": key, "checks": checks}
     _write(half_made / "result.json", _named(result, config) | today)
-    half_made.rename(target)
+    if target.exists():  # a kill before the old folder was gone
+        shutil.rmtree(half_made)
+    else:
+        half_made.rename(target)
     shutil.rmtree(folder)
     return target
 
@@ -115,9 +119,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("folders", nargs="+", type=Path)
     try:
         for root in parser.parse_args(arguments).folders:
-            for path in sorted(root.glob("*/result.json")):
-                if moved := migrate(path.parent):
-                    print(f"{path.parent} -> {moved.name}")
+            for folder in sorted(path.parent for path in root.glob("[!.]*/result.json")):
+                if moved := migrate(folder):
+                    print(f"{folder} -> {moved.name}")
     except UserError as error:
         sys.exit(f"error: {error}")
 

@@ -5,9 +5,7 @@
 """
 
 import fcntl
-import hashlib
 import json
-import math
 import os
 import re
 import shutil
@@ -17,38 +15,9 @@ from typing import IO, Any
 from harness.errors import RecordError
 from harness.machine.environment import environment
 from harness.records.files import replacing
+from harness.records.identity import SCHEMA_VERSION, run_key, to_json
 
-SCHEMA_VERSION = 2
-IGNORED = ("logger", "records", "force", "progress", "question")
-"""Keys of the configuration that change nothing about a run's figures, and so not its key either."""
-KEY_LENGTH = 16
 LOCK = ".lock"
-
-
-def run_key(config: dict, data_digest: str) -> str:
-    """Returns the run's key: sha256 over the schema, the meaning of the resolved configuration, and the data's digest.
-
-    The meaning is names and values: all but IGNORED and what a model says of how its runs are named (`names`), and of
-    what a node builds its class's name without its module.
-    """
-    meant = {key: value for key, value in config.items() if key not in IGNORED}
-    if "model" in meant:
-        meant["model"] = {key: value for key, value in meant["model"].items() if key != "names"}
-    meaning = _meaning(meant)
-    canonical = to_json({"schema": SCHEMA_VERSION, "config": meaning, "data": data_digest}, sort_keys=True)
-    return hashlib.sha256(canonical.encode()).hexdigest()[:KEY_LENGTH]
-
-
-def _meaning(node: Any) -> Any:
-    """`node` with the dotted path under each `_target_` cut to its last name: where code stands changes no run."""
-    if isinstance(node, dict):
-        return {k: v.rpartition(".")[2] if k == "_target_" else _meaning(v) for k, v in node.items()}
-    return [_meaning(item) for item in node] if isinstance(node, list | tuple) else node
-
-
-def to_json(value: Any, **options) -> str:
-    """Returns strict JSON: NaN and infinities, which JSON lacks, become null."""
-    return json.dumps(_plain(value), allow_nan=False, ensure_ascii=False, **options)
 
 
 def check_writable(root: Path) -> None:
@@ -181,19 +150,6 @@ def _locked(path: Path) -> IO:
             "wait for it, or stop it; then the same command resumes.",
         ) from error
     return file
-
-
-def _plain(value: Any) -> Any:
-    """`value` in JSON's own types."""
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, Path):
-        return str(value)
-    if hasattr(value, "item"):  # a scalar of numpy or torch
-        value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _unwritable(path: Path, error: OSError) -> RecordError:

@@ -35,12 +35,16 @@ class Task:
     """A source of batches with the loss that trains on them and the figure that judges a model.
 
     Constructing one reads no data: the first use does, and raises TaskError where it cannot. A task over tokens of one
-    vocabulary states its `vocab_size`; any other states `inputs` and `targets`. metric: the figure it is judged by.
+    vocabulary states its `vocab_size`; any other states `inputs` and `targets`.
     """
 
     name: str
     vocab_size: int
-    metric: str
+
+    @property
+    def metric(self) -> str:
+        """The name of the figure that a model is judged by, which `total` sums; a task may have another."""
+        return self.targets.figure
 
     @property
     def inputs(self) -> Inputs:
@@ -64,6 +68,10 @@ class Task:
     def scored(self, batch: Batch) -> int:
         """How many targets `loss` sums over."""
         return self.targets.scored(batch.targets)
+
+    def total(self, outputs: Tensor, batch: Batch) -> float:
+        """The metric of the outputs (B, T, ...), summed over what is scored."""
+        return self.targets.total(outputs, batch.targets)
 
     def evaluate(self, model, config: EvaluateConfig, train_length: int, seed: int) -> dict[str, Any]:
         """The record's "evaluation" block: each split's figure, and the test split's beyond the training length.
