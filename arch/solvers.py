@@ -264,3 +264,9 @@ class Adaptive(Solver):
         # A step must end where the token ends (forward and, for the adjoint, backward): else it is interpolated.
         options = {"first_step": 1.0, "step_t": ends, "max_num_steps": MAX_ADAPTIVE_STEPS}
         return {"method": self.name, "rtol": self.rtol, "atol": self.atol, "options": options}
+
+
+def make_solver(name: str, substeps: int = 1) -> Solver:
+    """The solver of FIXED of that name."""
+    frozen = {"semi_implicit": SemiImplicit, "exponential": Exponential}
+    return frozen[name](substeps=substeps) if name in frozen else RungeKutta(name, substeps=substeps)

@@ -5,17 +5,12 @@ from pathlib import Path
 
 import run
 from arch.field import Field
-from arch.solvers import FIXED, TABLEAUS, Exponential, RungeKutta, SemiImplicit, Solver
+from arch.solvers import FIXED, TABLEAUS
+from arch.solvers import make_solver as make_solver
 
 CONFIGURED = sorted(path.stem for path in (Path(run.ROOT) / "conf" / "solver").glob("*.yaml"))
 SOLVERS = list(FIXED)
 EXPLICIT = list(TABLEAUS)
-
-
-def make_solver(name: str, substeps: int = 1) -> Solver:
-    """The solver of fixed steps of that name."""
-    other = {"semi_implicit": SemiImplicit, "exponential": Exponential}
-    return other[name](substeps=substeps) if name in other else RungeKutta(name, substeps=substeps)
 
 
 def by_tensors(scan: Callable) -> Callable:

@@ -18,8 +18,6 @@ FORBIDDEN = {
     "bench": {"run"},
 }
 MOST_ARGUMENTS = 8
-PENDING = {"arch/ltc/newton.py", "arch/ltc/scan.py", "arch/ltc/tokens.py", "bench/liquid.py"}
-"""Files whose functions still take more."""
 
 
 def modules() -> dict[str, Path]:
@@ -141,8 +139,7 @@ def long_signatures(path: Path) -> list[str]:
 def test_nothing_outside_kernel_files_takes_more_than_eight_arguments():
     files = {str(path.relative_to(ROOT)): path for path in (*modules().values(), ROOT / "run.py")}
     ours = {name: path for name, path in files.items() if "numba" not in path.name and "triton" not in path.name}
-    offenders = {name: found for name, path in ours.items() if (found := long_signatures(path))}
-    assert not {name: found for name, found in offenders.items() if name not in PENDING}
+    assert not {name: found for name, path in ours.items() if (found := long_signatures(path))}
 
 
 def test_a_long_signature_is_seen(tmp_path):

@@ -12,12 +12,14 @@ from torch import Tensor, nn
 from arch.field import Coupling, Field, Gate
 from arch.gradients import Checkpoint, Gradient
 from arch.ltc.recurrence import Parallel, Recurrence, Sequential
-from arch.solvers import SemiImplicit, Solver
+from arch.ltc.scan import Kind
+from arch.solvers import FIXED, SemiImplicit, Solver, make_solver
 from harness.errors import ConfigError
 from harness.model.mixer import UNTIMED, Call, Flops, ProjectedMixer, step_operation
 from harness.model.state import State
 from harness.ops.causal_conv.conv import CAUSAL_CONV, step_reference
 from harness.ops.registry import Choice
+from harness.ops.samples import Draw, Sample, Samples, randomised
 
 DEFAULT_SOLVER, DEFAULT_GRADIENT, SEQUENTIAL = SemiImplicit(), Checkpoint(), Sequential()
 
@@ -205,4 +207,36 @@ def _step_refuses(fixed: bool) -> str | None:
     return None if fixed else "it takes what the fused scan takes"
 
 
-LIQUID_STEP = step_operation("liquid_step", "arch.ltc.step_numba:liquid_step", _step_refuses)
+def step_sample(
+    draw: Draw, batch=2, width=6, states=3, taps=4, kind: Kind = ("semi_implicit", "sigmoid", "diagonal"),
+    reversal="input", elapsed=False,
+) -> Sample:  # fmt: skip
+    """An LTC of random weights, and one token behind a state. kind: as the samples of `liquid_scan` (scan.py)."""
+    solver, gate, coupling = kind
+    head_dim = coupling if isinstance(coupling, int) else 1
+    width += -width % head_dim
+    options = {"solver": make_solver(solver, 2), "gate": gate, "reversal": reversal, "head_dim": head_dim}
+    options |= {"coupling": "heads" if isinstance(coupling, int) else coupling, "d_state": states, "d_conv": taps}
+    state = {"h": draw.normal(batch, width, states)}
+    state |= {"conv": draw.normal(batch, taps - 1, width)} if taps else {}
+    call = Call(elapsed=draw.unit(batch).detach()) if elapsed else UNTIMED
+    mixer = randomised(LTC(width, **options), draw)
+    return Sample((mixer,), {"fixed": True}, (draw.normal(batch, width), state, call))
+
+
+LIQUID_STEP = step_operation(
+    "liquid_step",
+    "arch.ltc.step_numba:liquid_step",
+    _step_refuses,
+    Samples(
+        step_sample,
+        {"batch": (1, 3), "width": (1, 7, 65), "states": (1, 2, 5), "taps": (0, 1, 4)},
+        (
+            {},
+            *({"states": 1, "kind": (solver, "sigmoid", "diagonal")} for solver in FIXED),
+            *({"kind": ("exponential", "softplus", coupling)} for coupling in ("none", 4)),
+            {"taps": 0, "reversal": "constant"},
+            {"elapsed": True},
+        ),
+    ),
+)

@@ -5,10 +5,11 @@ Every implementation has the signature of `reference`.
 
 from torch import Tensor
 
-from arch.field import Coupling, Field
+from arch.field import Coupling, Field, Gate
 from arch.gradients import Backprop
-from arch.solvers import FIXED, Solver
+from arch.solvers import FIXED, FROZEN, Solver, make_solver
 from harness.ops.registry import Kernel, Operation
+from harness.ops.samples import Draw, Sample, Samples
 
 
 def reference(solver: Solver, field: Field, h0: Tensor, elapsed: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -62,11 +63,89 @@ def triton_refuses(solver: str, coupling: Coupling, d_state: int, head_dim: int 
     return numba_refuses(solver, coupling, d_state, head_dim, **call)
 
 
+Kind = tuple[str, Gate, Coupling | int]
+"""What a sample varies: the solver, the gate and the coupling, of which a number is heads of that many channels."""
+
+
+def sampled_field(draw: Draw, kind: Kind, sizes: tuple[int, int, int, int]) -> Field:
+    """A field of batch, length, channels and states, 0 of them for one state without B and C.
+
+    Its rates are within the region of stability of every solver.
+    """
+    (solver, gate, coupling), (batch, T, D, N) = kind, sizes
+    # A gate without an upper bound takes an explicit rule out of it where numbers are large.
+    normal = draw.normal if solver in FROZEN or gate == "sigmoid" else Draw(draw.dtype, device=draw.device).normal
+    a, A = normal(batch, T, D), normal(batch, T, D)
+    B, C = (normal(batch, T, N), normal(batch, T, N)) if N else (None, None)
+    inv_tau, omega = draw.unit(D, N or 1) / 2, draw.unit(D, N or 1) / 2
+    heads = (D // coupling, coupling, coupling) if isinstance(coupling, int) else (D,)
+    return Field(a, A, B, C, inv_tau, omega, None if coupling == "none" else draw.weight(*heads), gate)
+
+
+def sample(
+    draw: Draw,
+    batch=2,
+    length=3,
+    channels=5,
+    states=3,
+    substeps=2,
+    kind: Kind = ("semi_implicit", "sigmoid", "diagonal"),
+    timed=True,
+) -> Sample:
+    """One call from a state that an earlier one left. channels: rounded up to whole heads. timed: with elapsed times.
+
+    kind, states: as `sampled_field` takes them.
+    """
+    solver, _, coupling = kind
+    channels += -channels % coupling if isinstance(coupling, int) else 0
+    field = sampled_field(draw, kind, (batch, length, channels, states))
+    facts = {"solver": solver, "coupling": field.coupled, "d_state": states or 1}
+    facts |= {"head_dim": coupling} if isinstance(coupling, int) else {}
+    h0 = draw.weight(batch, channels, states or 1)
+    elapsed = draw.unit(batch, length).detach() if timed else None
+    return Sample((make_solver(solver, substeps), field, h0, elapsed), facts)
+
+
+_FORMS: tuple[tuple[int, Gate, Coupling | int], ...] = (
+    (0, "sigmoid", "none"),
+    (0, "softplus", "diagonal"),
+    (0, "sigmoid", 4),
+    (2, "softplus", "none"),
+    (2, "sigmoid", "diagonal"),
+    (2, "softplus", 4),
+)
+"""States, gate and coupling, which every solver is tested with."""
+_SHORT = {"batch": 1, "length": 2}
+_VARIANTS = (
+    {},
+    {"states": 0, "kind": ("exponential", "softplus", "diagonal"), "timed": False},
+    *({"states": n, "kind": (solver, *form), **_SHORT} for solver in FIXED for n, *form in _FORMS),
+    {"states": 1, "timed": False},
+    {"kind": ("semi_implicit", "softplus", "diagonal")},
+)
+_LARGE = {"length": 70, "channels": 130, "substeps": 1}
 LIQUID_SCAN = Operation(
     "liquid_scan",
     reference,
     (
         Kernel("numba", "cpu", "arch.ltc.scan_numba:liquid_scan", refuses=numba_refuses),
         Kernel("triton", "cuda", "arch.ltc.scan_triton:liquid_scan", refuses=triton_refuses, needs=("triton",)),
+    ),
+    samples=Samples(
+        sample,
+        {
+            "batch": (1, 3),
+            "length": (1, 2, 5),
+            "channels": (1, 4, 31, 33, 65, 129),
+            "states": (0, 1, 2, 5, 17),
+            "substeps": (1, 2, 3),
+        },
+        _VARIANTS,
+        (
+            *({"kind": (solver, "sigmoid", "diagonal"), "states": 0, **_LARGE} for solver in FIXED),
+            {**_LARGE, "states": 16},
+            {"kind": ("midpoint", "softplus", 32), **_LARGE},
+            {"kind": ("exponential", "sigmoid", 64), "states": 0, **_LARGE},
+        ),
     ),
 )

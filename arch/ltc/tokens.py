@@ -4,15 +4,18 @@ h_t = F_t(h_{t-1}) with F_t the flow of token t across its elapsed time. One sta
 channels: the derivative of F_t is a diagonal, and one tangent finds it whole. Neither operation can be differentiated.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from arch.field import Field
-from arch.solvers import FIXED, Solver
+from arch.ltc.scan import Kind, sampled_field
+from arch.solvers import FIXED, Solver, make_solver
 from harness.ops.linear_scan.scan import neighbours
 from harness.ops.registry import Kernel, Operation
+from harness.ops.samples import Draw, Sample, Samples
 from harness.ops.shapes import expect
 
 
@@ -56,12 +59,42 @@ def check(solver: Solver, field: Field, h0: Tensor, elapsed: Tensor | None, h: T
     expect("liquid_tokens", ("h", h, field.a.shape), ("omega", field.omega, field.inv_tau.shape))
 
 
-def _kernels(name: str) -> tuple[Kernel, ...]:
-    return (
-        Kernel("numba", "cpu", f"arch.ltc.tokens_numba:{name}"),
-        Kernel("triton", "cuda", f"arch.ltc.tokens_triton:{name}", needs=("triton",)),
+def sample(
+    draw: Draw,
+    batch=2,
+    length=3,
+    channels=5,
+    substeps=2,
+    kind: Kind = ("semi_implicit", "sigmoid", "diagonal"),
+    timed=True,
+) -> Sample:
+    """One call with states that do not solve it. timed: with elapsed times."""
+    field = sampled_field(draw, kind, (batch, length, channels, 0)).map(torch.detach)
+    elapsed = draw.unit(batch, length).detach() if timed else None
+    h0, h = draw.weight(batch, channels, 1).detach(), draw.normal(batch, length, channels).detach()
+    return Sample((make_solver(kind[0], substeps), field, h0, elapsed, h))
+
+
+def vjp_sample(draw: Draw, **keywords) -> Sample:
+    """The same with the gradients of the flows."""
+    call = sample(draw, **keywords)
+    return replace(call, arguments=(*call.arguments, draw.normal(*call.arguments[-1].shape).detach()))
+
+
+def _operation(name: str, reference: Callable, function: str, make: Callable[..., Sample]) -> Operation:
+    """One of the two operations, which are tested by the same calls."""
+    dtypes = (torch.float32, torch.float64)
+    kernels = (
+        Kernel("numba", "cpu", f"arch.ltc.tokens_numba:{function}", dtypes),
+        Kernel("triton", "cuda", f"arch.ltc.tokens_triton:{function}", dtypes, needs=("triton",)),
     )
+    sizes = {"batch": (1, 3), "length": (1, 2, 63, 65), "channels": (1, 31, 65, 260), "substeps": (1, 2, 3)}
+    kinds = ((s, *form) for s in FIXED for form in (("sigmoid", "none"), ("softplus", "diagonal")))
+    several = {"batch": 7, "length": 10, "channels": 70}  # tiles of a GPU's
+    variants = ({}, {"timed": False}, several, *({"kind": kind, "batch": 1} for kind in kinds))
+    large = tuple({"kind": (s, "softplus", "diagonal"), "length": 140, "channels": 300} for s in FIXED)
+    return Operation(name, reference, kernels, samples=Samples(make, sizes, variants, large))
 
 
-LIQUID_TOKENS = Operation("liquid_tokens", tokens, _kernels("tokens"))
-LIQUID_TOKENS_VJP = Operation("liquid_tokens_vjp", tokens_vjp, _kernels("tokens_vjp"))
+LIQUID_TOKENS = _operation("liquid_tokens", tokens, "tokens", sample)
+LIQUID_TOKENS_VJP = _operation("liquid_tokens_vjp", tokens_vjp, "tokens_vjp", vjp_sample)

@@ -6,6 +6,7 @@ convolution and gate: conf/model/mamba.yaml.
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import torch
@@ -15,9 +16,11 @@ from torch import Tensor, nn
 
 from baselines.mamba.scan import SELECTIVE_SCAN, scan_step
 from harness.errors import ConfigError
+from harness.model.block import Gated
 from harness.model.mixer import UNTIMED, Call, Flops, Mixer, ProjectedMixer, step_operation
 from harness.model.state import State
 from harness.ops.registry import Choice
+from harness.ops.samples import Draw, Sample, Samples, randomised
 
 DT_FLOOR = 1e-4
 
@@ -109,4 +112,20 @@ class Selective(ProjectedMixer):
         return -torch.exp(self.A_log.to(dtype)), B, C, self.D.to(dtype)
 
 
-MAMBA_STEP = step_operation("mamba_step", "baselines.mamba.step_numba:mamba_step")
+def step_sample(draw: Draw, batch=2, width=6, states=3, rank=2, taps=4) -> Sample:
+    """A gated block around S6, of random weights, and one token behind a state."""
+    block = randomised(Gated(partial(Selective, d_state=states, dt_rank=rank), width, d_conv=taps), draw)
+    inner = block.d_inner
+    state = {"conv": draw.normal(batch, taps - 1, inner), "core": {"ssm": draw.normal(batch, inner, states)}}
+    return Sample((block,), token=(draw.normal(batch, width), state))
+
+
+MAMBA_STEP = step_operation(
+    "mamba_step",
+    "baselines.mamba.step_numba:mamba_step",
+    samples=Samples(
+        step_sample,
+        {"batch": (1, 3), "width": (1, 7, 33), "states": (1, 5, 16), "rank": (1, 3), "taps": (1, 2, 4)},
+        ({}, {"taps": 1}),
+    ),
+)
