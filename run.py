@@ -138,7 +138,7 @@ def preflight(arguments: list[str]) -> None:
 @hydra.main(config_path=str(ROOT / "conf"), config_name="config", version_base="1.3")
 def job(config: DictConfig) -> None:
     """Runs one job of the command."""
-    from harness.summary import show
+    from harness.records.summary import show
 
     with errors_reported():
         plain = resolve(config)

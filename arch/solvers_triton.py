@@ -7,13 +7,8 @@ from arch import solvers
 from arch.solvers import FROZEN, TABLEAUS, Solver
 from harness.ops.toolbox.triton_math import exp, one, phi1, phi1_grad
 
-_VOCABULARY = {
-    "tl": tl,
-    "exp": exp,
-    "one": one,
-    "phi1": phi1,
-    "phi1_grad": phi1_grad,
-}  # tl: the interpreter asks for it
+# Triton's interpreter looks for tl among a function's names too.
+_VOCABULARY = {"tl": tl, "exp": exp, "one": one, "phi1": phi1, "phi1_grad": phi1_grad}
 
 slope = triton.jit(solvers.bind(solvers.slope, _VOCABULARY))
 slope_partials = triton.jit(solvers.bind(solvers.slope_partials, _VOCABULARY))
@@ -33,3 +28,12 @@ def method(solver: Solver) -> tuple[int, int, tuple[float, ...]]:
     stages = len(tableau.b)
     rows = ((*row, *[0.0] * (stages - len(row))) for row in (*tableau.a, tableau.b))
     return 0, stages, tuple(weight for row in rows for weight in row)
+
+
+@triton.jit
+def sum_slopes(h, dt, slopes, TABLEAU: tl.constexpr, STAGES: tl.constexpr, ROW: tl.constexpr):
+    """h + dt times the slopes so far, as weighted by a row of the tableau."""
+    for i in tl.static_range(len(slopes)):
+        if TABLEAU[ROW * STAGES + i] != 0:
+            h += dt * TABLEAU[ROW * STAGES + i] * slopes[i]
+    return h

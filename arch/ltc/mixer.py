@@ -204,7 +204,7 @@ def _undecayed(value: Tensor) -> nn.Parameter:
 
 
 def _step_refuses(fixed: bool) -> str | None:
-    return None if fixed else "it takes what the fused scan takes"
+    return None if fixed else "it computes only what the fused scan computes"
 
 
 def step_sample(

@@ -76,7 +76,7 @@ def weight_rows(w: Tensor | None) -> Tensor | None:
 
 
 def place(x: Tensor, batch: int | None, token: int | None) -> Place:
-    """A tensor's row of the kernels' table; batch, token: its axes of that meaning, or None for one for all."""
+    """A tensor's row of the kernels' table. batch, token: its axes of these; None where it has none."""
     size = x.element_size()
     return x.data_ptr(), *(0 if axis is None else x.stride(axis) * size for axis in (batch, token))
 

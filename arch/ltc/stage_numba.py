@@ -248,7 +248,7 @@ def place(slot, stages, p, end):
 
 @inlined
 def look_back(s, p, tableau, dt, first, slot, after, x, j, end):
-    """Keeps the slope of stage j in its slot, and adds what the next stage starts from besides it to the slot `after`.
+    """Keeps the slope of stage j in its slot; adds the earlier slopes' part of the next start to the slot `after`.
 
     first: the slot of the substep's first stage. x: where the state's rows begin in a slot.
     """

@@ -22,6 +22,7 @@ from arch.solvers_triton import (
     semi_implicit_partials,
     slope,
     slope_partials,
+    sum_slopes,
 )
 from harness.ops.shapes import expect
 from harness.ops.toolbox.triton_math import sigmoid, softplus
@@ -92,15 +93,6 @@ def _slope(x, dx, p, d, SOFTPLUS: tl.constexpr):
 
 
 @triton.jit
-def _sum_slopes(h, dt, slopes, TABLEAU: tl.constexpr, STAGES: tl.constexpr, ROW: tl.constexpr):
-    """h + dt times the slopes so far, as weighted by a row of the tableau."""
-    for i in tl.static_range(len(slopes)):
-        if TABLEAU[ROW * STAGES + i] != 0:
-            h += dt * TABLEAU[ROW * STAGES + i] * slopes[i]
-    return h
-
-
-@triton.jit
 def _substep(
     h, dh, dt, p, d, KIND: tl.constexpr, STAGES: tl.constexpr, TABLEAU: tl.constexpr, SOFTPLUS: tl.constexpr
 ):  # fmt: skip
@@ -108,13 +100,13 @@ def _substep(
     if KIND == SLOPE:
         slopes, tangents = (), ()
         for j in tl.static_range(STAGES):
-            x = _sum_slopes(h, dt, slopes, TABLEAU, STAGES, j)
-            dx = _sum_slopes(dh, dt, tangents, TABLEAU, STAGES, j)
+            x = sum_slopes(h, dt, slopes, TABLEAU, STAGES, j)
+            dx = sum_slopes(dh, dt, tangents, TABLEAU, STAGES, j)
             k, dk = _slope(x, dx, p, d, SOFTPLUS)
             slopes = slopes + (k,)  # noqa: RUF005, Triton unpacks no tuples
             tangents = tangents + (dk,)  # noqa: RUF005
-        end = _sum_slopes(h, dt, slopes, TABLEAU, STAGES, STAGES)
-        dend = _sum_slopes(dh, dt, tangents, TABLEAU, STAGES, STAGES)
+        end = sum_slopes(h, dt, slopes, TABLEAU, STAGES, STAGES)
+        dend = sum_slopes(dh, dt, tangents, TABLEAU, STAGES, STAGES)
     else:
         rate, drive, drate, ddrive = _rates(h, dh, p, d, SOFTPLUS)
         if KIND == SEMI_IMPLICIT:

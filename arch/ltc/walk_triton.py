@@ -21,6 +21,7 @@ from arch.solvers_triton import (
     semi_implicit_partials,
     slope,
     slope_partials,
+    sum_slopes,
 )
 from harness.ops.toolbox.triton_math import sigmoid, softplus
 
@@ -60,15 +61,6 @@ def _slope(field, h, COUPLED: tl.constexpr, SOFTPLUS: tl.constexpr):
 
 
 @triton.jit
-def _sum_slopes(h, dt, slopes, TABLEAU: tl.constexpr, STAGES: tl.constexpr, ROW: tl.constexpr):
-    """h + dt times the slopes so far, as weighted by a row of the tableau."""
-    for i in tl.static_range(len(slopes)):
-        if TABLEAU[ROW * STAGES + i] != 0:
-            h += dt * TABLEAU[ROW * STAGES + i] * slopes[i]
-    return h
-
-
-@triton.jit
 def substep(
     field, h, dt, KIND: tl.constexpr, STAGES: tl.constexpr, TABLEAU: tl.constexpr, COUPLED: tl.constexpr,
     SOFTPLUS: tl.constexpr,
@@ -77,9 +69,9 @@ def substep(
     if KIND == SLOPE:
         slopes = ()
         for j in tl.static_range(STAGES):
-            x = _sum_slopes(h, dt, slopes, TABLEAU, STAGES, j)
+            x = sum_slopes(h, dt, slopes, TABLEAU, STAGES, j)
             slopes = slopes + (_slope(field, x, COUPLED, SOFTPLUS),)  # noqa: RUF005, Triton unpacks no tuples
-        return _sum_slopes(h, dt, slopes, TABLEAU, STAGES, STAGES)
+        return sum_slopes(h, dt, slopes, TABLEAU, STAGES, STAGES)
     else:
         f, _ = _gate(field, h, COUPLED, SOFTPLUS)
         rate, drive = _rate_and_drive(field, f)
@@ -128,7 +120,7 @@ def _starts(
     """What the stages of an explicit substep from h start from."""
     slopes, starts = (), ()
     for j in tl.static_range(STAGES):
-        x = _sum_slopes(h, dt, slopes, TABLEAU, STAGES, j)
+        x = sum_slopes(h, dt, slopes, TABLEAU, STAGES, j)
         starts = starts + (x,)  # noqa: RUF005
         slopes = slopes + (_slope(field, x, COUPLED, SOFTPLUS),)  # noqa: RUF005
     return starts
