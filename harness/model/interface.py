@@ -147,7 +147,7 @@ class Interface:
         return next(iter(vars(self.targets).values()))
 
     def following(self, outputs: Tensor, inputs: Tensor) -> Tensor:
-        """The next inputs of a generation: the likeliest of `outputs` (B, ...), or `inputs` where these are no tokens."""
+        """The next inputs of a generation: the likeliest of `outputs` (B, ...); `inputs` where these are no tokens."""
         if self.language:
             return outputs.argmax(-1)
         return outputs if self.inputs == self.targets else inputs

@@ -1,9 +1,9 @@
 """The walk over time of a dense recurrence: groups of sequences go together, so that they share each load of a weight.
 
 A recurrence brings, for each direction, a NamedTuple of what its kernel is given and two functions of it, `scratch` and
-`token`, registered by `takes`. The kernel packs the tuple and calls `walk` or `walk_back`, which find the functions by the
-tuple's class while they are compiled. Functions handed over as arguments would run as fast, but numba keeps no kernel
-on the disk that was compiled with them.
+`token`, registered by `takes`. The kernel packs the tuple and calls `walk` or `walk_back`, which find the functions by
+the tuple's class while they are compiled. Functions handed over as arguments would run as fast, but numba keeps no
+kernel on the disk that was compiled with them.
 """
 
 import numpy as np
