@@ -91,7 +91,7 @@ def _operation(name: str, reference: Callable, function: str, make: Callable[...
     sizes = {"batch": (1, 3), "length": (1, 2, 63, 65), "channels": (1, 31, 65, 260), "substeps": (1, 2, 3)}
     kinds = ((s, *form) for s in FIXED for form in (("sigmoid", "none"), ("softplus", "diagonal")))
     several = {"batch": 7, "length": 10, "channels": 70}  # tiles of a GPU's
-    variants = ({}, {"timed": False}, several, *({"kind": kind, "batch": 1} for kind in kinds))
+    variants = ({}, {"timed": False}, several, *({"kind": kind, "batch": 1, "substeps": 1} for kind in kinds))
     large = tuple({"kind": (s, "softplus", "diagonal"), "length": 140, "channels": 300} for s in FIXED)
     return Operation(name, reference, kernels, samples=Samples(make, sizes, variants, large))
 
