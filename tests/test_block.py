@@ -65,6 +65,7 @@ COMBINATIONS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("combination", COMBINATIONS)
 def test_every_combination_is_sized_and_passes_the_checks(combination):
     spec = configs.spec(*COMBINATIONS[combination])
@@ -126,10 +127,10 @@ def test_a_pattern_is_cycled_over_the_blocks():
     assert all(block.channel_mixer is None for block in model.blocks)
 
 
-def test_the_hybrid_holds_three_constant_states_and_one_that_grows():
+def test_the_hybrid_holds_constant_states_and_states_that_grow():
     spec = configs.spec("hybrid")
     model = spec.build(256, 4, Width(32, 48))
-    assert [block.mixer.constant_state for block in model.blocks] == [True, True, True, False]
+    assert [block.mixer.constant_state for block in model.blocks] == [True, False, True, False]
     assert not model.constant_state
 
 

@@ -62,6 +62,7 @@ VARIANTS = {  # overrides of the mixer, and what the width is a multiple of
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 @settings(max_examples=5, deadline=None)
 @given(multiple=st.integers(1, 4), batch=st.integers(1, 3), data=st.data())

@@ -89,6 +89,7 @@ def experiment(model: str, task: Task, records, **changes) -> tuple[Experiment, 
     return replace(built, logger=NoLogger(), **given), plain
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["ltc", "gru", "transformer", "mamba"])
 def test_a_regression_is_learnt_and_recorded(model, tmp_path):
     made, config = experiment(model, Waves(), tmp_path)
@@ -108,6 +109,7 @@ def test_a_regression_is_learnt_and_recorded(model, tmp_path):
     assert not any("bits_per_token" in line for line in map(json.loads, path.read_text().splitlines()))
 
 
+@pytest.mark.slow
 def test_a_class_for_a_sequence_is_learnt_and_recorded(tmp_path):
     made, config = experiment("ltc", Fast(), tmp_path)
     result = made.run(config, say=lambda line: None)

@@ -145,6 +145,7 @@ def test_a_corrupt_checkpoint_is_reported(monkeypatch, tmp_path, tiny):
     assert "remedy:" in message
 
 
+@pytest.mark.slow
 def test_a_sweep_states_its_grid(monkeypatch, tmp_path, tiny):
     command(monkeypatch, "-m", "model=lstm,gru", "seed=0,1", *tiny)
     names = sorted(path.parent.name.rsplit("-", 1)[0] for path in (tmp_path / "runs").glob("*/result.json"))

@@ -76,6 +76,7 @@ def command(tmp_path):
     return call
 
 
+@pytest.mark.slow
 def test_a_third_architecture_is_two_files(command, tmp_path):
     records = tmp_path / "runs"
     tiny = ["debug=tiny", "trainer.tokens=1024", "progress=false", "task=text", f"task.path={tmp_path / 'text.txt'}"]
@@ -92,7 +93,7 @@ def test_a_third_architecture_is_two_files(command, tmp_path):
     tabled = command("-m", "analysis", str(records), "--output", str(tmp_path / "tables"))
     assert tabled.returncode == 0, tabled.stdout + tabled.stderr
     table = "".join(path.read_text() for path in (tmp_path / "tables").glob("*.md"))
-    assert "mingru (block=gated)" in table
+    assert "mingru, gated block" in table
     assert "mingru (block=transformer)" in table
     refused = command("run.py", "model=mingru", "solver=rk4", *tiny, f"records={records}")
     assert "model=mingru has no solver" in refused.stderr
