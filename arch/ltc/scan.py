@@ -144,7 +144,7 @@ LIQUID_SCAN = Operation(
         (
             *({"kind": (solver, "sigmoid", "diagonal"), "states": 0, **_LARGE} for solver in FIXED),
             {**_LARGE, "states": 16},
-            {"kind": ("midpoint", "softplus", 32), **_LARGE},
+            {"kind": ("midpoint", "sigmoid", 32), **_LARGE},
             {"kind": ("exponential", "sigmoid", 64), "states": 0, **_LARGE},
         ),
     ),
