@@ -12,7 +12,7 @@ A field is constant while its token lasts: the token enters through a, A, B and 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Literal
 
@@ -85,17 +85,18 @@ class Field:
 
     def tensors(self) -> tuple[Tensor, ...]:
         """Every tensor the field depends on, in the order of the attributes."""
-        return tuple(self._named().values())
+        return tuple(tensor for tensor in self._all() if tensor is not None)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Field":
         """The field of the function's results, tensor by tensor."""
-        return replace(self, **{name: function(tensor) for name, tensor in self._named().items()})
+        return Field(*(None if tensor is None else function(tensor) for tensor in self._all()), self.gate)
 
     def computed(self, *others: Tensor) -> tuple["Field", Tensor, ...]:
         """The field, omega of inv_tau's shape, and the other tensors in the widest of their types, float32 at least."""
         dtype = reduce(torch.promote_types, (x.dtype for x in (*self.tensors(), *others)), torch.float32)
-        whole = replace(self, omega=self.omega.expand_as(self.inv_tau))
-        return whole.map(lambda tensor: tensor.to(dtype)), *(x.to(dtype) for x in others)
+        *token, inv_tau, omega, coupling = self.map(lambda tensor: tensor.to(dtype))._all()
+        whole = Field(*token, inv_tau, omega.expand_as(inv_tau), coupling, self.gate)
+        return whole, *(x.to(dtype) for x in others)
 
     def check(self, operation: str, h: Tensor, elapsed: Tensor | None) -> None:
         """Raises ValueError where a sequence's field, the state h before it and the elapsed times do not fit."""
@@ -122,9 +123,8 @@ class Field:
         unbound = {name: tensor.unbind(1) for name, tensor in self._timed().items()}
         return [replace(self, **{name: parts[t] for name, parts in unbound.items()}) for t in range(self.a.shape[1])]
 
-    def _named(self) -> dict[str, Tensor]:
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+    def _all(self) -> tuple[Tensor | None, ...]:
+        return self.a, self.A, self.B, self.C, self.inv_tau, self.omega, self.coupling
 
     def _timed(self) -> dict[str, Tensor]:
         timed = {"a": self.a, "A": self.A, "B": self.B, "C": self.C}

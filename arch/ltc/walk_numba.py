@@ -77,10 +77,7 @@ ROWS = Rows(*range(len(Rows._fields)))
 
 def table_of(**places: tuple[int, int, int]) -> np.ndarray:
     """A kernel's table, from the rows by name; those that are not given are zero."""
-    table = np.zeros((len(ROWS), 3), np.int64)
-    for name, place in places.items():
-        table[getattr(ROWS, name)] = place
-    return table
+    return np.array([places.get(name, (0, 0, 0)) for name in Rows._fields], np.int64)
 
 
 @inlined
