@@ -7,6 +7,7 @@ the states it starts from in its slot and leaves those of the next stage in the 
 gradient by the row NAME.
 """
 
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -73,15 +74,20 @@ def plan(solver: Solver, field: Field, n_states: int) -> tuple[Plan, np.ndarray]
 
     The states kept for the backward, one in `chunk` tokens, take no more than `a` does.
     """
-    kind, tableau = method(solver)
-    stages, back, projected = tableau.shape[1], looks_back(tableau), field.B is not None
     head = {"none": 0, "diagonal": 1}.get(field.coupled) if field.coupled != "heads" else field.coupling.shape[-1]
+    return _plan(solver, field.gate, head, field.B is not None, n_states)
+
+
+@cache
+def _plan(solver: Solver, gate: str, head: int, projected: bool, n_states: int) -> tuple[Plan, np.ndarray]:
+    kind, tableau = method(solver)
+    stages, back = tableau.shape[1], looks_back(tableau)
     blocks = int(SHARED + n_states * STATE)
-    slots = blocks + (3 * head * int(WIDTH) if field.coupled == "heads" else 0)
+    slots = blocks + (3 * head * int(WIDTH) if head > 1 else 0)
     state = (1 + KEPT[kind] + back) * int(WIDTH)
     layout = {"blocks": blocks, "slots": slots, "slot": int(X) + n_states * state, "state": state}
     layout |= {"ring": stages + 1 if back else 2, "chunk": max(16, n_states) if projected else 4}
-    terms = {"softplus": int(field.gate == "softplus"), "coupling": min(head, HEADS), "projected": int(projected)}
+    terms = {"softplus": int(gate == "softplus"), "coupling": min(head, HEADS), "projected": int(projected)}
     sizes = {"head": head, "substeps": solver.substeps, "stages": stages, "n_states": n_states}
     return Plan(kind=kind, looks_back=int(back), **terms, **sizes, **layout), tableau
 
