@@ -134,6 +134,7 @@ def test_the_hybrid_holds_constant_states_and_states_that_grow():
     assert not model.constant_state
 
 
+@pytest.mark.slow
 def test_without_a_channel_mixer_a_finer_width_meets_the_budget():
     spec = ModelSpec("gated", GRU, SwiGLU, block=GatedBlock(), width_multiple=32)
     size = SizeConfig(1_000_000, 4)

@@ -40,6 +40,7 @@ def assert_frozen_is_the_step(made: LanguageModel, batch: int) -> None:
         held = after
 
 
+@pytest.mark.slow
 @settings(max_examples=5, deadline=None)
 @given(multiple=st.integers(1, 3), d_ff=st.integers(1, 100), batch=st.integers(1, 3))
 def test_the_frozen_model_is_the_step(architecture, multiple, d_ff, batch):

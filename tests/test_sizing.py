@@ -17,6 +17,7 @@ def mlp_spec(**options) -> ModelSpec:
     return ModelSpec("mlp", mixer=lambda d_model, **kw: SwiGLU(d_model, d_model, **kw), channel_mixer=SwiGLU, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("params", [250_000, 1_000_000, 4_000_000])
 def test_every_architecture_meets_the_budget(architecture, params):
     spec = configs.spec(architecture)
