@@ -5,8 +5,7 @@ from pathlib import Path
 
 import run
 from arch.field import Field
-from arch.solvers import FIXED, TABLEAUS
-from arch.solvers import make_solver as make_solver
+from arch.solvers import FIXED, TABLEAUS, make_solver
 
 CONFIGURED = sorted(path.stem for path in (Path(run.ROOT) / "conf" / "solver").glob("*.yaml"))
 SOLVERS = list(FIXED)

@@ -8,9 +8,9 @@ import torch
 
 from arch.field import Field
 from arch.gradients import Adjoint, Backprop, Checkpoint
-from arch.solvers import FIXED, TABLEAUS, Adaptive, RungeKutta
+from arch.solvers import FIXED, TABLEAUS, Adaptive, RungeKutta, make_solver
 from harness.errors import ConfigError
-from liquid_calls import EXPLICIT, make_solver
+from liquid_calls import EXPLICIT
 
 B, T, D, N = 2, 5, 4, 2
 SHAPES = {"none": None, "diagonal": (D,), "heads": (2, 2, 2), "dense": (D, D)}

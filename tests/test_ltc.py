@@ -10,11 +10,10 @@ from arch.gradients import Adjoint, Backprop, Checkpoint
 from arch.ltc.mixer import LTC
 from arch.ltc.newton import Newton
 from arch.ltc.recurrence import Sequential
-from arch.solvers import FIXED, Adaptive, Exponential, RungeKutta, SemiImplicit
+from arch.solvers import FIXED, Adaptive, Exponential, RungeKutta, SemiImplicit, make_solver
 from harness.errors import ConfigError
 from harness.model.mixer import Call
 from harness.model.state import state_bytes
-from liquid_calls import make_solver
 from oracles import step_loop
 
 D, T, B = 8, 6, 2

@@ -17,11 +17,12 @@ from arch.solvers import (
     SemiImplicit,
     exponential,
     exponential_partials,
+    make_solver,
     phi1,
     semi_implicit,
     semi_implicit_partials,
 )
-from liquid_calls import CONFIGURED, EXPLICIT, SOLVERS, make_solver
+from liquid_calls import CONFIGURED, EXPLICIT, SOLVERS
 
 B, D = 3, 8
 ADAPTIVE = ["dopri5", "adaptive_heun"]
