@@ -1,15 +1,13 @@
-"""Reads recorded runs from disk and refuses those that do not count."""
+"""Reads recorded runs from disk, and says which do not count and why."""
 
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from analysis import schema
 from harness.errors import RecordError
 from harness.records.identity import SCHEMA_VERSION
-
-STATUSES = ("finished", "diverged")
-REQUIRED = ("key", "name", "status", "model", "size", "task", "seed", "parameters", "data", "training", "checks")
 
 
 @dataclass(frozen=True)
@@ -21,27 +19,34 @@ class Record:
     config: dict
     environment: dict
 
+    @property
+    def code(self) -> str:
+        """The digest of the code that made the figures; "" for a record that has none."""
+        return (self.result.get("code") or {}).get("digest", "")
+
 
 @dataclass
 class Records:
     """What the folders hold. refused: (folder, reason) of runs that do not count. unfinished: folders with no result.
 
-    repeated: folders whose run was already read from an earlier folder.
+    damaged: what is wrong with each record that cannot be read. repeated: folders whose run, made by the same code, was
+    already read from an earlier folder.
     """
 
     runs: list[Record] = field(default_factory=list)
     refused: list[tuple[Path, str]] = field(default_factory=list)
     unfinished: list[Path] = field(default_factory=list)
+    damaged: list[RecordError] = field(default_factory=list)
     repeated: list[Path] = field(default_factory=list)
 
 
 def load(folders: Iterable[Path | str]) -> Records:
     """Reads every run below `folders`, in order of name; a run found twice counts once, from the first folder.
 
-    Raises RecordError, naming the file, for a folder that does not exist and for a record that cannot be read.
+    A damaged record is named among the others and stops nothing. Raises RecordError for a folder that does not exist.
     """
     records = Records()
-    seen: set[str] = set()
+    seen: set[tuple[str, str]] = set()
     for folder in map(Path, folders):
         if not folder.is_dir():
             raise RecordError(
@@ -50,39 +55,69 @@ def load(folders: Iterable[Path | str]) -> Records:
                 "make a run first (python run.py), or name the folder that holds the records.",
             )
         for path in sorted(part for part in folder.iterdir() if part.is_dir() and not part.name.startswith(".")):
-            _read_into(records, path, seen)
+            try:
+                _read_into(records, path, seen)
+            except RecordError as error:
+                records.damaged.append(error)
     return records
 
 
-def _read_into(records: Records, path: Path, seen: set[str]) -> None:
+def _read_into(records: Records, path: Path, seen: set[tuple[str, str]]) -> None:
     if not (path / "result.json").exists():
         if (path / "config.json").exists():
             records.unfinished.append(path)
         return
     record = read(path)
+    run = (record.result["key"], record.code)
     failed = _failed_checks(record.result)
     if failed is not None:
         records.refused.append((path, failed))
-    elif record.result["key"] in seen:
+    elif run in seen:
         records.repeated.append(path)
     else:
-        seen.add(record.result["key"])
+        seen.add(run)
         records.runs.append(record)
 
 
 def read(path: Path) -> Record:
-    """Reads the run in folder `path`; raises RecordError where a file is missing, torn or of another schema."""
+    """Reads the run in folder `path`; raises RecordError where a file is missing, damaged or of another schema."""
     result = _json(path / "result.json")
-    if result.get("schema_version") != SCHEMA_VERSION:
+    version = result.get("schema_version")
+    if version != SCHEMA_VERSION:
+        older = isinstance(version, int) and version < SCHEMA_VERSION
+        migrate = f"python -m harness.records.migrate {path.parent}"
         raise RecordError(
-            f"{path / 'result.json'} has schema_version {result.get('schema_version')!r}.",
+            f"{path / 'result.json'} has schema_version {version!r}.",
             f"schema_version {SCHEMA_VERSION}.",
-            "for schema 1: python -m harness.records.migrate FOLDER; else repeat the run with this version.",
+            f"bring it to today's: {migrate}." if older else "repeat the run with this version of LiquidBench.",
         )
-    missing = [key for key in REQUIRED if key not in result]
-    if missing or result["status"] not in STATUSES:
-        raise _broken(path / "result.json", f"lacks {', '.join(missing)}" if missing else "has an unknown status")
-    return Record(path, result, _json(path / "config.json"), _json(path / "environment.json"))
+    record = Record(path, result, _json(path / "config.json"), _json(path / "environment.json"))
+    parts: dict[str, type[schema.Part]] = {
+        "result": schema.Result,
+        "config": schema.Config,
+        "environment": schema.Environment,
+    }
+    for name, part in parts.items():
+        if wrong := schema.problem(getattr(record, name), part):
+            raise _broken(path / f"{name}.json", f"cannot be used ({wrong})")
+    if (path / "metrics.jsonl").is_dir():
+        raise _broken(path / "metrics.jsonl", "is a folder")
+    return record
+
+
+def unclean(records: Iterable[Record]) -> list[tuple[Path, str]]:
+    """(folder, reason) of each run whose code no commit holds: its tree was changed, or was no checkout.
+
+    Whoever reads a published figure must be able to check out what made it.
+    """
+    found = []
+    for record in records:
+        git = record.environment.get("git")
+        if git is None:
+            found.append((record.path, "its environment.json names no commit"))
+        elif git["dirty"]:
+            found.append((record.path, f"its tree had changes beyond commit {git['commit'][:12]}"))
+    return found
 
 
 def _json(path: Path) -> dict:
@@ -90,7 +125,7 @@ def _json(path: Path) -> dict:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise _broken(path, "is missing") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise _broken(path, f"cannot be read ({error})") from error
     if not isinstance(value, dict):
         raise _broken(path, "holds no JSON object")
@@ -107,9 +142,8 @@ def _broken(path: Path, what: str) -> RecordError:
 
 def _failed_checks(result: dict) -> str | None:
     """Why the checks do not let this run count; None where they do."""
-    checks = result["checks"]
-    if isinstance(checks, dict) and checks.get("passed") is True:
+    checks = result["checks"] or {}
+    if checks.get("passed") is True:
         return None
-    checks = checks.get("results") or [] if isinstance(checks, dict) else []
-    failed = [str(check.get("name")) for check in checks if check.get("passed") is False]
+    failed = [check["name"] for check in checks.get("results") or [] if check.get("passed") is False]
     return f"checks failed: {', '.join(failed)}" if failed else "not checked"

@@ -1,0 +1,195 @@
+"""What tables and figures need of a record: a result that lacks it, or has it in another form, is damaged."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+Name = Field(min_length=1)
+
+
+class Part(BaseModel):
+    """A part of a record: JSON's own types, finite numbers, and whatever else it holds besides."""
+
+    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
+
+
+class Parameters(Part):
+    total: int
+    non_embedding: int
+
+
+class Data(Part):
+    digest: str | None = None
+
+
+class Load(Part):
+    """other_cpu: the share of the machine's processors that other processes had; null: unknown."""
+
+    other_cpu: float | None = Field(None, ge=0, le=1)
+    busy: bool | None = None
+
+
+class Divergence(Part):
+    update: int | None = None
+
+
+class Training(Part):
+    tokens: int
+    updates: int
+    epochs: float | None = None
+    tokens_per_second: float | None = None
+    load: Load | None = None
+    divergence: Divergence | None = None
+
+
+class Metrics(Part):
+    bits_per_byte: float | None = None
+    accuracy: float | None = None
+    mean_squared_error: float | None = None
+    loss: float | None = None
+
+
+class AtPosition(Metrics):
+    position: int
+
+
+class AtLength(Metrics):
+    length: int
+
+
+class Split(Metrics):
+    loss_by_position: list[AtPosition] | None = None
+
+
+class Sample(Part):
+    prompt: str
+    text: str
+
+
+class Evaluation(Part):
+    validation: Split
+    test: Split
+    extrapolation: list[AtLength] | None = None
+    sample: Sample | None = None
+
+
+class Context(Part):
+    context: int
+    state_bytes: int | None = None
+    generation_memory_bytes: int | None = None
+    decode_ms_p50: float | None = None
+    decode_tokens_per_second: float | None = None
+    first_token_ms: float | None = None
+
+
+class Measurement(Part):
+    device: str
+    device_name: str
+    threads: int
+    contexts: list[Context]
+    load: Load | None = None
+
+
+class Check(Part):
+    name: str
+    passed: bool | None = None
+    detail: str | None = None
+
+
+class Checks(Part):
+    passed: Any = None
+    results: list[Check] | None = None
+
+
+class Code(Part):
+    digest: str = Name
+    modules: dict[str, str]
+
+
+class ContextPolicy(Part):
+    kind: str = Name
+    tokens: int | None = None
+
+
+class Result(Part):
+    """result.json. code, context_policy and loads: null or absent in records of before they were kept."""
+
+    key: str = Name
+    name: str = Name
+    status: Literal["finished", "diverged"]
+    model: str = Name
+    solver: str | None = None
+    gradient: str | None = None
+    block: str | None = None
+    size: str = Name
+    task: str = Name
+    seed: int
+    parameters: Parameters
+    data: Data
+    training: Training
+    evaluation: Evaluation | None = None
+    measurement: Measurement | None = None
+    checks: Checks | None
+    code: Code | None = None
+    context_policy: ContextPolicy | None = None
+
+    @model_validator(mode="after")
+    def _finished_is_evaluated(self) -> "Result":
+        if self.status == "finished" and self.evaluation is None:
+            raise ValueError("a finished run has an evaluation")
+        return self
+
+
+class Block(Part):
+    name: str | None = None
+    d_conv: int | None = None
+
+
+class Model(Part):
+    names: dict[str, str | None] | None = None
+
+
+class Config(Part):
+    """config.json."""
+
+    model: Model
+    block: Block | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _targets_are_names(cls, content: Any) -> Any:
+        nodes = [content]
+        while nodes:
+            node = nodes.pop()
+            if isinstance(node, dict):
+                if not isinstance(node.get("_target_", ""), str):
+                    raise ValueError("a _target_ is the dotted name of a class")
+                nodes += node.values()
+            elif isinstance(node, list):
+                nodes += node
+        return content
+
+
+class Git(Part):
+    commit: str
+    dirty: bool
+
+
+class Environment(Part):
+    """environment.json."""
+
+    cpu: str | None = None
+    gpu: str | None = None
+    threads: int | None = None
+    git: Git | None = None
+
+
+def problem(content: dict, part: type[Part]) -> str | None:
+    """What of a file's content cannot be used, by key, at most three; None for none."""
+    try:
+        part.model_validate(content)
+    except ValidationError as error:
+        errors = error.errors(include_url=False, include_input=False, include_context=False)
+        said = [f"{'.'.join(map(str, one['loc'])) or 'the whole'}: {one['msg']}" for one in errors]
+        return "; ".join(said[:3]) + (f"; and {len(said) - 3} more" if len(said) > 3 else "")
+    return None
