@@ -8,6 +8,8 @@ from typing import Any
 import pandas as pd
 
 from analysis import figures
+from analysis.curve import Curve
+from analysis.styles import styles
 from harness.errors import RecordError
 
 SUBJECTS = ("kernels", "models", "newton")
@@ -39,12 +41,14 @@ def draw(measured: Path, output: Path) -> list[Path]:
     """Writes a figure of Newton's method for each device it was measured on: its time over the sequential scan's."""
     written = []
     for path, title in _drawn(measured):
-        curves: dict[str, figures.Curve] = {}
+        batches: dict[str, dict[int, float]] = {}
         for row in read(path)["rows"]:
             if row["what"] == "study":
-                curves.setdefault(f"batch {row['batch']}", {})[row["length"]] = row["training_ratio"]
+                batches.setdefault(f"batch {row['batch']}", {})[row["length"]] = row["training_ratio"]
+        curves = [Curve(batch, "ltc", dict(sorted(points.items()))) for batch, points in batches.items()]
         ylabel = "time, Newton / sequential (below 1 Newton wins)"
-        written += figures.save(figures.quality(curves, title, "length (tokens)", ylabel), output, path.stem)
+        figure = figures.ratio(curves, styles(["ltc"]), title, "length (tokens)", ylabel)
+        written += figures.save(figure, output, path.stem)
     return written
 
 

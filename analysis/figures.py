@@ -1,6 +1,7 @@
-"""Figures, as PNG and PDF: readable without colour, labelled at the lines, units on the axes."""
+"""Figures, as PNG and PDF: readable without colour, a legend beside the lines, units on the axes."""
 
-from collections.abc import Callable
+import textwrap
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -8,18 +9,16 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
+from analysis.curve import Curve
 from analysis.render import si_bytes
+from analysis.styles import Style
 
-Curve = dict[int, float]
-COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31"]
-"""Okabe and Ito's palette (jfly.uni-koeln.de/color), its yellow, too pale for a line, replaced."""
-MARKERS = "osD^vPX*"
-STYLE: dict[Any, Any] = {
+RC: dict[Any, Any] = {
     "font.size": 9,
     "font.family": "sans-serif",
     "axes.spines.top": False,
@@ -30,27 +29,50 @@ STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,
     "pdf.fonttype": 42,  # text stays text
 }
-LABEL_GAP = 0.055
-"""Least distance between two labels, as a part of the axis' height."""
+LINE_WIDTH, MARKER_SIZE = 1.5, 4.8
+PLOT_INCHES = (4.9, 3.9)
+"""Width of the axes with their labels, and least height of a figure."""
+LEGEND_LETTERS, LETTER_INCHES, ROW_INCHES = 44, 0.064, 0.158
+"""Longest row of a legend before it is wrapped; the room that a letter and a row take at its size of type."""
+SHARED_DASH = 4
+"""Length of one model's dash in a line that several share, in widths of the line."""
 
 
-def memory(curves: dict[str, Curve], title: str) -> Figure:
-    """State bytes against context on logarithmic axes; models that hold the same share one line."""
-    with plt.rc_context(STYLE):
-        figure, axes = _axes(title, "context (tokens)", "state held (bytes)")
+def memory(curves: list[Curve], looks: dict[str, Style], title: str) -> Figure:
+    """State bytes against context on logarithmic axes; models that hold the same take turns in one line."""
+    with plt.rc_context(RC):
+        figure, axes = _axes(curves, si_bytes, title, "context (tokens)", "state held (bytes)")
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(10, numticks=20))
         axes.yaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: si_bytes(value)))
-        _draw(axes, merged(curves), si_bytes)
+        _draw(axes, curves, looks, si_bytes)
     return figure
 
 
-def quality(curves: dict[str, Curve], title: str, xlabel: str, ylabel: str) -> Figure:
-    """A measure of quality against a position or a length, on a logarithmic axis of tokens."""
-    with plt.rc_context(STYLE):
-        figure, axes = _axes(title, xlabel, ylabel)
-        _draw(axes, curves, lambda value: f"{value:.2f}")
+def quality(curves: list[Curve], looks: dict[str, Style], title: str, xlabel: str, ylabel: str) -> Figure:
+    """A measure of quality against a position or a length, on a logarithmic axis of tokens; bands: ± one deviation."""
+    with plt.rc_context(RC):
+        banded = any(curve.spread for curve in curves)
+        band = "\nline: mean over seeds, band: ± standard deviation" if banded else ""
+        figure, axes = _axes(curves, _three_decimals, title, xlabel + band, ylabel)
+        _draw(axes, curves, looks, _three_decimals)
+    return figure
+
+
+def ratio(curves: list[Curve], looks: dict[str, Style], title: str, xlabel: str, ylabel: str) -> Figure:
+    """A ratio against a length on logarithmic axes; a line at 1, where neither side wins, is always in sight."""
+    with plt.rc_context(RC):
+        figure, axes = _axes(curves, _short, title, xlabel, ylabel)
+        axes.set_yscale("log", base=2)
+        _draw(axes, curves, looks, _short)
+        values = [1.0, *(value for curve in curves for value in curve.points.values())]
+        axes.set_ylim(min(values) / 1.4, max(values) * 1.2)
+        axes.yaxis.set_major_locator(LogLocator(2, numticks=20))
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.axhline(1, color="black", linewidth=1, linestyle=(0, (6, 3)))
+        axes.annotate("break-even", (1, 1), (-2, -3), ("axes fraction", "data"), "offset points", ha="right", va="top")
     return figure
 
 
@@ -63,99 +85,119 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
     return paths
 
 
-def merged(curves: dict[str, Curve]) -> dict[str, Curve]:
-    """Curves that are the same as one, under all their names; otherwise the last drawn would hide the others."""
-    names: dict[tuple, list[str]] = {}
-    for name, curve in curves.items():
-        names.setdefault(tuple(curve.items()), []).append(name)
-    return {", ".join(same): dict(curve) for curve, same in names.items()}
-
-
-def _axes(title: str, xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
-    figure, axes = plt.subplots(figsize=(6.4, 3.9), layout="constrained")
+def _axes(
+    curves: list[Curve], show: Callable[[float], str], title: str, xlabel: str, ylabel: str
+) -> tuple[Figure, Axes]:
+    """A figure with room for the legend of its curves."""
+    rows = [row for curve in curves for row in legend_text(curve, show).split("\n")]
+    width = PLOT_INCHES[0] + 0.7 + LETTER_INCHES * max(map(len, rows), default=0)
+    height = max(PLOT_INCHES[1], 0.5 + ROW_INCHES * len(rows))
+    figure, axes = plt.subplots(figsize=(width, height), layout="constrained")
     axes.set_xscale("log", base=2)
-    axes.set_title(title, loc="left", fontsize=10)
+    axes.set_title("\n".join(textwrap.wrap(title, 72)), loc="left", fontsize=10)
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
     return figure, axes
 
 
-def _draw(axes: Axes, curves: dict[str, Curve], show: Callable[[float], str]) -> None:
-    """One line a curve, the highest end first, its name and last value to its right."""
-    ordered = sorted(curves.items(), key=lambda item: (-list(item[1].values())[-1], item[0]))
-    for number, (_, curve) in enumerate(ordered):
-        style: dict[str, Any] = {
-            "color": COLOURS[number % len(COLOURS)],
-            "marker": MARKERS[(number + number // len(COLOURS)) % len(MARKERS)],
-        }
-        axes.plot(list(curve), list(curve.values()), markersize=4.5, linewidth=1.6, **style)
-    ticks = sorted({x for curve in curves.values() for x in curve})
-    axes.xaxis.set_major_locator(FixedLocator(apart(ticks)))
+def _draw(axes: Axes, curves: list[Curve], looks: dict[str, Style], show: Callable[[float], str]) -> None:
+    """One line a curve, and a legend in the order of their ends, the highest first, what diverged last."""
+    chosen = variants(curves, looks)
+    groups: dict[tuple, list[Curve]] = {}
+    for curve in curves:
+        groups.setdefault(tuple(curve.points.items()), []).append(curve)
+    for points, sharing in groups.items():
+        for turn, curve in enumerate(sharing if points else ()):
+            _line(axes, curve, chosen[curve.label], turn, len(sharing))
+    ticks = apart(x for curve in curves for x in curve.points)
+    axes.xaxis.set_major_locator(FixedLocator(ticks))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_count(value)))
-    axes.margins(y=0.08)
-    _label_ends(axes, ordered, show)
+    ordered = sorted(curves, key=lambda curve: (not curve.points, -last(curve), curve.label))
+    axes.figure.legend(
+        [_sample(curve, chosen[curve.label]) for curve in ordered],
+        [legend_text(curve, show) for curve in ordered],
+        loc="outside right upper",
+        frameon=False,
+        fontsize=8,
+        handlelength=3.2,
+        labelspacing=0.35,
+    )
 
 
-def _label_ends(axes: Axes, ordered: list[tuple[str, Curve]], show: Callable[[float], str]) -> None:
-    to_axes = axes.transData + axes.transAxes.inverted()
-    axes.set_ylim(axes.get_ylim())  # the labels must not move it
-    ends = [list(curve.items())[-1] for _, curve in ordered]
-    heights = [float(to_axes.transform(end)[1]) for end in ends]
-    for number, place in enumerate(spread_apart(heights, LABEL_GAP)):
-        axes.annotate(
-            f"{ordered[number][0]}  {show(ends[number][1])}",
-            xy=ends[number],
-            xytext=(1.04, place),
-            textcoords=axes.transAxes,
-            va="center",
-            color=COLOURS[number % len(COLOURS)],
-            annotation_clip=False,
-            arrowprops={
-                "arrowstyle": "-",
-                "color": "#b0b0b0",
-                "linewidth": 0.6,
-                "shrinkA": 0,
-                "shrinkB": 4,
-                "relpos": (0, 0.5),
-            },
-        )
+def _line(axes: Axes, curve: Curve, style: Style, turn: int, sharing: int) -> None:
+    """A curve and its band; of several that are the same each draws its share of dashes and markers: all are seen."""
+    xs, ys = list(curve.points), list(curve.points.values())
+    look = _look(style)
+    if sharing > 1:
+        length = SHARED_DASH * sharing
+        look["linestyle"] = ((length - SHARED_DASH * turn) % length, (SHARED_DASH, length - SHARED_DASH))
+        look["markevery"] = (turn % len(xs), sharing)
+    axes.plot(xs, ys, dash_capstyle="butt", **look)
+    if curve.spread:
+        low, high = ([y + side * curve.spread.get(x, 0.0) for x, y in curve.points.items()] for side in (-1, 1))
+        axes.fill_between(xs, low, high, color=style.colour, alpha=0.15, linewidth=0)
 
 
-def apart(ticks: list[int], factor: float = 1.6) -> list[int]:
+def _look(style: Style) -> dict[str, Any]:
+    return {
+        "color": style.colour,
+        "linestyle": style.dash,
+        "linewidth": LINE_WIDTH,
+        "marker": style.marker,
+        "markersize": MARKER_SIZE,
+        "fillstyle": "full" if style.face == "none" else style.face,
+        "markerfacecolor": "white" if style.face == "none" else style.colour,
+        "markerfacecoloralt": "white",
+    }
+
+
+def _sample(curve: Curve, style: Style) -> Line2D:
+    """The line that stands in the legend; none for a curve without points."""
+    return Line2D([], [], **_look(style)) if curve.points else Line2D([], [], linestyle="none")
+
+
+def variants(curves: list[Curve], looks: dict[str, Style]) -> dict[str, Style]:
+    """The style of each curve by its label: its model's, and among curves of one model the variant's, by label."""
+    chosen, seen = {}, dict.fromkeys((curve.model for curve in curves), 0)
+    for curve in sorted(curves, key=lambda curve: curve.label):
+        if curve.points:
+            chosen[curve.label] = looks[curve.model].variant(seen[curve.model])
+            seen[curve.model] += 1
+        else:
+            chosen[curve.label] = looks[curve.model]
+    return chosen
+
+
+def legend_text(curve: Curve, show: Callable[[float], str]) -> str:
+    """The label, its last value and the note, wrapped."""
+    value = show(last(curve)).replace(" ", "\u00a0") if curve.points else ""  # a number and its unit stay together
+    text = "  ".join(filter(None, (curve.label, value, curve.note)))
+    return "\n".join(textwrap.wrap(text, LEGEND_LETTERS, subsequent_indent="   "))
+
+
+def last(curve: Curve) -> float:
+    """The value at the largest x; 0 for a curve without points."""
+    return list(curve.points.values())[-1] if curve.points else 0.0
+
+
+def apart(ticks: Iterable[int], factor: float = 1.6) -> list[int]:
     """The ticks that leave room for each other's labels on a logarithmic axis: the largest, then downwards."""
     kept: list[int] = []
-    for tick in sorted(ticks, reverse=True):
+    for tick in sorted(set(ticks), reverse=True):
         if tick > 0 and (not kept or kept[-1] / tick >= factor):
             kept.append(tick)
     return kept[::-1]
 
 
-def spread_apart(places: list[float], gap: float) -> list[float]:
-    """Moves places as little as it takes for neighbours to be `gap` apart, in the order they have.
-
-    Neighbours that come too close merge into a block that is centred on the mean of where its members want to be.
-    """
-    blocks: list[list[int]] = []
-    for index in sorted(range(len(places)), key=lambda i: (places[i], -i)):
-        blocks.append([index])
-        while len(blocks) > 1 and _bottom(blocks[-1], places, gap) - _top(blocks[-2], places, gap) < gap:
-            last = blocks.pop()
-            blocks[-1] += last
-    result = np.zeros(len(places))
-    for block in blocks:
-        result[block] = _bottom(block, places, gap) + gap * np.arange(len(block))
-    return result.tolist()
-
-
-def _bottom(block: list[int], places: list[float], gap: float) -> float:
-    return sum(places[index] for index in block) / len(block) - gap * (len(block) - 1) / 2
-
-
-def _top(block: list[int], places: list[float], gap: float) -> float:
-    return _bottom(block, places, gap) + gap * (len(block) - 1)
-
-
 def short_count(value: float) -> str:
     """1024 -> 1k, 131072 -> 128k; what is no multiple of 1,024 is written out."""
     return f"{value / 1024:.0f}k" if value >= 1024 and value % 1024 == 0 else f"{value:,.0f}"
+
+
+def _three_decimals(value: float) -> str:
+    return f"{value:.3f}"
+
+
+def _short(value: float) -> str:
+    return f"{value:.3g}"

@@ -3,34 +3,46 @@
 from collections import defaultdict
 from collections.abc import Iterable
 
+from analysis.curve import Curve
 from analysis.records import Record
 from analysis.statistics import summarise
 
-Curve = dict[int, float]
 AXES = {"loss_by_position": "position", "extrapolation": "length"}
 METRICS = ("bits_per_byte", "accuracy", "mean_squared_error")
 
 
-def curves(records: Iterable[Record], labels: Iterable[str], part: str) -> tuple[str, dict[str, Curve]]:
-    """Returns the metric and, by label, its mean over seeds against the axis of `part`, a key of AXES.
+def curves(records: Iterable[Record], labels: Iterable[str], part: str) -> tuple[str, list[Curve]]:
+    """Returns the metric and a curve a label: mean and spread over its seeds against the axis of `part`, a key of AXES.
 
-    Runs without such figures (the diverged ones) have no part in it.
+    Diverged runs have no such figures: the curve's note counts them, and one of them alone has no points.
     """
-    found: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
-    metric = METRICS[0]
+    metric, members = METRICS[0], defaultdict(list)
     for record, label in zip(records, labels, strict=True):
-        for point in points(record.result, part):
-            metric = next(key for key in METRICS if key in point)
-            found[label][point[AXES[part]]].append(point[metric])
-    means = {
-        label: {x: mean for x in sorted(curve) if (mean := summarise(curve[x]).mean) is not None}
-        for label, curve in sorted(found.items())
-    }
-    return metric, {label: curve for label, curve in means.items() if curve}
+        members[label].append(record.result)
+    made = []
+    for label, results in sorted(members.items()):
+        found: dict[int, list[float]] = defaultdict(list)
+        for point in (point for result in results for point in points(result, part)):
+            metric = next(key for key in METRICS if point.get(key) is not None)
+            found[point[AXES[part]]].append(point[metric])
+        at = {x: summarise(found[x]) for x in sorted(found)}
+        means = {x: summary.mean for x, summary in at.items() if summary.mean is not None}
+        spread = {x: summary.std for x, summary in at.items() if summary.std is not None}
+        diverged = sum(result["status"] == "diverged" for result in results)
+        if means or diverged:
+            made.append(Curve(label, results[0]["model"], means, spread, _note(diverged, len(results))))
+    return metric, made
+
+
+def _note(diverged: int, of: int) -> str:
+    """`diverged`, or how many of several runs did; "" for none."""
+    if not diverged:
+        return ""
+    return "diverged" if diverged == of else f"({diverged} of {of} diverged)"
 
 
 def points(result: dict, part: str) -> list[dict]:
     """The recorded points of one run that carry a metric."""
     evaluation = result.get("evaluation") or {}
     holder = evaluation.get("test") or {} if part == "loss_by_position" else evaluation
-    return [point for point in holder.get(part) or [] if any(key in point for key in METRICS)]
+    return [point for point in holder.get(part) or [] if any(point.get(key) is not None for key in METRICS)]
