@@ -4,13 +4,15 @@ import argparse
 import sys
 from pathlib import Path
 
-from analysis import pages, records, report
+from analysis import pages, provenance, records, report
+from analysis.selection import TUNED
 from harness.errors import RecordError, UserError
 
 DESCRIPTION = """Reads recorded runs and writes every table (Markdown, LaTeX, CSV) and figure (PNG, PDF).
 
-Every run counts, the diverged ones too; a run whose checks failed is refused and named. Runs that differ only
-in their seed are one row. With --pages, the sections of README.md and docs/*.md that stand between
+Every run counts, the diverged ones too; a run whose checks failed is refused and named, and so is a damaged
+record. Runs of the same code that differ only in their seed are one row. Of runs that differ only in a tuned key
+the best on validation is shown. With --pages, the sections of README.md and docs/*.md that stand between
 `<!-- generated:NAME -->` and `<!-- /generated:NAME -->` are written from the records and from the bench's
 measurements; analysis/report.py lists their names."""
 EPILOG = """examples:
@@ -43,12 +45,26 @@ def parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="pages whose generated sections are written\n(default: README.md and docs/*.md)",
     )
-    made.add_argument("--check", action="store_true", help="write nothing; exit 1 where a page would change")
+    made.add_argument(
+        "--check",
+        action="store_true",
+        help="write nothing; exit 1 where a page would change or a shown run has no clean commit",
+    )
+    made.add_argument(
+        "--tuned",
+        nargs="+",
+        metavar="KEY",
+        default=list(TUNED),
+        help=f"keys whose best value is chosen on validation (default: {' '.join(TUNED)})",
+    )
     return made
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command line; returns the exit status: 0, 1 (a page is out of date) or 2 (an error, reported)."""
+    """Runs the command line; returns the exit status: 0, 1 (a page is out of date) or 2 (an error, reported).
+
+    Damaged records are left out, and the rest is done; the status is then 2.
+    """
     options = parser().parse_args(arguments)
     options.output = options.output or (OUTPUT if options.pages is None else PUBLISHED)
     if options.pages == []:
@@ -66,9 +82,12 @@ def _run(options: argparse.Namespace) -> int:
     folders = options.records or _default_folders(options)
     known = records.load(folders)
     _say(known)
-    made = report.build(known, folders[0] / "bench" if folders else Path())
+    # A page says what the records say and no more, so that a change of the code alone does not change it.
+    root = provenance.CHECKOUT if options.pages is None else None
+    made = report.build(known, folders[0] / "bench" if folders else Path(), options.tuned, root)
+    damaged = 2 if known.damaged else 0
     if options.check:
-        return _check(options, made)
+        return max(damaged, _check(options, made), _check_trees(known))
     if known.runs:
         for path in report.write(made, options.output):
             print(f"wrote {path}")
@@ -78,7 +97,7 @@ def _run(options: argparse.Namespace) -> int:
         old, new = _page(page, options, made)
         page.write_text(new, encoding="utf-8")
         print(f"{page}: {'updated' if new != old else 'up to date'}")
-    return 0
+    return damaged
 
 
 def _default_folders(options: argparse.Namespace) -> list[Path]:
@@ -96,6 +115,13 @@ def _say(known: records.Records) -> None:
         print(f"unfinished {path}: no result.json (the same command resumes it)")
     for path in known.repeated:
         print(f"ignored {path}: the same run was read already")
+    for record in known.runs:
+        if changed := provenance.changed(record):
+            print(f"older code {record.path}: changed since are {', '.join(changed)} (force=stale repeats the run)")
+    if unknown := sum(not record.code for record in known.runs):
+        print(f"unknown code: {unknown} of {len(known.runs)} runs do not name the code that made them")
+    for error in known.damaged:
+        print(f"damaged: {error}", file=sys.stderr)
 
 
 def _page(page: Path, options: argparse.Namespace, made: report.Report) -> tuple[str, str]:
@@ -120,6 +146,13 @@ def _check(options: argparse.Namespace, made: report.Report) -> int:
             print(pages.difference(old, new, page.name))
             print(f"{page} differs from the records; run: python -m analysis --pages {page}")
     return status
+
+
+def _check_trees(known: records.Records) -> int:
+    unclean = records.unclean(known.runs)
+    for path, reason in unclean:
+        print(f"{path} cannot be published: {reason}; commit, and repeat the run with force=true")
+    return 1 if unclean else 0
 
 
 if __name__ == "__main__":

@@ -16,23 +16,39 @@ def summary(records: list[Record]) -> str:
 
 def _summary(result: dict) -> str:
     training, evaluation, sample = result["training"], result["evaluation"], result["evaluation"]["sample"]
-    checks = result["checks"]["results"]
+    measurement = result.get("measurement") or {}
+    checks = result["checks"].get("results") or []
+    speed, busy = training.get("tokens_per_second"), _busy(training)
     lines = [
         result["name"],
         f"  parameters         {result['parameters']['total']:,}",
-        f"  checks             {sum(check['passed'] is True for check in checks)} of {len(checks)} passed",
-        f"  trained            {training['tokens']:,} tokens, {training['updates']:,} updates, "
-        f"{training['tokens_per_second']:,.0f} tokens/s",
-        *(f"  {split:<18} {evaluation[split]['bits_per_byte']:.3f} bits per byte" for split in ("validation", "test")),
-        *(_context(row) for row in result["measurement"]["contexts"] if row["decode_ms_p50"] is not None),
+        f"  checks             {sum(check.get('passed') is True for check in checks)} of {len(checks)} passed",
+        f"  trained            {training['tokens']:,} tokens, {training['updates']:,} updates"
+        + (f", {speed:,.0f} tokens/s{busy}" if speed is not None else ""),
+        *(_figure(split, evaluation[split]) for split in ("validation", "test")),
+        *(_context(row, _busy(measurement)) for row in measurement.get("contexts", []) if _measured(row)),
         "  sample             " + _indented(sample["prompt"] + sample["text"]),
     ]
-    return "\n".join(["```text", *lines, "```"])
+    return "\n".join(["```text", *filter(None, lines), "```"])
 
 
-def _context(row: dict) -> str:
+def _figure(split: str, figures: dict) -> str:
+    bits = figures.get("bits_per_byte")
+    return "" if bits is None else f"  {split:<18} {bits:.3f} bits per byte"
+
+
+def _busy(part: dict) -> str:
+    """What is said beside a speed that other processes disturbed."""
+    return " (busy machine)" if (part.get("load") or {}).get("busy") is True else ""
+
+
+def _measured(row: dict) -> bool:
+    return row.get("decode_ms_p50") is not None and row.get("state_bytes") is not None
+
+
+def _context(row: dict, busy: str) -> str:
     where, held = f"after {row['context']:,} tokens", f"{row['state_bytes']:,} bytes of state"
-    return f"  {where:<22} {held}, {row['decode_ms_p50']:.2f} ms a token"
+    return f"  {where:<22} {held}, {row['decode_ms_p50']:.2f} ms a token{busy}"
 
 
 def _indented(text: str) -> str:

@@ -2,7 +2,7 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pandas as pd
@@ -12,19 +12,23 @@ from harness.records.identity import IGNORED, meaning
 
 NEUTRAL = ("seed", *IGNORED)
 """Configuration keys that do not make a run another experiment: its seed, and where and how it was run."""
+SPLITS = ("validation", "test")
+MEASURED = ("state_bytes", "generation_memory_bytes", "decode_ms_p50", "decode_tokens_per_second", "first_token_ms")
+METRICS = ("bits_per_byte", "accuracy", "mean_squared_error", "loss")
 
 
 def runs(records: Iterable[Record]) -> pd.DataFrame:
     """One row a run, the diverged ones included; figures that a run does not have are missing.
 
-    variant: the same for runs that differ in nothing but the seed. label: how a table calls the variant. machine: the
-    device and its threads; rates compare within one machine only. table: runs compare within one task, size and data.
+    variant: the same for runs that differ in nothing but the seed, and code: the digest of the code that made them ("":
+    unknown); only runs that share both are averaged. label: how a table calls them. machine: the device and its
+    threads; rates compare within one machine only. table: runs compare within one task, size and data.
     """
     records = list(records)
     frame = pd.DataFrame([_row(record) for record in records])
     if records:
         frame["table"] = _tables(frame)
-        frame["label"] = _labels(records, frame)
+        frame["label"] = labels(records, frame)
     return frame
 
 
@@ -41,8 +45,8 @@ def contexts(records: Iterable[Record], labels: Iterable[str]) -> pd.DataFrame:
 def _row(record: Record) -> dict[str, Any]:
     result, training = record.result, record.result["training"]
     measurement = result.get("measurement") or {}
-    test = (result.get("evaluation") or {}).get("test") or {}
     row: dict[str, Any] = {"path": str(record.path), "variant": variant(record), "machine": machine(record)}
+    row |= {"code": record.code, "context": _context(result)}
     row |= {
         key: result.get(key)
         for key in ("key", "name", "status", "model", "solver", "gradient", "block", "size", "task")
@@ -51,12 +55,28 @@ def _row(record: Record) -> dict[str, Any]:
     row |= {"non_embedding": result["parameters"]["non_embedding"]}
     row |= {key: training.get(key) for key in ("tokens", "updates", "epochs", "tokens_per_second", "seconds")}
     row |= {f"train_{key}": training.get(key) for key in ("flops_per_token", "peak_memory_bytes", "energy_joules")}
-    row |= {f"test_{key}": test.get(key) for key in ("bits_per_byte", "accuracy", "mean_squared_error", "loss")}
+    for split in SPLITS:
+        figures = (result.get("evaluation") or {}).get(split) or {}
+        row |= {f"{split}_{key}": figures.get(key) for key in METRICS}
+    row |= {f"{what}_busy": _busy(part) for what, part in (("train", training), ("decode", measurement))}
     row |= {"digest": result["data"].get("digest"), "diverged_at": (training.get("divergence") or {}).get("update")}
     for measured in measurement.get("contexts", []):
-        for key in ("state_bytes", "decode_ms_p50", "decode_tokens_per_second", "first_token_ms"):
+        for key in MEASURED:
             row[f"{key}_{measured['context']}"] = measured.get(key)
     return row
+
+
+def _busy(part: dict) -> bool:
+    """Whether other processes took a good part of the processors while the speeds of `part` were measured."""
+    return (part.get("load") or {}).get("busy") is True
+
+
+def _context(result: dict) -> str | None:
+    """What a prediction may see: `state`, `full` or `window 512`; None where the record does not say."""
+    policy = result.get("context_policy")
+    if not policy:
+        return None
+    return policy["kind"] if policy.get("tokens") is None else f"{policy['kind']} {policy['tokens']:,}"
 
 
 def variant(record: Record) -> str:
@@ -82,20 +102,27 @@ def machine(record: Record) -> str:
     return str(name) if gpu else f"{name}, {threads} thread{'s' if threads != 1 else ''}"
 
 
-def _labels(records: list[Record], frame: pd.DataFrame) -> list[str]:
-    """Model, block and solver; for variants that share a table and all these, what sets them apart is added."""
+def labels(records: Sequence[Record], frame: pd.DataFrame) -> list[str]:
+    """Model, block and solver; what sets apart variants that share a table and all these; the code where that differs.
+
+    frame: the rows of the records, in their order.
+    """
     base = [", ".join(filter(None, (r.result["model"], _block(r), r.result.get("solver")))) for r in records]
     homonyms: dict[tuple, dict[str, dict]] = defaultdict(dict)
+    codes: dict[tuple, set[str]] = defaultdict(set)
     table = list(zip(frame["table"], base, strict=True))
     for record, where, what in zip(records, table, frame["variant"], strict=True):
         homonyms[where][what] = flatten(meaning(record.config))
-    labels = []
-    for where, what, label in zip(table, frame["variant"], base, strict=True):
-        differing = _differing_keys(list(homonyms[where].values()))
+        codes[where, what].add(record.code)
+    made = []
+    for record, where, what, label in zip(records, table, frame["variant"], base, strict=True):
+        differing = differing_keys(list(homonyms[where].values()))
         config = homonyms[where][what]
-        parts = [f"{_short(key)}={config.get(key, 'unset')}" for key in differing]
-        labels.append(" ".join([label, *([f"({', '.join(parts)})"] if parts else [])]))
-    return labels
+        parts = [f"{short(key)}={config.get(key, 'unset')}" for key in differing]
+        if len(codes[where, what]) > 1:
+            parts.append(f"code {record.code[:8] or 'unknown'}")
+        made.append(" ".join([label, *([f"({', '.join(parts)})"] if parts else [])]))
+    return made
 
 
 def _block(record: Record) -> str | None:
@@ -118,7 +145,7 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _differing_keys(configs: list[dict[str, Any]]) -> list[str]:
+def differing_keys(configs: list[dict[str, Any]]) -> list[str]:
     """Keys whose values set `configs` apart, shortest first, each way of setting them apart named once.
 
     What follows from the name of a part (block.expand from block.name) is not named beside it.
@@ -133,7 +160,7 @@ def _differing_keys(configs: list[dict[str, Any]]) -> list[str]:
     return list(ways.values())
 
 
-def _short(key: str) -> str:
+def short(key: str) -> str:
     """`gradient.name` -> gradient, `trainer.learning_rate` -> learning_rate."""
     parts = [part for part in key.split(".") if part != "name"]
     return parts[-1] if parts else key

@@ -40,8 +40,8 @@ def _state(runs: list[dict]) -> str:
     held = []
     for run in runs:
         contexts = (run.get("measurement") or {}).get("contexts") or []
-        known = {row["context"]: row["state_bytes"] for row in contexts}
-        if all(context in known for context in CONTEXTS):
+        known = {row["context"]: row.get("state_bytes") for row in contexts}
+        if all(known.get(context) is not None for context in CONTEXTS):
             held.append([known[context] for context in CONTEXTS])
     if not held:
         return MISSING
@@ -50,6 +50,6 @@ def _state(runs: list[dict]) -> str:
 
 def _oracles(runs: list[dict]) -> str:
     """The third-party implementations that the check `oracle` compared the model with."""
-    checks = [check for run in runs for check in run["checks"]["results"] if check["name"] == "oracle"]
+    checks = [check for run in runs for check in run["checks"].get("results") or [] if check["name"] == "oracle"]
     names = sorted({name for check in checks for name in ORACLE.findall(check.get("detail") or "")})
     return ", ".join(names) or MISSING

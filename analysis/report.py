@@ -1,7 +1,7 @@
 """All that the records give: tables, figures and the generated sections of the pages."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -9,9 +9,10 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis import bench, example, figures, frame, memory, models, quality, render, tables
+from analysis import bench, example, figures, frame, memory, models, provenance, quality, render, selection, tables
 from analysis.records import Record, Records
 from analysis.render import Table
+from analysis.styles import Style, styles
 
 NOTHING = "_No recorded runs yet._"
 PARTS = {
@@ -23,14 +24,16 @@ PARTS = {
 
 @dataclass(frozen=True)
 class Report:
-    """comparison: of text tasks. synthetic: of tasks scored by accuracy. figures: by the stem of their files.
+    """runs: one row a run; test figures are those of chosen runs alone. comparison: of text tasks.
 
+    synthetic: of tasks scored otherwise. tuning: what was chosen, among what. figures: by the stem of their files.
     example: one run's summary. models: the table of models, in Markdown. measured: the bench's folder.
     """
 
     runs: pd.DataFrame
     comparison: list[Table]
     synthetic: list[Table]
+    tuning: list[Table]
     memory: list[Table]
     figures: dict[str, "Plot"]
     example: str
@@ -46,42 +49,61 @@ class Plot:
     draw: Callable[..., Figure]
 
 
-def build(records: Records, measured: Path) -> Report:
-    """Makes every table and curve that the records hold figures for; `measured`: the bench's folder, there or not."""
-    runs = frame.runs(records.runs)
-    contexts = frame.contexts(records.runs, list(runs["label"]) if len(runs) else [])
-    sizes = sorted(contexts["size"].unique())
+def build(records: Records, measured: Path, tuned: Sequence[str] = selection.TUNED, root: Path | None = None) -> Report:
+    """Makes every table and curve that the records hold figures for.
+
+    measured: the bench's folder, there or not. tuned: the keys whose values are chosen on validation. root: a checkout;
+    tables then say which rows older code made.
+    """
+    runs = selection.select(records.runs, frame.runs(records.runs), tuned)
+    if root is not None:
+        runs["older"] = [bool(provenance.changed(record, root)) for record in records.runs]
+    chosen = [record for record, counts in zip(records.runs, runs.get("chosen", []), strict=True) if counts]
+    shown = runs[runs["chosen"]].reset_index(drop=True) if len(runs) else runs
+    if chosen:
+        shown["label"] = frame.labels(chosen, shown)
+    contexts = frame.contexts(chosen, list(shown["label"]) if chosen else [])
+    sizes = sorted(contexts["size"].unique(), key=tables.size_order)
+    looks = styles(record.result["model"] for record in records.runs)
     return Report(
-        runs,
-        tables.comparisons(runs),
-        tables.comparisons(runs, "test_accuracy") + tables.comparisons(runs, "test_mean_squared_error"),
+        _without_test_of_others(runs),
+        tables.comparisons(shown),
+        tables.comparisons(shown, "test_accuracy") + tables.comparisons(shown, "test_mean_squared_error"),
+        tables.tuning(runs),
         [table for size in sizes if (table := memory.table(contexts, size))],
-        _memory_plots(contexts, sizes) | _quality_plots(records.runs, runs),
-        example.summary(records.runs),
+        _memory_plots(contexts, sizes, looks) | _quality_plots(chosen, shown, looks),
+        example.summary(chosen),
         models.table(records.runs),
         measured,
     )
 
 
-def _memory_plots(contexts: pd.DataFrame, sizes: list[str]) -> dict[str, Plot]:
+def _without_test_of_others(runs: pd.DataFrame) -> pd.DataFrame:
+    """The frame with the test figures of chosen runs alone, so that nothing can be chosen on them later."""
+    columns = [str(column) for column in runs if str(column).startswith("test_")]
+    return runs.assign(**{column: runs[column].where(runs["chosen"]) for column in columns})
+
+
+def _memory_plots(contexts: pd.DataFrame, sizes: list[str], looks: dict[str, Style]) -> dict[str, Plot]:
     plots = {}
     for size in sizes:
         if known := memory.curves(contexts, size):
             title = f"What generation must keep, {size} parameters"
-            plots[f"memory-{size}"] = Plot(title, partial(figures.memory, known))
+            plots[f"memory-{size}"] = Plot(title, partial(figures.memory, known, looks))
     return plots
 
 
-def _quality_plots(records: list[Record], runs: pd.DataFrame) -> dict[str, Plot]:
+def _quality_plots(records: list[Record], runs: pd.DataFrame, looks: dict[str, Style]) -> dict[str, Plot]:
     """Loss by position and by length, for every table that has such figures in two places at least."""
     plots = {}
-    for name, group in runs.groupby("table", sort=True) if len(runs) else []:
+    for name, group in tables.groups(runs):
         members = [records[index] for index in group.index]
         for part, (what, xlabel) in PARTS.items():
             metric, known = quality.curves(members, group["label"], part)
-            if any(len(curve) > 1 for curve in known.values()):
+            if any(len(curve.points) > 1 for curve in known):
                 title = f"{what}, {group['task'].iloc[0]}, {group['size'].iloc[0]} parameters"
-                draw = partial(figures.quality, known, xlabel=xlabel, ylabel=f"{metric.replace('_', ' ')} (test)")
+                ylabel = f"{metric.replace('_', ' ')} (test)"
+                draw = partial(figures.quality, known, looks, xlabel=xlabel, ylabel=ylabel)
                 plots[f"{part.replace('_', '-')}-{name}"] = Plot(title, draw)
     return plots
 
@@ -89,9 +111,9 @@ def _quality_plots(records: list[Record], runs: pd.DataFrame) -> dict[str, Plot]
 def write(report: Report, output: Path) -> list[Path]:
     """Writes all tables and figures, and runs.csv with one row a run, into the folder `output`."""
     output.mkdir(parents=True, exist_ok=True)
-    report.runs.drop(columns="variant").to_csv(output / "runs.csv", index=False)
+    report.runs.drop(columns=["variant", "family"]).to_csv(output / "runs.csv", index=False)
     paths = [output / "runs.csv"]
-    for table in [*report.comparison, *report.synthetic, *report.memory]:
+    for table in [*report.comparison, *report.synthetic, *report.tuning, *report.memory]:
         paths += render.write(table, output)
     for name, plot in report.figures.items():
         paths += figures.save(plot.draw(title=plot.title), output, name)
@@ -101,8 +123,8 @@ def write(report: Report, output: Path) -> list[Path]:
 def sections(report: Report, output: Path, page: Path) -> dict[str, str]:
     """The sections that a page may show, by name.
 
-    example, architectures (the table of models), comparison, synthetic, memory, figures; headline and figure, the
-    comparison of the most runs and the figure of its models' states; the bench's kernels, models and newton.
+    example, architectures (the table of models), comparison, synthetic, tuning, memory, figures; headline and figure,
+    the comparison of the most runs and the figure of its models' states; the bench's kernels, models and newton.
     """
     folder = Path(os.path.relpath(output, page.parent)).as_posix()
     images = {name: f"![{plot.title}]({folder}/{name}.png)" for name, plot in report.figures.items()}
@@ -116,6 +138,7 @@ def sections(report: Report, output: Path, page: Path) -> dict[str, str]:
         "figure": [images[name] for name in shown[:1]],
         "comparison": [render.markdown(table) for table in report.comparison],
         "synthetic": [render.markdown(table) for table in report.synthetic],
+        "tuning": [render.markdown(table) for table in report.tuning],
         "memory": [render.markdown(table) for table in report.memory],
         "figures": list(images.values()),
     }

@@ -2,33 +2,42 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import inf
 
 import pandas as pd
 
-from analysis.render import Table, count, si_bytes, spread
+from analysis.render import MISSING, Table, count, si_bytes, spread
 from analysis.statistics import Summary, summarise
 
 
 @dataclass(frozen=True)
 class Column:
-    """One figure of a run: its column in the frame, its heading, how a summary is shown."""
+    """One figure of a run: its column in the frame, its heading, how a summary is shown.
+
+    busy: the column that says whether other processes disturbed the figure; "" for one that nothing disturbs.
+    """
 
     key: str
     heading: str
     show: Callable[[Summary], str]
+    busy: str = ""
 
 
 PARAMETERS = Column("parameters", "parameters", lambda s: count(s.mean))
-SPEED = Column("tokens_per_second", "train tokens/s", lambda s: spread(s, 0))
-LATENCY = Column("decode_ms_p50_1024", "decode ms/token at 1k", lambda s: spread(s, 2))
+SPEED = Column("tokens_per_second", "train tokens/s", lambda s: spread(s, 0), "train_busy")
+LATENCY = Column("decode_ms_p50_1024", "decode ms/token at 1k", lambda s: spread(s, 2), "decode_busy")
 STATE_1K = Column("state_bytes_1024", "state at 1k", lambda s: si_bytes(s.mean))
 STATE_32K = Column("state_bytes_32768", "state at 32k", lambda s: si_bytes(s.mean))
+MEMORY = Column("generation_memory_bytes_32768", "memory at 32k", lambda s: si_bytes(s.mean))
 TOKENS = Column("tokens", "trained tokens", lambda s: count(s.mean))
 QUALITY = {
     "test_bits_per_byte": Column("test_bits_per_byte", "bits per byte (test)", lambda s: spread(s, 3)),
     "test_accuracy": Column("test_accuracy", "accuracy (test)", lambda s: spread(s, 4)),
     "test_mean_squared_error": Column("test_mean_squared_error", "mean squared error (test)", lambda s: spread(s, 4)),
 }
+VALIDATION = tuple(key.replace("test_", "validation_") for key in QUALITY)
+UNITS = {"k": 1e3, "m": 1e6, "b": 1e9}
+BUSY, SOME_BUSY = "busy", "*"
 
 
 def comparisons(runs: pd.DataFrame, quality: str = "test_bits_per_byte") -> list[Table]:
@@ -39,12 +48,28 @@ def comparisons(runs: pd.DataFrame, quality: str = "test_bits_per_byte") -> list
     """
     if runs.empty:
         return []
-    tables = []
-    for name, group in runs.groupby("table", sort=True):
-        if _quality(group) == quality:
-            title = f"{group['task'].iloc[0]}, {group['size'].iloc[0]} parameters"
-            tables.append(_comparison(str(name), title, group, QUALITY[quality]))
-    return tables
+    return [
+        _comparison(name, _title(group), group, QUALITY[quality])
+        for name, group in groups(runs)
+        if _quality(group) == quality
+    ]
+
+
+def groups(runs: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """The runs of each table by its name, in order of task and size."""
+    found = [(str(name), group) for name, group in runs.groupby("table", sort=True)] if len(runs) else []
+    return sorted(found, key=lambda item: (item[1]["task"].iloc[0], size_order(item[1]["size"].iloc[0]), item[0]))
+
+
+def size_order(size: str) -> tuple[float, str]:
+    """Sorts the names of sizes by what they mean: 250k, 4m, 10m, 1b; those of another form last."""
+    number, unit = size[:-1], size[-1:]
+    plain = number.replace(".", "", 1).isdecimal() and unit in UNITS
+    return (float(number) * UNITS[unit] if plain else inf), size
+
+
+def _title(runs: pd.DataFrame) -> str:
+    return f"{runs['task'].iloc[0]}, {runs['size'].iloc[0]} parameters"
 
 
 def _quality(group: pd.DataFrame) -> str:
@@ -52,33 +77,70 @@ def _quality(group: pd.DataFrame) -> str:
 
 
 def _comparison(name: str, title: str, runs: pd.DataFrame, quality: Column) -> Table:
-    """One row for each variant, machine and status; the best first, the diverged last."""
+    """One row for each variant, code, machine and status; the best first, the diverged last."""
     machines = sorted(runs["machine"].unique())
     columns = [PARAMETERS, quality, SPEED, LATENCY, STATE_1K, STATE_32K]
     if runs.loc[runs["status"] == "finished", "tokens"].nunique() > 1:
         columns.insert(1, TOKENS)
+    if _has(runs, MEMORY.key):
+        columns.append(MEMORY)
+    words = _words(runs, machines)
     rows, data = [], []
     for group in _ordered(runs, quality.key):
-        summaries = {column.key: summarise(_values(group, column.key)) for column in columns}
-        cells = [column.show(summaries[column.key]) for column in columns]
+        summaries = {column.key: summarise(_quiet(group, column)) for column in columns}
+        cells = [_cell(group, column, summaries[column.key]) for column in columns]
         if group["status"].iloc[0] == "diverged":
             cells[columns.index(quality)] = _divergence(group)
-        machine = [_letter(machines, group["machine"].iloc[0])] if len(machines) > 1 else []
-        rows.append([group["label"].iloc[0], str(len(group)), *cells, *machine])
+        said = [say(group.iloc[0]) for say in words.values()]
+        rows.append([group["label"].iloc[0], str(len(group)), *cells, *said])
         data.append(_exact(group, summaries))
-    header = ["model", "seeds", *(column.heading for column in columns), *(["machine"] if len(machines) > 1 else [])]
-    return Table(name, title, header, rows, _notes(runs, machines), pd.DataFrame(data))
+    header = ["model", "seeds", *(column.heading for column in columns), *words]
+    notes = _notes(runs, machines, [cell for row in rows for cell in row[1:]])
+    return Table(name, title, header, rows, notes, pd.DataFrame(data))
+
+
+def _words(runs: pd.DataFrame, machines: list[str]) -> dict[str, Callable[[pd.Series], str]]:
+    """The columns of words by their headings, each with what it says of a run; those that would say nothing are not."""
+    words: dict[str, Callable[[pd.Series], str]] = {}
+    if _has(runs, "context"):
+        words["context"] = lambda run: run["context"] if isinstance(run["context"], str) else MISSING
+    if "choice" in runs and runs["choice"].any():
+        words["chosen on validation"] = lambda run: run["choice"] or MISSING
+    if len(machines) > 1:
+        words["machine"] = lambda run: _letter(machines, run["machine"])
+    return words
+
+
+def _has(runs: pd.DataFrame, key: str) -> bool:
+    return key in runs and bool(runs[key].notna().any())
+
+
+def _rows(runs: pd.DataFrame) -> list[pd.DataFrame]:
+    """The runs that a row averages: those of one variant, code, machine and status."""
+    return [group for _, group in runs.groupby(["variant", "code", "machine", "status"], sort=True)]
 
 
 def _ordered(runs: pd.DataFrame, quality: str) -> list[pd.DataFrame]:
-    groups = [group for _, group in runs.groupby(["variant", "machine", "status"], sort=True)]
-    better = -1 if quality == "test_accuracy" else 1
+    better = -1 if quality.endswith("accuracy") else 1
 
     def rank(group: pd.DataFrame) -> tuple:
         mean = summarise(_values(group, quality)).mean
         return (group["status"].iloc[0] == "diverged", mean is None, better * (mean or 0.0), group["label"].iloc[0])
 
-    return sorted(groups, key=rank)
+    return sorted(_rows(runs), key=rank)
+
+
+def _quiet(group: pd.DataFrame, column: Column) -> list[float]:
+    """The figures of a column without those that other processes disturbed."""
+    return _values(group[~group[column.busy]] if column.busy else group, column.key)
+
+
+def _cell(group: pd.DataFrame, column: Column, quiet: Summary) -> str:
+    """The summary as shown; `busy` where every figure was disturbed, a star where some are left out."""
+    left_out = summarise(_values(group, column.key)).count - quiet.count
+    if left_out and not quiet.count:
+        return BUSY
+    return column.show(quiet) + SOME_BUSY * (left_out > 0)
 
 
 def _values(group: pd.DataFrame, key: str) -> list[float]:
@@ -93,7 +155,9 @@ def _divergence(group: pd.DataFrame) -> str:
 def _exact(group: pd.DataFrame, summaries: dict[str, Summary]) -> dict:
     first = group.iloc[0]
     row = {key: first[key] for key in ("label", "model", "solver", "gradient", "size", "task", "status", "machine")}
+    row |= {key: first[key] for key in ("code", "context", "choice") if key in first}
     row |= {"seeds": len(group), "runs": " ".join(sorted(group["key"]))}
+    row |= {key: summarise(group[key]).mean for key in VALIDATION if key not in summaries and _has(group, key)}
     for key, summary in summaries.items():
         row |= {key: summary.mean, f"{key}_std": summary.std, f"{key}_min": summary.low, f"{key}_max": summary.high}
     return row
@@ -103,8 +167,8 @@ def _letter(machines: list[str], machine: str) -> str:
     return chr(ord("A") + machines.index(machine))
 
 
-def _notes(runs: pd.DataFrame, machines: list[str]) -> list[str]:
-    """What the reader must know: the data, the training, the machine, the meaning of ±."""
+def _notes(runs: pd.DataFrame, machines: list[str], cells: list[str]) -> list[str]:
+    """What the reader must know: the data, the training, the machine, the meaning of ± and of words in the cells."""
     notes = [f"Data {str(runs['digest'].iloc[0])[:12]}."]
     finished = runs[runs["status"] == "finished"]
     if len(finished):
@@ -116,12 +180,59 @@ def _notes(runs: pd.DataFrame, machines: list[str]) -> list[str]:
     else:
         named = "; ".join(f"{_letter(machines, machine)} is {machine}" for machine in machines)
         notes.append(f"Machines: {named}. Speeds compare within one machine only.")
-    groups = runs.groupby(["variant", "machine", "status"]).size()
-    if groups.max() > 1:
+    if max(len(group) for group in _rows(runs)) > 1:
         notes.append("Mean ± standard deviation over seeds.")
+    if any(cell == BUSY or cell.endswith(SOME_BUSY) for cell in cells):
+        notes.append(
+            "Speeds measured while other processes took more than a tenth of the processors are left out: "
+            "* marks a mean without them, busy a row that has no others."
+        )
+    if "choice" in runs and runs["choice"].any():
+        notes.append(
+            "Where runs differ in tuned keys alone, the best on validation is shown (its mean over the seeds that all "
+            "ran); at the edge: the best value tried is the least or the greatest, and the grid must be extended."
+        )
+    if _has(runs, "context"):
+        notes.append("Context: what a prediction may see; loss, state and latency are those of this policy.")
     if "state_bytes_1024" in runs and runs["state_bytes_1024"].notna().any():
         notes.append("State: what generation holds after 1,024 and 32,768 tokens (kB = 1,000 bytes).")
+    if "older" in runs and runs["older"].any():
+        older = dict.fromkeys(runs.loc[runs["older"], "label"])
+        notes.append(f"Recorded by older code than this checkout's: {'; '.join(older)}.")
+    if _has(runs, MEMORY.key):
+        notes.append(
+            "Memory: what generating after 32,768 tokens takes beyond the loaded model, in a process of its own."
+        )
     return notes
+
+
+def tuning(runs: pd.DataFrame) -> list[Table]:
+    """The candidates among which values were chosen, by their figures on validation: a table for each that chose.
+
+    runs: a frame with the columns of `selection.select`, and labels that tell the candidates apart.
+    """
+    tables = []
+    for name, group in groups(runs):
+        tried = group[group["choice"] != ""]
+        if len(tried):
+            split = next((key for key in VALIDATION if tried[key].notna().any()), VALIDATION[0])
+            tables.append(_tuning(f"tuning-{name}", f"Tuning, {_title(group)}", tried, split))
+    return tables
+
+
+def _tuning(name: str, title: str, runs: pd.DataFrame, key: str) -> Table:
+    rows, data = [], []
+    for _, family in runs.groupby("family", sort=True):
+        for group in _ordered(family, key):
+            summary = summarise(_values(group, key))
+            diverged = group["status"].iloc[0] == "diverged"
+            figure = _divergence(group) if diverged else spread(summary, 4)
+            chosen = bool(group["chosen"].iloc[0])
+            rows.append([group["label"].iloc[0], str(len(group)), figure, "chosen" if chosen else ""])
+            data.append({"chosen": chosen} | _exact(group, {key: summary}))
+    header = ["model", "seeds", f"{key.removeprefix('validation_').replace('_', ' ')} (validation)", ""]
+    notes = ["Of runs that differ in tuned keys alone; test figures are shown for what was chosen."]
+    return Table(name, title, header, rows, notes, pd.DataFrame(data))
 
 
 def _range(values: pd.Series, show: Callable[[float], str]) -> str:
