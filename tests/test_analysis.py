@@ -4,18 +4,25 @@ import json
 import math
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from analysis import figures, frame, memory, pages, quality, records, render, report, tables
+from analysis import figures, frame, memory, models, pages, quality, records, render, report, selection, styles, tables
 from analysis.__main__ import main
+from analysis.curve import Curve
 from analysis.statistics import Summary, summarise
 from harness.errors import RecordError
 
 ROOT = Path(__file__).resolve().parent.parent
 CONTEXTS = (1024, 32768, 131072)
+CLEAN = {"commit": "c" * 40, "dirty": False}
+
+
+def digest_of(modules):
+    return hashlib.sha256(json.dumps(modules, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def state_bytes(model, context):
@@ -23,18 +30,26 @@ def state_bytes(model, context):
 
 
 def write_run(folder, model="ltc", seed=0, bits=2.0, solver=None, status="finished", accuracy=None, **more):
-    """Writes one small record as a run leaves it; `more`: learning_rate, device_name, passed, tokens, speed."""
+    """Writes one small record as a run leaves it.
+
+    more: learning_rate, device_name, passed, tokens, speed, validation (bits per byte; as on test), busy, size, code
+    ({module: digest}), policy (what a prediction may see), memory (bytes that generation adds), git.
+    """
     passed, task = more.get("passed", True), "mqar" if accuracy is not None else "sotu"
     config = {"model": {"name": model}, "trainer": {"learning_rate": more.get("learning_rate", 0.001)}, "seed": seed}
     config |= {"records": str(folder)} | ({"solver": {"name": solver}} if solver else {})
     machine = {"device": "cpu", "device_name": more.get("device_name", "CPU of tests"), "threads": 2}
-    environment = {"cpu": machine["device_name"], "gpu": None, "threads": 2}
+    environment = {"cpu": machine["device_name"], "gpu": None, "threads": 2, "git": more.get("git", CLEAN)}
     rows = [{"context": c, "state_bytes": state_bytes(model, c), "decode_ms_p50": 1.5} for c in CONTEXTS]
+    for row in rows if "memory" in more else ():
+        row["generation_memory_bytes"] = more["memory"]
     test = {"accuracy": accuracy, "loss": 0.1} if accuracy is not None else {"bits_per_byte": bits}
     longer = [{"length": length} | test for length in (512, 2048)]
+    validation = test | ({"bits_per_byte": more["validation"]} if "validation" in more else {})
     if accuracy is None:
         test |= {"loss_by_position": [{"position": p, "bits_per_byte": bits + 1 / p} for p in (1, 2, 4, 8)]}
-    name = "-".join(filter(None, [model, solver, "1m", task, f"seed{seed}"]))
+    size = more.get("size", "1m")
+    name = "-".join(filter(None, [model, solver, size, task, f"seed{seed}"]))
     key = hashlib.sha256(json.dumps([config, status, name, machine]).encode()).hexdigest()[:8]
     tokens = more.get("tokens", 1_000_000)
     training = {
@@ -51,9 +66,17 @@ def write_run(folder, model="ltc", seed=0, bits=2.0, solver=None, status="finish
         "model": model,
         "solver": solver,
     }
-    result |= {"gradient": None, "size": "1m", "task": task, "seed": seed, "data": {"digest": "b2023cac2b1df6e6"}}
+    result |= {"gradient": None, "size": size, "task": task, "seed": seed, "data": {"digest": "b2023cac2b1df6e6"}}
     result |= {"parameters": {"total": 1_000_448, "non_embedding": 934_912}, "training": training}
-    result |= {"evaluation": {"test": test, "extrapolation": longer}, "measurement": machine | {"contexts": rows}}
+    result |= {"evaluation": {"validation": validation, "test": test, "extrapolation": longer}}
+    result |= {"measurement": machine | {"contexts": rows}}
+    if "busy" in more:
+        load = {"other_cpu": 0.4 if more["busy"] else 0.01, "busy": more["busy"]}
+        training["load"] = result["measurement"]["load"] = load
+    if "code" in more:
+        result["code"] = {"digest": digest_of(more["code"]), "modules": more["code"]}
+    if "policy" in more:
+        result["context_policy"] = more["policy"]
     checks = [{"name": "causality", "passed": passed}, {"name": "oracle", "passed": None}]
     result |= {"checks": {"passed": passed, "results": checks}}
     if status == "diverged":
@@ -139,7 +162,7 @@ def test_machines_are_told_apart(tmp_path):
 def test_runs_of_other_settings_are_never_averaged(tmp_path):
     write_run(tmp_path, "ltc", 0, 2.0, learning_rate=0.001)
     write_run(tmp_path, "ltc", 0, 3.0, learning_rate=0.003)
-    (table,) = comparison(tmp_path)
+    (table,) = comparison(tmp_path)  # of all runs, before any is chosen
     assert [row["model"] for row in cells(table)] == ["ltc (learning_rate=0.001)", "ltc (learning_rate=0.003)"]
 
 
@@ -202,23 +225,128 @@ def test_a_run_found_twice_counts_once(tmp_path):
     assert known.repeated == [copied]
 
 
-@pytest.mark.parametrize(
-    "content", ["", '{"schema_version": 2, "ke', "[]", '{"schema_version": 1}', "\x00", '{"schema_version": 2}']
-)
-def test_a_corrupt_record_is_named_with_its_remedy(folder, capsys, content):
-    path = write_run(folder, "gru") / "result.json"
-    path.write_text(content)
-    with pytest.raises(RecordError, match="Remedy"):
-        records.load([folder])
-    assert main([str(folder), "--output", str(folder.parent / "out")]) == 2
-    assert str(path) in capsys.readouterr().err
+def damage(path, what):
+    """Does to the record in `path` what a full disk, a hand or a bug may do."""
+    result = path / "result.json"
+    content = json.loads(result.read_text())
+    if what == "torn":
+        result.write_bytes(result.read_bytes()[:200])
+    elif what == "empty":
+        result.write_bytes(b"")
+    elif what == "no object":
+        result.write_text("[]")
+    elif what == "bytes":
+        result.write_bytes(b"\x00\xff")
+    elif what == "nested":
+        result.write_text("[" * 100_000)
+    elif what == "gutted":
+        result.write_text(json.dumps({key: content[key] for key in ("schema_version", "key", "status")}))
+    elif what == "emptied":
+        result.write_text(json.dumps(content | {"training": {}, "evaluation": {"test": None}, "parameters": None}))
+    elif what == "not evaluated":
+        result.write_text(json.dumps(content | {"evaluation": None}))
+    elif what == "older schema":
+        result.write_text(json.dumps(content | {"schema_version": 1}))
+    elif what == "newer schema":
+        result.write_text(json.dumps(content | {"schema_version": 99}))
+    elif what == "folder":
+        result.unlink()
+        result.mkdir()
+    elif what == "metrics":
+        (path / "metrics.jsonl").mkdir()
+    elif what == "config":
+        (path / "config.json").unlink()
+    elif what == "no model":
+        (path / "config.json").write_text('{"model": null, "seed": 0}')
+    elif what == "environment":
+        (path / "environment.json").unlink()
 
 
-def test_a_missing_part_or_folder_is_named(folder):
-    path = write_run(folder, "gru") / "config.json"
-    path.unlink()
-    with pytest.raises(RecordError, match=r"config\.json is missing"):
-        records.load([folder])
+DAMAGES = {
+    "torn": "result.json cannot be read",
+    "empty": "result.json cannot be read",
+    "no object": "result.json holds no JSON object",
+    "bytes": "result.json cannot be read",
+    "nested": "result.json cannot be read",
+    "gutted": "name: Field required",
+    "emptied": "training.tokens: Field required",
+    "not evaluated": "a finished run has an evaluation",
+    "older schema": "python -m harness.records.migrate",
+    "newer schema": "repeat the run with this version",
+    "folder": "result.json cannot be read",
+    "metrics": "metrics.jsonl is a folder",
+    "config": "config.json is missing",
+    "no model": "model: ",
+    "environment": "environment.json is missing",
+}
+
+
+@pytest.mark.parametrize("what", DAMAGES)
+def test_a_damaged_record_is_named_and_the_rest_goes_on(folder, capsys, what):
+    path = write_run(folder, "gru")
+    damage(path, what)
+    known = records.load([folder])
+    assert len(known.runs) == 7
+    (error,) = known.damaged
+    assert str(path) in str(error)
+    assert DAMAGES[what] in str(error)
+    page = folder.parent / "README.md"
+    page.write_text("nothing generated\n")
+    assert main([str(folder), "--pages", str(page), "--check"]) == 2
+    said = capsys.readouterr()
+    assert str(path) in said.err
+    assert "README.md: up to date" in said.out
+
+
+def places(node, path=()):
+    """The path to every value in a nest of JSON objects; of a list the first member stands for all."""
+    for key, value in node.items() if isinstance(node, dict) else enumerate(node[:1]) if isinstance(node, list) else ():
+        yield (*path, key)
+        yield from places(value, (*path, key))
+
+
+def replaced(content, place, value):
+    """A copy of the content with another value at a place, or with none."""
+    node = content = copy.deepcopy(content)
+    for key in place[:-1]:
+        node = node[key]
+    if value is DELETED:
+        del node[place[-1]]
+    else:
+        node[place[-1]] = value
+    return content
+
+
+DELETED = object()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "least"), [("result", 100), ("config", 5), ("environment", 5)])
+def test_no_value_of_a_record_breaks_the_analysis_whatever_it_is_replaced_by(tmp_path, name, least):
+    more = {"code": {"arch.ltc": "a"}, "policy": {"kind": "full", "tokens": None}, "busy": False}
+    file = write_run(tmp_path, "ltc", solver="rk4", **more) / f"{name}.json"
+    original = json.loads(file.read_text())
+    if name == "result":
+        original["evaluation"]["sample"] = {"prompt": "A", "text": "b"}
+    if name == "config":
+        original |= {"block": {"name": "gated", "d_conv": 4, "_target_": "a.B"}}
+        original["model"]["names"] = {"block": "transformer"}
+    assert not made_with(file, original).damaged
+    found = [
+        made_with(file, replaced(original, p, v)) for p in places(original) for v in (DELETED, None, "x", [None], {})
+    ]
+    assert sum(len(known.damaged) for known in found) > least
+
+
+def made_with(file, content):
+    """Reads the record with another content of one file, and makes all that is made of it but the drawings."""
+    file.write_text(json.dumps(content))
+    known = records.load([file.parent.parent])
+    report.sections(report.build(known, file.parent), file.parent, file)
+    return known
+
+
+def test_a_missing_folder_is_named(folder):
     with pytest.raises(RecordError, match="no folder"):
         records.load([folder / "nowhere"])
 
@@ -249,7 +377,7 @@ def test_memory_curves_are_one_line_a_model(folder):
     runs = records.load([folder]).runs
     labels = frame.runs(runs)["label"]
     curves = memory.curves(frame.contexts(runs, labels), "1m")
-    assert curves == {m: {c: state_bytes(m, c) for c in CONTEXTS} for m in ("ltc", "mamba", "transformer")}
+    assert curves == [Curve(m, m, {c: state_bytes(m, c) for c in CONTEXTS}) for m in ("ltc", "mamba", "transformer")]
     table = memory.table(frame.contexts(runs, labels), "1m")
     assert table.rows[0] == ["transformer", "4.19 MB", "134 MB", "537 MB"]
 
@@ -257,29 +385,107 @@ def test_memory_curves_are_one_line_a_model(folder):
 def test_variants_that_hold_different_states_have_a_line_each():
     rows = [("ltc", "ltc a", 1, 10), ("ltc", "ltc b", 1, 20), ("ltc", "ltc c", 1, 10), ("ltc", "ltc c", 2, 10)]
     table = pd.DataFrame(rows, columns=["model", "label", "context", "state_bytes"]).assign(size="1m")
-    assert memory.curves(table, "1m") == {"ltc a": {1: 10, 2: 10}, "ltc b": {1: 20}}
+    assert memory.curves(table, "1m") == [Curve("ltc a", "ltc", {1: 10, 2: 10}), Curve("ltc b", "ltc", {1: 20})]
     assert memory.table(table, "4m") is None
 
 
-def test_labels_are_spread_apart_and_keep_their_order():
-    assert figures.spread_apart([0.1, 0.5, 0.9], 0.05) == [0.1, 0.5, 0.9]
-    assert figures.spread_apart([0.5, 0.5], 0.1) == pytest.approx([0.55, 0.45])
-    moved = figures.spread_apart([0.50, 0.52, 0.53, 0.9], 0.05)
-    assert moved == pytest.approx([0.51666667 - 0.05, 0.51666667, 0.51666667 + 0.05, 0.9])
-
-
-def test_what_coincides_is_one_line_under_all_its_names():
-    curves = {"gru": {1: 5, 2: 5}, "lstm": {1: 9}, "ltc": {1: 5, 2: 5}}
-    assert figures.merged(curves) == {"gru, ltc": {1: 5, 2: 5}, "lstm": {1: 9}}
-
-
-def test_quality_curves_are_means_over_seeds(folder):
+def test_quality_curves_are_means_over_seeds_with_their_spread_and_count_what_diverged(folder):
     runs = records.load([folder]).runs
     metric, curves = quality.curves(runs, frame.runs(runs)["label"], "loss_by_position")
     assert metric == "bits_per_byte"
-    assert set(curves) == {"mamba", "ltc, rk4", "ltc, euler", "transformer"}
-    assert curves["mamba"] == {p: pytest.approx(6.4 / 3 + 1 / p) for p in (1, 2, 4, 8)}
-    assert quality.curves(runs, frame.runs(runs)["label"], "extrapolation")[1]["transformer"] == {512: 1.9, 2048: 1.9}
+    by_label = {curve.label: curve for curve in curves}
+    assert set(by_label) == {"mamba", "ltc, rk4", "ltc, euler", "transformer"}
+    assert by_label["mamba"].points == {p: pytest.approx(6.4 / 3 + 1 / p) for p in (1, 2, 4, 8)}
+    assert by_label["mamba"].spread == {p: pytest.approx(math.sqrt(0.07 / 3)) for p in (1, 2, 4, 8)}
+    assert by_label["transformer"].spread == {}
+    assert by_label["ltc, euler"].note == "(1 of 2 diverged)"
+    _, longer = quality.curves(runs, frame.runs(runs)["label"], "extrapolation")
+    assert {curve.label: curve.points for curve in longer}["transformer"] == {512: 1.9, 2048: 1.9}
+
+
+def test_a_model_that_diverged_everywhere_is_in_the_legend(tmp_path):
+    write_run(tmp_path, "gru", 0, status="diverged")
+    write_run(tmp_path, "ltc", 0)
+    runs = records.load([tmp_path]).runs
+    _, curves = quality.curves(runs, frame.runs(runs)["label"], "loss_by_position")
+    assert curves[0] == Curve("gru", "gru", {}, {}, "diverged")
+    figure = figures.quality(curves, styles.styles(["gru", "ltc"]), "title", "x", "y")
+    assert len(figure.axes[0].get_lines()) == 1
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["ltc  2.125", "gru  diverged"]
+
+
+def test_every_model_of_the_catalogue_has_a_style_of_its_own_and_no_two_are_alike():
+    assert set(models.catalogue()) <= set(styles.MODELS)
+    many = styles.styles([*styles.MODELS, *(f"plugin{number}" for number in range(40))])
+    assert len(many) == len(styles.MODELS) + 40
+    assert len({(style.colour, style.marker) for style in many.values()}) == len(many)
+    first = [many[model] for model in styles.MODELS]
+    assert len({(style.marker, style.face) for style in first}) == len(first)  # told apart without colour
+    assert len({first[0].variant(number) for number in range(20)}) == 20
+
+
+def test_a_model_keeps_its_colour_and_marker_whoever_else_is_in_the_figure(tmp_path):
+    def drawn(*curves):
+        figure = figures.quality(list(curves), styles.styles(curve.model for curve in curves), "title", "x", "y")
+        legend = figure.legends[0]
+        names = [text.get_text().split()[0] for text in legend.get_texts()]
+        looks = [(line.get_color(), line.get_marker()) for line in legend.get_lines()]
+        return dict(zip(names, looks, strict=True))
+
+    rwkv, gru = Curve("rwkv", "rwkv", {1: 1.0, 2: 1.0}), Curve("gru", "gru", {1: 2.0, 2: 3.0})
+    plugin = Curve("mine", "mine", {1: 9.0, 2: 9.0})
+    alone, among = drawn(rwkv), drawn(gru, plugin, rwkv)
+    assert alone["rwkv"] == among["rwkv"]
+    assert among["mine"] == drawn(plugin)["mine"]
+    assert len(set(among.values())) == 3
+
+
+def test_variants_of_a_model_share_its_colour_and_marker_and_differ_in_their_lines():
+    looks = styles.styles(["ltc"])
+    curves = [Curve(f"ltc, {solver}", "ltc", {1: 1.0}) for solver in ("euler", "heun", "rk4")]
+    chosen = figures.variants(curves, looks)
+    assert {(style.colour, style.marker) for style in chosen.values()} == {(looks["ltc"].colour, looks["ltc"].marker)}
+    assert chosen["ltc, euler"] == looks["ltc"]
+    assert len({(style.dash, style.face) for style in chosen.values()}) == 3
+
+
+def test_models_that_hold_the_same_are_all_seen():
+    looks = styles.styles(["cfc", "gru"])
+    curves = [Curve(model, model, {1: 5, 2: 5, 4: 5}) for model in ("cfc", "gru")]
+    one, other = figures.memory(curves, looks, "title").axes[0].get_lines()
+    assert (one.get_color(), other.get_color()) == (looks["cfc"].colour, looks["gru"].colour)
+    assert (one.get_markevery(), other.get_markevery()) == ((0, 2), (1, 2))
+
+
+def test_a_band_shows_the_spread_over_seeds():
+    curve = Curve("ltc", "ltc", {1: 2.0, 2: 3.0}, {1: 0.5, 2: 0.25})
+    figure = figures.quality([curve], styles.styles(["ltc"]), "title", "x", "y")
+    (band,) = figure.axes[0].collections
+    assert band.get_paths()[0].get_extents().get_points().tolist() == [[1.0, 1.5], [2.0, 3.25]]
+    assert "standard deviation" in figure.axes[0].get_xlabel()
+
+
+@pytest.mark.parametrize("values", [{256: 4.0, 2048: 3.0}, {256: 0.5, 2048: 0.25}])
+def test_break_even_is_in_sight_whoever_wins(values):
+    axes = figures.ratio([Curve("batch 1", "ltc", values)], styles.styles(["ltc"]), "title", "x", "y").axes[0]
+    low, high = axes.get_ylim()
+    assert low < 1 < high
+    assert [list(line.get_ydata()) for line in axes.get_lines()][1] == [1, 1]
+    assert "break-even" in [text.get_text() for text in axes.texts]
+
+
+def test_a_legend_of_twenty_long_names_has_room():
+    names = [
+        f"model{number}, gated block, semi_implicit (substeps=6, coupling=dense, d_state=16)" for number in range(20)
+    ]
+    curves = [Curve(name, name[:8].rstrip(","), {1: 1.0 + number}) for number, name in enumerate(names)]
+    figure = figures.quality(curves, styles.styles(curve.model for curve in curves), "title", "x", "y")
+    figure.draw_without_rendering()
+    legend, axes = figure.legends[0].get_window_extent(), figure.axes[0].get_window_extent()
+    assert legend.x0 > axes.x1
+    assert legend.y0 > 0
+    assert legend.x1 < figure.bbox.x1
+    assert axes.width > 400
 
 
 def test_ticks_leave_room_for_each_other():
@@ -288,13 +494,14 @@ def test_ticks_leave_room_for_each_other():
 
 
 def test_the_figure_has_the_curves_and_the_same_bytes_again(folder, tmp_path):
-    curves = {"transformer": {1024: 1000, 32768: 32000}, "ltc": {1024: 2048, 32768: 2048}}
-    figure = figures.memory(curves, "title")
+    points = {"transformer": {1024: 1000, 32768: 32000}, "ltc": {1024: 2048, 32768: 2048}}
+    curves, looks = [Curve(model, model, held) for model, held in points.items()], styles.styles(points)
+    figure = figures.memory(curves, looks, "title")
     lines = figure.axes[0].get_lines()
     assert [list(line.get_ydata()) for line in lines] == [[1000, 32000], [2048, 2048]]
     assert figure.axes[0].get_xscale() == figure.axes[0].get_yscale() == "log"
     first = [path.read_bytes() for path in figures.save(figure, tmp_path, "one")]
-    again = [path.read_bytes() for path in figures.save(figures.memory(curves, "title"), tmp_path, "two")]
+    again = [path.read_bytes() for path in figures.save(figures.memory(curves, looks, "title"), tmp_path, "two")]
     assert first == again
     assert first[0].startswith(b"\x89PNG")
     assert first[1].startswith(b"%PDF")
@@ -341,7 +548,7 @@ def test_differing_keys_are_named_once():
     one = {"model": {"mixer": {"gradient": {"name": "adjoint", "_target_": "A"}}}, "gradient": {"name": "adjoint"}}
     other = copy.deepcopy(one)
     other["gradient"]["name"] = other["model"]["mixer"]["gradient"]["name"] = "checkpoint"
-    assert frame._differing_keys([frame.flatten(one), frame.flatten(other)]) == ["gradient.name"]
+    assert frame.differing_keys([frame.flatten(one), frame.flatten(other)]) == ["gradient.name"]
 
 
 def test_the_command_writes_everything_and_never_imports_torch(folder, tmp_path):
@@ -358,3 +565,178 @@ def test_the_command_writes_everything_and_never_imports_torch(folder, tmp_path)
         f"{stem}.{suffix}" for stem in ("sotu-1m", "memory-1m") for suffix in ("md", "tex", "csv")
     }
     assert len(pd.read_csv(tmp_path / "out" / "runs.csv")) == 7
+
+
+def chosen_table(folder, tuned=selection.TUNED):
+    """The comparison after selection, as the command makes it, and the table of what was tried."""
+    made = report.build(records.load([folder]), folder, tuned)
+    return made.comparison[0], made.tuning
+
+
+def test_the_best_on_validation_is_shown_and_not_the_best_on_test(tmp_path):
+    write_run(tmp_path, "ltc", 0, bits=1.5, validation=2.1, learning_rate=0.001)  # best on test, second on validation
+    write_run(tmp_path, "ltc", 0, bits=1.9, validation=2.0, learning_rate=0.003)
+    write_run(tmp_path, "ltc", 0, bits=1.8, validation=2.2, learning_rate=0.01)
+    table, (tuning,) = chosen_table(tmp_path)
+    (row,) = cells(table)
+    assert (row["model"], row["bits per byte (test)"]) == ("ltc", "1.900")
+    assert row["chosen on validation"] == "learning_rate=0.003, best of 3"
+    shown = [(row["model"], row["bits per byte (validation)"], row[""]) for row in cells(tuning)]
+    assert shown == [
+        ("ltc (learning_rate=0.003)", "2.0000", "chosen"),
+        ("ltc (learning_rate=0.001)", "2.1000", ""),
+        ("ltc (learning_rate=0.01)", "2.2000", ""),
+    ]
+
+
+def test_no_file_shows_the_test_figure_of_what_was_not_chosen(tmp_path):
+    write_run(tmp_path / "runs", "ltc", 0, bits=1.2345678, validation=2.1, learning_rate=0.001)
+    write_run(tmp_path / "runs", "ltc", 0, bits=1.9, validation=2.0, learning_rate=0.003)
+    out = tmp_path / "out"
+    assert main([str(tmp_path / "runs"), "--output", str(out)]) == 0
+    texts = {path.name: path.read_text() for path in out.iterdir() if path.suffix in (".md", ".tex", ".csv")}
+    assert not [name for name, text in texts.items() if "1.234" in text]
+    assert [row for row in texts["runs.csv"].splitlines() if "1.9" in row]
+    assert len(pd.read_csv(out / "runs.csv")) == 2
+
+
+def test_validation_is_a_mean_over_the_seeds_that_all_ran(tmp_path):
+    for seed, validation in enumerate((2.0, 3.0, 3.0)):
+        write_run(tmp_path, "ltc", seed, 1.8, validation=validation, learning_rate=0.003)
+    write_run(tmp_path, "ltc", 0, 1.7, validation=2.1, learning_rate=0.001)
+    write_run(tmp_path, "ltc", 0, 1.7, validation=2.2, learning_rate=0.01)
+    table, _ = chosen_table(tmp_path)
+    assert [(row["seeds"], row["chosen on validation"]) for row in cells(table)] == [
+        ("3", "learning_rate=0.003, best of 3")
+    ]
+
+
+def test_the_edge_of_a_grid_is_said(tmp_path):
+    for rate, validation in ((0.001, 2.2), (0.003, 2.1), (0.01, 2.0)):
+        write_run(tmp_path, "ltc", 0, validation=validation, learning_rate=rate)
+    table, _ = chosen_table(tmp_path)
+    assert cells(table)[0]["chosen on validation"] == "learning_rate=0.01, best of 3, at the edge"
+    assert "the grid must be extended" in " ".join(table.notes)
+
+
+def test_a_value_that_diverged_with_any_seed_comes_last_but_is_part_of_the_grid(tmp_path):
+    write_run(tmp_path, "ltc", 0, validation=2.2, learning_rate=0.001)
+    write_run(tmp_path, "ltc", 0, validation=2.1, learning_rate=0.003)
+    write_run(tmp_path, "ltc", 0, validation=1.9, learning_rate=0.01)
+    write_run(tmp_path, "ltc", 1, status="diverged", learning_rate=0.01)
+    table, (tuning,) = chosen_table(tmp_path)
+    assert [row["chosen on validation"] for row in cells(table)] == ["learning_rate=0.003, best of 3"]
+    assert cells(tuning)[-1]["bits per byte (validation)"] == "diverged at update 120"
+
+
+def test_accuracy_is_chosen_where_it_is_highest(tmp_path):
+    for rate, accuracy in ((0.001, 0.2), (0.003, 0.9), (0.01, 0.5)):
+        write_run(tmp_path, "ltc", 0, accuracy=accuracy, learning_rate=rate)
+    made = report.build(records.load([tmp_path]), tmp_path)
+    assert cells(made.synthetic[0])[0]["chosen on validation"] == "learning_rate=0.003, best of 3"
+
+
+def test_variants_are_chosen_where_the_command_names_their_key(tmp_path):
+    write_run(tmp_path, "ltc", 0, 1.5, solver="euler", validation=2.1, code={"arch.solvers": "a"})
+    write_run(tmp_path, "ltc", 0, 1.9, solver="rk4", validation=2.0, code={"arch.solvers": "a", "arch.more": "b"})
+    assert len(chosen_table(tmp_path)[0].rows) == 2
+    table, _ = chosen_table(tmp_path, ("solver",))
+    assert [(row["model"], row["chosen on validation"]) for row in cells(table)] == [
+        ("ltc, rk4", "solver=rk4, best of 2")
+    ]
+    with pytest.raises(RecordError, match=r"'mixer\.nothing'"):
+        chosen_table(tmp_path, ("mixer.nothing",))
+
+
+def test_other_code_is_another_row_and_is_never_averaged(tmp_path):
+    write_run(tmp_path / "a", "ltc", 0, 2.0, code={"arch.ltc": "old"})
+    write_run(tmp_path / "b", "ltc", 0, 3.0, code={"arch.ltc": "new"})
+    write_run(tmp_path / "b", "ltc", 1, 3.2, code={"arch.ltc": "new"})
+    write_run(tmp_path / "b", "gru", 0, 2.5, code={"arch.gru": "new"})
+    known = records.load([tmp_path / "a", tmp_path / "b"])
+    assert known.repeated == []  # the same configuration, and yet another run
+    (table,) = tables.comparisons(frame.runs(known.runs))
+    old, new = (digest_of({"arch.ltc": version})[:8] for version in ("old", "new"))
+    assert [(row["model"], row["bits per byte (test)"]) for row in cells(table)] == [
+        (f"ltc (code {old})", "2.000"),
+        ("gru", "2.500"),
+        (f"ltc (code {new})", "3.100 ± 0.141"),
+    ]
+
+
+def test_a_value_is_chosen_within_one_version_of_the_code(tmp_path):
+    write_run(tmp_path, "ltc", 0, 2.0, learning_rate=0.001, code={"arch.ltc": "old", "shared": "a"})
+    write_run(tmp_path, "ltc", 0, 3.0, learning_rate=0.003, code={"arch.ltc": "new", "shared": "a"})
+    table, tuning = chosen_table(tmp_path)
+    assert len(table.rows) == 2
+    assert tuning == []
+
+
+def test_records_of_older_code_are_named(tmp_path, capsys, monkeypatch):
+    old = write_run(tmp_path / "runs", "ltc", 0, code={"arch.ltc": "old"})
+    write_run(tmp_path / "runs", "gru", 0, code={"arch.gru": "new"})
+    write_run(tmp_path / "runs", "lstm", 0)
+    helper = types.ModuleType("harness.records.code")
+    helper.changed_modules = lambda code, root: [name for name, digest in code["modules"].items() if digest == "old"]
+    monkeypatch.setitem(sys.modules, "harness.records.code", helper)
+    assert main([str(tmp_path / "runs"), "--output", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().out
+    assert f"older code {old}: changed since are arch.ltc" in said
+    assert "unknown code: 1 of 3 runs" in said
+    assert said.count("older code") == 1
+    assert "Recorded by older code than this checkout's: ltc." in (tmp_path / "out" / "sotu-1m.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("git", "reason"),
+    [({"commit": "a" * 40, "dirty": True}, "changes beyond commit aaaaaaaaaaaa"), (None, "no commit")],
+)
+def test_a_published_run_of_no_clean_commit_is_refused(folder, tmp_path, capsys, git, reason):
+    page = tmp_path / "README.md"
+    page.write_text("nothing generated\n")
+    arguments = [str(folder), "--pages", str(page), "--check"]
+    assert main(arguments) == 0
+    path = write_run(folder, "gru", git=git)
+    assert main(arguments) == 1
+    said = capsys.readouterr().out
+    assert f"{path} cannot be published" in said
+    assert reason in said
+
+
+def test_speeds_of_a_busy_machine_are_left_out_of_means_and_marked(tmp_path):
+    for seed, (speed, busy) in enumerate(((9000, False), (9200, False), (2000, True))):
+        write_run(tmp_path, "ltc", seed, 2.0, speed=speed, busy=busy)
+    write_run(tmp_path, "gru", 0, 2.1, speed=100, busy=True)
+    write_run(tmp_path, "lstm", 0, 2.2, speed=8000)  # recorded before the load was
+    (table,) = comparison(tmp_path)
+    shown = {row["model"]: (row["train tokens/s"], row["decode ms/token at 1k"]) for row in cells(table)}
+    assert shown == {"ltc": ("9,100 ± 141*", "1.50 ± 0.00*"), "gru": ("busy", "busy"), "lstm": ("8,000", "1.50")}
+    assert "* marks a mean without them" in " ".join(table.notes)
+    assert table.data.set_index("model").loc["ltc", "tokens_per_second"] == 9100
+
+
+def test_a_quiet_machine_needs_no_note(folder):
+    assert "busy" not in " ".join(comparison(folder)[0].notes)
+
+
+def test_context_policy_and_memory_of_generation_are_columns_where_they_are_known(tmp_path):
+    write_run(tmp_path, "transformer", 0, 2.0, policy={"kind": "window", "tokens": 4096}, memory=12_000_000)
+    write_run(tmp_path, "transformer_gqa", 0, 2.1, policy={"kind": "full", "tokens": None}, memory=None)
+    write_run(tmp_path, "ltc", 0, 2.2, policy={"kind": "state", "tokens": None}, memory=1_000)
+    write_run(tmp_path, "gru", 0, 2.3)
+    (table,) = comparison(tmp_path)
+    assert {row["model"]: (row["context"], row["memory at 32k"]) for row in cells(table)} == {
+        "transformer": ("window 4,096", "12 MB"),
+        "transformer_gqa": ("full", "–"),
+        "ltc": ("state", "1 kB"),
+        "gru": ("–", "–"),
+    }
+
+
+def test_sizes_are_in_order_of_what_they_mean(tmp_path):
+    for size in ("10m", "250k", "1m", "2.5m"):
+        write_run(tmp_path, "ltc", 0, size=size)
+    made = report.build(records.load([tmp_path]), tmp_path)
+    assert [table.name for table in made.comparison] == ["sotu-250k", "sotu-1m", "sotu-2.5m", "sotu-10m"]
+    assert [table.name for table in made.memory] == ["memory-250k", "memory-1m", "memory-2.5m", "memory-10m"]
+    assert tables.size_order("huge") > tables.size_order("9b")

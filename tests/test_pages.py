@@ -8,7 +8,7 @@ import yaml
 
 import run
 from analysis import __main__ as analysis
-from analysis import models
+from analysis import models, pages, records
 from bench import __main__ as bench
 from configs import MODELS
 
@@ -29,7 +29,15 @@ def commands(program: str) -> list[list[str]]:
 
 def test_the_generated_sections_are_what_the_records_give(monkeypatch, capsys):
     monkeypatch.chdir(run.ROOT)
-    assert analysis.main(["--pages", "--check"]) == 0, capsys.readouterr().out
+    status, said = analysis.main(["--pages", "--check"]), capsys.readouterr()
+    assert status < 2, said.err
+    assert "differs from the records" not in said.out, said.out
+    assert said.out.count(": up to date") == len(pages.published())
+
+
+@pytest.mark.xfail(strict=True, reason="the recorded runs are to be repeated from a clean tree; then this mark goes")
+def test_a_clean_commit_made_every_shared_record():
+    assert records.unclean(records.load([run.ROOT / "results"]).runs) == []
 
 
 def test_the_shared_records_make_a_table_with_every_run(monkeypatch, tmp_path):
