@@ -117,7 +117,8 @@ def _say(known: records.Records) -> None:
         print(f"ignored {path}: the same run was read already")
     for record in known.runs:
         if changed := provenance.changed(record):
-            print(f"older code {record.path}: changed since are {', '.join(changed)} (force=stale repeats the run)")
+            first = ", ".join(changed[:3]) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
+            print(f"older code {record.path}: {first} changed since (force=stale repeats the run)")
     if unknown := sum(not record.code for record in known.runs):
         print(f"unknown code: {unknown} of {len(known.runs)} runs do not name the code that made them")
     for error in known.damaged:

@@ -13,7 +13,10 @@ from analysis.styles import styles
 from harness.errors import RecordError
 
 SUBJECTS = ("kernels", "models", "newton")
-FIGURES = ("Newton's method over time against the fused sequential scan", "The same on a GPU")
+FIGURES = (
+    "Newton's method over time against the fused sequential scan",
+    "Newton's method over time against the fused sequential scan, on a GPU",
+)
 """Titles of the figures of Newton's method: on the CPU, on a GPU."""
 FORWARD = ", forward alone"
 NOT_MEASURED = "*Not measured yet: `make bench`.*\n"

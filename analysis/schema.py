@@ -25,7 +25,7 @@ class Data(Part):
 class Load(Part):
     """other_cpu: the share of the machine's processors that other processes had; null: unknown."""
 
-    other_cpu: float | None = Field(None, ge=0, le=1)
+    other_cpu: float | None = None
     busy: bool | None = None
 
 
@@ -153,6 +153,7 @@ class Config(Part):
     """config.json."""
 
     model: Model
+    trainer: dict[str, Any] = {}
     block: Block | None = None
 
     @model_validator(mode="before")

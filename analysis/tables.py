@@ -193,7 +193,10 @@ def _notes(runs: pd.DataFrame, machines: list[str], cells: list[str]) -> list[st
             "ran); at the edge: the best value tried is the least or the greatest, and the grid must be extended."
         )
     if _has(runs, "context"):
-        notes.append("Context: what a prediction may see; loss, state and latency are those of this policy.")
+        notes.append(
+            "Context: what a prediction sees of the past (full: all of it; window: at most so many tokens; state: "
+            "what a state of constant size holds); loss, state and latency are those of this policy."
+        )
     if "state_bytes_1024" in runs and runs["state_bytes_1024"].notna().any():
         notes.append("State: what generation holds after 1,024 and 32,768 tokens (kB = 1,000 bytes).")
     if "older" in runs and runs["older"].any():

@@ -681,7 +681,7 @@ def test_records_of_older_code_are_named(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "harness.records.code", helper)
     assert main([str(tmp_path / "runs"), "--output", str(tmp_path / "out")]) == 0
     said = capsys.readouterr().out
-    assert f"older code {old}: changed since are arch.ltc" in said
+    assert f"older code {old}: arch.ltc changed since" in said
     assert "unknown code: 1 of 3 runs" in said
     assert said.count("older code") == 1
     assert "Recorded by older code than this checkout's: ltc." in (tmp_path / "out" / "sotu-1m.md").read_text()
