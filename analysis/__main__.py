@@ -112,7 +112,7 @@ def _say(known: records.Records) -> None:
     for path, reason in known.refused:
         print(f"refused {path}: {reason}")
     for path in known.unfinished:
-        print(f"unfinished {path}: no result.json (the same command resumes it)")
+        print(f"unfinished {path}: {records.failure(path) or 'no result.json'} (the same command resumes it)")
     for path in known.repeated:
         print(f"ignored {path}: the same run was read already")
     for record in known.runs:

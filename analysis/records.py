@@ -105,6 +105,14 @@ def read(path: Path) -> Record:
     return record
 
 
+def failure(path: Path) -> str | None:
+    """What ended the last attempt at an unfinished run, in a line; None where its folder does not say."""
+    try:
+        return str(json.loads((path / "failure.json").read_text(encoding="utf-8"))["message"]).splitlines()[0]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+
+
 def unclean(records: Iterable[Record]) -> list[tuple[Path, str]]:
     """(folder, reason) of each run whose code no commit holds: its tree was changed, or was no checkout.
 

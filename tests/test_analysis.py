@@ -215,6 +215,24 @@ def test_unfinished_folders_are_listed_and_others_ignored(tmp_path):
     assert known.runs == []
 
 
+@pytest.mark.parametrize(
+    ("noted", "said"),
+    [
+        ('{"error": "OSError", "message": "The disk is full.\\nMore."}', "The disk is full."),
+        ("[]", "no result.json"),
+        ('{"message": ""}', "no result.json"),
+    ],
+)
+def test_an_unfinished_run_is_listed_with_what_ended_it(tmp_path, capsys, noted, said):
+    (path := write_run(tmp_path / "runs", "gru")).joinpath("result.json").unlink()
+    write_run(tmp_path / "runs", "ltc")
+    (path / "failure.json").write_text(noted)
+    page = tmp_path / "README.md"
+    page.write_text("nothing generated\n")
+    assert main([str(tmp_path / "runs"), "--pages", str(page), "--check"]) == 0
+    assert f"unfinished {path}: {said} (" in capsys.readouterr().out
+
+
 def test_a_run_found_twice_counts_once(tmp_path):
     write_run(tmp_path / "a")
     (tmp_path / "b").mkdir()
