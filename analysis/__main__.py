@@ -86,8 +86,9 @@ def _run(options: argparse.Namespace) -> int:
     root = provenance.CHECKOUT if options.pages is None else None
     made = report.build(known, folders[0] / "bench" if folders else Path(), options.tuned, root)
     damaged = 2 if known.damaged else 0
+    unclean = 0 if options.pages is None else _check_trees(known)
     if options.check:
-        return max(damaged, _check(options, made), _check_trees(known))
+        return max(damaged, unclean, _check(options, made))
     if known.runs:
         for path in report.write(made, options.output):
             print(f"wrote {path}")

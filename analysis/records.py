@@ -151,7 +151,7 @@ def _broken(path: Path, what: str) -> RecordError:
 def _failed_checks(result: dict) -> str | None:
     """Why the checks do not let this run count; None where they do."""
     checks = result["checks"] or {}
-    if checks.get("passed") is True:
-        return None
     failed = [check["name"] for check in checks.get("results") or [] if check.get("passed") is False]
-    return f"checks failed: {', '.join(failed)}" if failed else "not checked"
+    if failed:
+        return f"checks failed: {', '.join(failed)}"
+    return None if checks.get("passed") is True else "not checked"

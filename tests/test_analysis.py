@@ -207,6 +207,14 @@ def test_only_true_passes(tmp_path, checks):
     assert records.load([tmp_path]).refused == [(path, "not checked")]
 
 
+def test_one_failed_check_outweighs_a_verdict_that_all_passed(tmp_path):
+    path = write_run(tmp_path)
+    result = json.loads((path / "result.json").read_text())
+    result["checks"]["results"].append({"name": "decoder_after_training", "passed": False})
+    (path / "result.json").write_text(json.dumps(result))
+    assert records.load([tmp_path]).refused == [(path, "checks failed: decoder_after_training")]
+
+
 def test_unfinished_folders_are_listed_and_others_ignored(tmp_path):
     (write_run(tmp_path, "ltc") / "result.json").unlink()
     (tmp_path / "notes").mkdir()
@@ -719,6 +727,8 @@ def test_a_published_run_of_no_clean_commit_is_refused(folder, tmp_path, capsys,
     said = capsys.readouterr().out
     assert f"{path} cannot be published" in said
     assert reason in said
+    assert main([*arguments[:-1], "--output", str(tmp_path / "out")]) == 0  # pages are written, and the run is named
+    assert f"{path} cannot be published" in capsys.readouterr().out
 
 
 def test_speeds_of_a_busy_machine_are_left_out_of_means_and_marked(tmp_path):
