@@ -7,6 +7,7 @@ from math import inf
 import pandas as pd
 
 from analysis.render import MISSING, Table, count, si_bytes, spread
+from analysis.selection import HIGHER_IS_BETTER
 from analysis.statistics import Summary, summarise
 
 
@@ -35,7 +36,7 @@ QUALITY = {
     "test_accuracy": Column("test_accuracy", "accuracy (test)", lambda s: spread(s, 4)),
     "test_mean_squared_error": Column("test_mean_squared_error", "mean squared error (test)", lambda s: spread(s, 4)),
 }
-VALIDATION = tuple(key.replace("test_", "validation_") for key in QUALITY)
+VALIDATION = tuple(HIGHER_IS_BETTER)
 UNITS = {"k": 1e3, "m": 1e6, "b": 1e9}
 BUSY, SOME_BUSY = "busy", "*"
 
