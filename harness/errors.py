@@ -21,5 +21,9 @@ class CheckpointError(UserError):
     """A checkpoint that cannot be read or belongs to another run."""
 
 
+class MachineError(UserError):
+    """A machine that cannot serve the run as it is configured."""
+
+
 class RecordError(UserError):
     """A recorded run that cannot be read or written."""

@@ -1,10 +1,17 @@
 """What the machine is and how much memory it has left."""
 
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 import torch
+
+from harness.errors import MachineError
+
+OUT_OF_MEMORY = ("not enough memory", "can't allocate memory", "cannot allocate memory", "out of memory")
+"""How torch's CPU allocator and the libraries below it say so, in errors of no type of their own."""
 
 
 def device_name(device: torch.device | str) -> str:
@@ -39,3 +46,24 @@ def available_bytes(device: torch.device | str, cgroup: Path = Path("/sys/fs/cgr
     except (OSError, ValueError):  # no container, or the limit "max"
         return free
     return min(free, limit - used)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of torch, numpy or Python says that memory could not be had."""
+    told = any(sign in str(error).lower() for sign in OUT_OF_MEMORY)
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (isinstance(error, RuntimeError) and told)
+
+
+@contextmanager
+def memory_errors_told(what: str, remedy: str) -> Iterator[None]:
+    """Raises MachineError where what is done inside needs more memory than there is. what: its subject."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise MachineError(
+            f"{what} needs more memory than is free ({' '.join(str(error).split())[:200] or type(error).__name__}).",
+            "a run that fits the machine's memory.",
+            remedy,
+        ) from error
