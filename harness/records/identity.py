@@ -6,9 +6,11 @@ import math
 from pathlib import Path
 from typing import Any
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 IGNORED = ("logger", "records", "force", "progress", "question")
 """Keys of the configuration that change nothing about a run's figures, and so not its key either."""
+IGNORED_BY_TRAINER = ("log_every", "validate_every", "checkpoint_every")
+"""The same of its `trainer`: how often training is looked at. validation_batches stays: it changes a curve's values."""
 KEY_LENGTH = 16
 
 
@@ -21,11 +23,13 @@ def run_key(config: dict, data_digest: str) -> str:
 def meaning(config: dict) -> dict:
     """The names and values of a configuration: what decides the figures of its run.
 
-    Without IGNORED and a model's `names` (which parts name its runs); of a class the name alone, not its module.
+    Without what changes none of them and a model's `names` (which parts name its runs); of a class the name alone, not
+    its module.
     """
     meant = {key: value for key, value in config.items() if key not in IGNORED}
-    if "model" in meant:
-        meant["model"] = {key: value for key, value in meant["model"].items() if key != "names"}
+    for part, ignored in (("model", ("names",)), ("trainer", IGNORED_BY_TRAINER)):
+        if part in meant:
+            meant[part] = {key: value for key, value in meant[part].items() if key not in ignored}
     return _without_modules(meant)
 
 

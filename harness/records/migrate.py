@@ -1,9 +1,13 @@
 """Brings records of an earlier schema to today's: `python -m harness.records.migrate results runs`.
 
+Schema 3 (from 2): a record names the code that made it, which an earlier one cannot (`code` is null), and how often
+training is looked at (log_every and the like) has left the run's key.
+
 Schema 2 (from 1): a run's key hashes names and values, where it hashed the dotted paths of classes too; `certificates`
 and its `gates` are `checks` and `results`; the block is a part of the configuration, a model says which parts name its
-runs, and Mamba is the selective recurrence in a gated block. Figures are never touched, and a migrated record is found
-by the command that made it.
+runs, and Mamba is the selective recurrence in a gated block.
+
+Figures are never touched, and a migrated record is found by the command that made it, unless conf/ has gained keys.
 """
 
 import argparse
@@ -13,7 +17,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from harness.errors import UserError
+from harness.errors import RecordError, UserError
 from harness.records.files import replacing
 from harness.records.identity import SCHEMA_VERSION, run_key, to_json
 
@@ -46,29 +50,57 @@ def migrate(folder: Path) -> Path | None:
     """Rewrites the finished record in `folder` and renames the folder after its new key; None where nothing is to do.
 
     The new folder is whole before it takes its name, and the old one goes last: a kill in between loses nothing, and
-    the next call ends what it began.
+    the next call ends what it began. Raises RecordError for a record that cannot be read, and where another one of the
+    same run is there already.
     """
-    result = json.loads((folder / "result.json").read_text())
-    if result["schema_version"] == SCHEMA_VERSION:
+    result, config = _read(folder / "result.json"), _read(folder / "config.json")
+    if result.get("schema_version") == SCHEMA_VERSION:
         return None
-    config = _config(json.loads((folder / "config.json").read_text()))
-    key = run_key(config, result["data"]["digest"])
-    target = folder.with_name(folder.name.removesuffix(result["key"]) + key)
+    try:
+        config, result = _today(config, result)
+        target = folder.with_name(folder.name.removesuffix(result.pop("was")) + result["key"])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise _unusable(folder, f"lacks {error}") from error
     half_made = target.with_name(f".{target.name}.migrating")
     shutil.rmtree(half_made, ignore_errors=True)
     shutil.copytree(folder, half_made)
-    checks = _checks(result.pop("certificates"))
-    _write(half_made / "checks.json", checks)
     (half_made / "certificates.json").unlink(missing_ok=True)
-    _write(half_made / "config.json", config)
-    today = {"schema_version": SCHEMA_VERSION, "key": key, "checks": checks}
-    _write(half_made / "result.json", _named(result, config) | today)
-    if target.exists():  # a kill before the old folder was gone
+    for name, value in (("checks", result["checks"]), ("config", config), ("result", result)):
+        _write(half_made / f"{name}.json", value)
+    if not target.exists():
+        half_made.rename(target)
+    elif _read(target / "result.json") == _read(half_made / "result.json"):  # a kill before the old folder was gone
         shutil.rmtree(half_made)
     else:
-        half_made.rename(target)
+        shutil.rmtree(half_made)
+        raise _unusable(folder, f"is the same run as {target.name}, which is there already")
     shutil.rmtree(folder)
     return target
+
+
+def _today(config: dict, result: dict) -> tuple[dict, dict]:
+    """Configuration and result under today's schema, and the result's former key as `was`."""
+    if result["schema_version"] == FIRST_SCHEMA:
+        config = _config(config)
+        result = _named(result, config) | {"checks": _checks(result["certificates"])}
+        del result["certificates"]
+    key = run_key(config, result["data"]["digest"])
+    return config, result | {"schema_version": SCHEMA_VERSION, "key": key, "code": None, "was": result["key"]}
+
+
+def _read(path: Path) -> dict:
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise _unusable(path.parent, f"has a {path.name} that cannot be read ({error})") from error
+
+
+def _unusable(folder: Path, why: str) -> RecordError:
+    return RecordError(
+        f"The record {folder} {why}.",
+        "one whole record for a run.",
+        "keep one of them, or restore it from a copy; it was left as it is.",
+    )
 
 
 def _config(old: dict) -> dict:
@@ -114,16 +146,19 @@ def _write(path: Path, value: dict) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The command: every finished record in the folders named."""
+    """The command: every finished record in the folders named; one that cannot be migrated does not stop the others."""
     parser = argparse.ArgumentParser("python -m harness.records.migrate", description=__doc__)
     parser.add_argument("folders", nargs="+", type=Path)
-    try:
-        for root in parser.parse_args(arguments).folders:
-            for folder in sorted(path.parent for path in root.glob("[!.]*/result.json")):
+    left = []
+    for root in parser.parse_args(arguments).folders:
+        for folder in sorted(path.parent for path in root.glob("[!.]*/result.json")):
+            try:
                 if moved := migrate(folder):
                     print(f"{folder} -> {moved.name}")
-    except UserError as error:
-        sys.exit(f"error: {error}")
+            except UserError as error:
+                left.append(f"error: {error}")
+    if left:
+        sys.exit("\n".join(left))
 
 
 if __name__ == "__main__":
