@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from harness.errors import RecordError
-from harness.machine.environment import environment, git_state
+from harness.machine.environment import CODE, environment, git_state
 from harness.records import record
 from harness.records.identity import run_key
 from harness.records.record import Run
@@ -26,7 +27,10 @@ def test_the_key_is_what_changes_the_figures_and_nothing_else():
     same = {"logger": {"mode": "online"}, "records": "/elsewhere", "force": True, "progress": False, "question": "?"}
     assert key == run_key(CONFIG | same, "digest")
     assert key == run_key(CONFIG | {"model": CONFIG["model"] | {"names": {"block": "gated"}}}, "digest")
-    for changed in ({"size": {"params": 2000}}, {"model": {"d_state": 2}}, {"seed": 1}):
+    looked_at = CONFIG | {"trainer": {"tokens": 9}}
+    often = {"tokens": 9, "log_every": 1, "validate_every": 0, "checkpoint_every": 3}
+    assert run_key(looked_at, "digest") == run_key(CONFIG | {"trainer": often}, "digest")
+    for changed in ({"size": {"params": 2000}}, {"model": {"d_state": 2}}, {"seed": 1}, looked_at):
         assert key != run_key(CONFIG | changed, "digest")
     assert key != run_key(CONFIG, "other")
 
@@ -78,7 +82,7 @@ def test_clear_starts_anew(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", ["{", "", "[]", "\xff", '{"schema_version": 0, "key": "x"}', '{"schema_version": 2, "key": "another"}']
+    "content", ["{", "", "[]", "\xff", '{"schema_version": 0, "key": "x"}', '{"schema_version": 3, "key": "another"}']
 )
 def test_a_damaged_result_is_told(tmp_path, content):
     with Run.open(tmp_path, "a", CONFIG, "d") as run:
@@ -109,6 +113,50 @@ def test_a_damaged_line_in_the_middle_is_told(tmp_path, line):
         (run.path / "metrics.jsonl").write_bytes(b'{"update": 1}\n' + line + b'{"update": 2}\n')
         with pytest.raises(RecordError, match=r"metrics\.jsonl cannot be used: line 2"):
             run.metrics()
+
+
+@pytest.mark.parametrize("name", ["result.json", "metrics.jsonl", "failure.json", ".lock"])
+def test_a_folder_in_the_place_of_a_file_is_told(tmp_path, name):
+    with Run.open(tmp_path, "a", CONFIG, "d") as run:
+        path = run.path
+    shutil.rmtree(path)
+    (path / name / "inside").mkdir(parents=True)
+
+    def use():
+        with Run.open(tmp_path, "a", CONFIG, "d") as run:
+            if run.is_finished():
+                run.result()
+            run.truncate_metrics(3)
+
+    with pytest.raises(RecordError, match=f"{name} cannot be"):
+        use()
+    if name in ("result.json", "metrics.jsonl"):
+        with Run.open(tmp_path, "a", CONFIG, "d") as run:
+            run.clear()
+            assert run.truncate_metrics(3) == 0
+            assert not run.is_finished()
+
+
+def test_a_failed_attempt_is_noted_until_the_next(tmp_path):
+    def fail(error):
+        with pytest.raises(type(error)), Run.open(tmp_path, "a", CONFIG, "d"):
+            raise error
+
+    fail(RecordError("It broke.", "this", "that"))
+    (path,) = tmp_path.glob("a-*/failure.json")
+    assert json.loads(path.read_text()) == {
+        "error": "RecordError",
+        "message": "It broke. Expected: this Remedy: that",
+        "traceback": None,
+    }
+    fail(ZeroDivisionError("division"))
+    assert "ZeroDivisionError: division" in json.loads(path.read_text())["traceback"]
+    fail(KeyboardInterrupt())  # no failure: somebody stopped it
+    assert not path.exists()
+    with Run.open(tmp_path, "a", CONFIG, "d") as run:
+        run.finish({})
+    fail(ValueError("of a finished run"))
+    assert not path.exists()
 
 
 def test_a_folder_that_cannot_be_written_is_told(tmp_path):
@@ -152,6 +200,11 @@ def test_the_environment_names_packages_machine_and_code(tmp_path):
     assert found["threads"] == torch.get_num_threads()
     assert all(found[key] for key in ("python", "platform", "cpu", "cpu_count"))
     assert json.loads(record.to_json(found)) == found
+    assert found["git"] is None or len(found["git"]["commit"]) == 40
+
+
+def test_the_code_of_a_record_is_the_checkout_that_holds_it():
+    assert (CODE / "run.py").is_file()
 
 
 def test_git_state_knows_a_commit_a_change_and_no_checkout(tmp_path):
@@ -162,13 +215,24 @@ def test_git_state_knows_a_commit_a_change_and_no_checkout(tmp_path):
     assert git_state(tmp_path) is None
     git("init")
     assert git_state(tmp_path) is None
-    (tmp_path / "a").write_text("1")
+    (tmp_path / "run.py").write_text("1")
+    (tmp_path / "README.md").write_text("1")
     git("add", ".")
     git("commit", "-m", "one")
     state = git_state(tmp_path)
     assert len(state["commit"]) == 40
     assert state["dirty"] is False
-    (tmp_path / "a").write_text("2")
+    for harmless in ("README.md", "results/a/result.json", "bench/new.py", "arch/notes.txt"):
+        (tmp_path / harmless).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / harmless).write_text("2")
+    assert git_state(tmp_path)["dirty"] is False
+    for new in ("arch/mine/mixer.py", "conf/model/mine.yaml"):
+        (tmp_path / new).parent.mkdir(parents=True)
+        (tmp_path / new).touch()
+        assert git_state(tmp_path)["dirty"] is True
+        (tmp_path / new).unlink()
+    assert git_state(tmp_path)["dirty"] is False
+    (tmp_path / "run.py").write_text("2")
     assert git_state(tmp_path)["dirty"] is True
     (tmp_path / "inside").mkdir()
     assert git_state(tmp_path / "inside") is None

@@ -1,6 +1,7 @@
 """Recorded runs: one folder each, named after a hash of what makes the run what it is.
 
 <root>/<name>-<key>/  config.json, environment.json, checks.json, metrics.jsonl, checkpoint.pt,
+                      failure.json (why the last attempt ended, where it failed),
                       result.json (written last: where it lies, the run is finished)
 """
 
@@ -9,15 +10,18 @@ import json
 import os
 import re
 import shutil
+import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
-from harness.errors import RecordError
+from harness.errors import RecordError, UserError
 from harness.machine.environment import environment
 from harness.records.files import replacing
 from harness.records.identity import SCHEMA_VERSION, run_key, to_json
 
 LOCK = ".lock"
+FAILURE = "failure.json"
 
 
 def check_writable(root: Path) -> None:
@@ -32,10 +36,14 @@ def check_writable(root: Path) -> None:
 
 
 class Run:
-    """The folder of one run, held by one process at a time. `with Run.open(...) as run:` lets go of it at the end."""
+    """The folder of one run, held by one process at a time. `with Run.open(...) as run:` lets go of it at the end.
+
+    code: the modules that make the run (harness/records/code.py), which its checkpoints then name.
+    """
 
     def __init__(self, path: Path, key: str, config: dict, lock: IO):
         self.path, self.key, self._config, self._lock = path, key, config, lock
+        self.code: dict | None = None
 
     @classmethod
     def open(cls, root: Path, name: str, config: dict, data_digest: str) -> "Run":
@@ -54,7 +62,10 @@ class Run:
     def __enter__(self) -> "Run":
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, kind, error, trace) -> None:
+        if isinstance(error, Exception) and not self.is_finished():
+            with suppress(RecordError):  # the error itself says more
+                self.write_json(FAILURE, _failure(error))
         self.close()
 
     def close(self) -> None:
@@ -91,15 +102,20 @@ class Run:
 
     def clear(self) -> None:
         """Forgets all that was recorded, so that the run starts anew."""
-        (self.path / "result.json").unlink(missing_ok=True)  # first: a half-cleared run is not a finished one
-        for entry in self.path.iterdir():
-            if entry.is_dir():
-                shutil.rmtree(entry)
-            elif entry.name != LOCK:
-                entry.unlink()
+        entries = [entry for entry in self.path.iterdir() if entry.name != LOCK]
+        try:  # the result first: a half-cleared run is not a finished one
+            for entry in sorted(entries, key=lambda entry: entry.name != "result.json"):
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        except OSError as error:
+            raise _unwritable(self.path, error) from error
         self.describe()
 
     def describe(self) -> None:
+        """Notes configuration and environment; how an earlier attempt failed is forgotten."""
+        try:
+            (self.path / FAILURE).unlink(missing_ok=True)
+        except OSError as error:
+            raise _unwritable(self.path / FAILURE, error) from error
         self.write_json("config.json", self._config)
         self.write_json("environment.json", environment())
 
@@ -114,17 +130,32 @@ class Run:
     def metrics(self) -> list[dict]:
         """Returns the logged lines; a last line that a kill cut short is left out.
 
-        Raises RecordError for a line in the middle that is no JSON object.
+        Raises RecordError for a file that cannot be read, and a line in the middle that is no JSON object.
         """
         path = self.path / "metrics.jsonl"
-        lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []  # whatever follows the last newline is cut
+        try:
+            lines = path.read_bytes().split(b"\n")[:-1]  # whatever follows the last newline was cut short
+        except FileNotFoundError:
+            lines = []
+        except OSError as error:
+            raise _unreadable(path, error.strerror or str(error)) from error
         return [_parsed(line, number, path) for number, line in enumerate(lines, 1)]
 
-    def truncate_metrics(self, update: int) -> None:
-        """Drops the lines after `update`, so that a resumed run writes them once; with 0, every line of training."""
+    def truncate_metrics(self, update: int) -> int:
+        """Drops the lines after `update`, so that a resumed run writes them once; returns how many are left."""
         kept = [line for line in self.metrics() if line.get("update", 0) <= update]
-        with replacing(self.path / "metrics.jsonl") as file:
-            file.writelines((to_json(line) + "\n").encode() for line in kept)
+        try:
+            with replacing(self.path / "metrics.jsonl") as file:
+                file.writelines((to_json(line) + "\n").encode() for line in kept)
+        except OSError as error:
+            raise _unwritable(self.path / "metrics.jsonl", error) from error
+        return len(kept)
+
+
+def _failure(error: Exception) -> dict:
+    """What failure.json says: the message, and where in the code it arose unless the user can mend it."""
+    where = None if isinstance(error, UserError) else "".join(traceback.format_exception(error))
+    return {"error": type(error).__name__, "message": str(error), "traceback": where}
 
 
 def _parsed(line: bytes, number: int, path: Path) -> dict:
@@ -139,7 +170,10 @@ def _parsed(line: bytes, number: int, path: Path) -> dict:
 
 def _locked(path: Path) -> IO:
     """Opens `path` and holds the system's lock on it, which ends with this process however it ends."""
-    file = path.open("a")
+    try:
+        file = path.open("a")
+    except OSError as error:
+        raise _unwritable(path, error) from error
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
