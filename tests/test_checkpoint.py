@@ -3,6 +3,8 @@
 import json
 import os
 import random
+import resource
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,11 +14,15 @@ import pytest
 import torch
 
 import tiny
-from harness.errors import CheckpointError
+from harness.errors import CheckpointError, MachineError, RecordError
+from harness.machine.signals import held_back
+from harness.records import code
 from harness.records.record import Run
 from harness.training import checkpoint
+from harness.training.loggers import NoLogger
+from harness.training.trainer import train
 
-TIMED = ("seconds", "tokens_per_second", "peak_memory_bytes", "energy_joules")
+TIMED = ("seconds", "tokens_per_second", "peak_memory_bytes", "energy_joules", "load")
 
 
 class StopError(Exception):
@@ -59,6 +65,63 @@ def test_a_stopped_run_ends_bit_identical(tmp_path, whole, stops):
         torch.rand(3)
         random.random()
     assert_same(tiny.run_once(tmp_path, tiny.model(dropout=0.2, seed=5) if stops[-1] > 4 else None), whole)
+
+
+class Signalled(tiny.Counting):
+    """Sends its own process signals, one for each training batch `at`."""
+
+    def __init__(self, number, *at):
+        self.number, self.at = number, at
+
+    def batch(self, split, index, *shape):
+        if split == "train" and index in self.at:
+            signal.raise_signal(self.number)
+        return super().batch(split, index, *shape)
+
+
+@pytest.fixture
+def handled():
+    """SIGINT and SIGTERM raise StopError, as run.py's handlers end the command."""
+
+    def stop(number, frame):
+        raise StopError(number)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield stop
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_takes_effect_once_the_update_is_on_the_disk(tmp_path, whole, handled, number):
+    for at in (5, 17):
+        with pytest.raises(StopError):
+            tiny.run_once(tmp_path, tiny.model(dropout=0.2), Signalled(number, at), checkpoint_every=100)
+        (path,) = tmp_path.glob("tiny-*/checkpoint.pt")
+        assert checkpoint.load(path, path.parent.name.split("-")[-1])["ledger"]["update"] == at + 1
+        assert signal.getsignal(number) is handled
+    assert_same(tiny.run_once(tmp_path, tiny.model(dropout=0.2, seed=5), checkpoint_every=100), whole)
+
+
+def test_a_second_signal_does_not_wait(handled):
+    def work(signals):
+        with held_back() as held:
+            for number in signals:
+                signal.raise_signal(number)
+                assert held.number == signals[0]
+
+    for signals in ([signal.SIGINT, signal.SIGTERM], [signal.SIGTERM]):  # one comes through at the end
+        with pytest.raises(StopError, match=f"^{int(signals[0])}$"):
+            work(signals)
+    assert signal.getsignal(signal.SIGINT) is handled
+
+
+def test_a_signal_whose_handler_goes_on_stops_nothing(tmp_path, whole, handled):
+    came = []
+    signal.signal(signal.SIGTERM, lambda number, frame: came.append(number))
+    run = tiny.run_once(tmp_path, tiny.model(dropout=0.2), Signalled(signal.SIGTERM, 3, 9))
+    assert came == [signal.SIGTERM] * 2
+    assert_same(run, whole)
 
 
 def test_a_stop_without_the_state_would_show(tmp_path, whole):
@@ -136,6 +199,82 @@ def test_a_failed_write_leaves_the_old_checkpoint(tmp_path):
         checkpoint.save(path, "key", {"value": UnwritableError()})
     assert checkpoint.load(path, "key")["value"].tolist() == [0, 1, 2]
     assert [entry.name for entry in tmp_path.iterdir()] == ["c.pt"]
+
+
+@pytest.fixture
+def full_disk():
+    """No file may grow beyond 20,000 bytes: what a full disk does, for one process."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_is_told_and_the_old_checkpoint_stays(tmp_path, full_disk):
+    path = tmp_path / "c.pt"
+    checkpoint.save(path, "key", {"value": torch.arange(3)})
+    with pytest.raises(CheckpointError) as error:
+        checkpoint.save(path, "key", {"value": torch.randn(100_000)})
+    assert all(part in str(error.value) for part in (str(path), "File too large", "make room"))
+    assert checkpoint.load(path, "key")["value"].tolist() == [0, 1, 2]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["c.pt"]
+
+
+def test_a_disk_that_fills_up_between_lines_is_told(tmp_path, full_disk):
+    with Run.open(tmp_path, "tiny", {}, "data") as run:
+        run.log({"text": "x" * 19_900})
+        with pytest.raises(RecordError, match=r"metrics\.jsonl cannot be written to \(File too large\)"):
+            run.log({"text": "x" * 200})
+
+
+@pytest.mark.parametrize("bytes_wanted", [2**50, None])
+def test_too_little_memory_is_told_with_the_keys_that_need_it(tmp_path, bytes_wanted):
+    net = tiny.model()
+
+    def ask(module, inputs, output):
+        if bytes_wanted is None:
+            raise MemoryError
+        torch.empty(bytes_wanted)
+
+    net.head.register_forward_hook(ask)
+    with pytest.raises(MachineError) as error:
+        tiny.run_once(tmp_path, net)
+    named = ("batch_size=2, length=8, accumulate=1", "trainer.batch_size", "trainer.length", "trainer.accumulate")
+    assert all(part in str(error.value) for part in named)
+
+
+def test_an_error_that_is_not_of_memory_stays_what_it_is(tmp_path):
+    net = tiny.model()
+    net.head.register_forward_hook(lambda *given: torch.ones(2) @ torch.ones(3))
+    with pytest.raises(RuntimeError, match="inconsistent tensor size"):
+        tiny.run_once(tmp_path, net)
+
+
+@pytest.mark.parametrize(("left", "lost"), [(None, 35), (20, 15), (35, 0)])
+def test_lost_lines_of_the_curve_are_counted(tmp_path, whole, left, lost):
+    """30 updates and 5 validations: the checkpoint knows how many lines there were."""
+    tiny.run_once(tmp_path)
+    (path,) = tmp_path.glob("tiny-*/metrics.jsonl")
+    lines = path.read_text().splitlines(keepends=True)
+    path.unlink() if left is None else path.write_text("".join(lines[:left]))
+    assert tiny.run_once(tmp_path, task=Stopping(0))[1]["lost_lines"] == lost
+    assert whole[1]["lost_lines"] == 0
+
+
+def test_a_checkpoint_of_older_code_is_not_gone_on_from(tmp_path, monkeypatch):
+    """Half a training by each would be nobody's figures."""
+    config = tiny.config()
+    with Run.open(tmp_path, "tiny", {}, "data") as run:
+        run.code = {"digest": "0", "modules": {"harness.training.trainer": "0123456789abcdef"}}
+        with pytest.raises(StopError):
+            train(tiny.model(), Stopping(9), config, 0, run, NoLogger(), progress=False)
+        with pytest.raises(
+            CheckpointError, match=r"older code, for harness\.training\.trainer changed since.*force=true"
+        ):
+            train(tiny.model(), tiny.Counting(), config, 0, run, NoLogger(), progress=False)
+        monkeypatch.setattr("harness.training.trainer.changed_modules", lambda made: [])
+        assert train(tiny.model(), tiny.Counting(), config, 0, run, NoLogger(), progress=False).updates == 30
+    assert code.changed_modules(run.code) == ["harness.training.trainer"]
 
 
 def test_random_states_come_back():

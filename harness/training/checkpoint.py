@@ -22,14 +22,18 @@ def save(path: Path, key: str, content: dict) -> None:
 
     torch.load notices no flipped bit, hence the digest. Raises CheckpointError where the disk refuses.
     """
+    refused: list[OSError] = []
     try:
         with replacing(path) as file:
-            hashing = _Hashing(file)
+            hashing = _Hashing(file, refused)
             torch.save({"format": FORMAT, "key": key, "random": random_state(), **content}, cast(BinaryIO, hashing))
             file.write(hashing.sha256.digest())
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # torch hides what the disk said behind an error of its zip writer
+        cause = refused[0] if refused else error
+        if not isinstance(cause, OSError):
+            raise
         raise CheckpointError(
-            f"The checkpoint {path} cannot be written ({error.strerror or error}).",
+            f"The checkpoint {path} cannot be written ({cause.strerror or cause}).",
             "room on the disk and the permission to write there.",
             "make room, or set records=FOLDER; then the same command resumes.",
         ) from error
@@ -84,14 +88,21 @@ def restore_random_state(state: dict) -> None:
 
 
 class _Hashing:
-    """A file to write to that hashes what passes: no second copy of a checkpoint in memory, no second pass."""
+    """A file to write to that hashes what passes: no second copy of a checkpoint in memory, no second pass.
 
-    def __init__(self, file: BinaryIO):
-        self.file, self.sha256 = file, hashlib.sha256()
+    refused: receives the errors of the file itself.
+    """
+
+    def __init__(self, file: BinaryIO, refused: list[OSError]):
+        self.file, self.refused, self.sha256 = file, refused, hashlib.sha256()
 
     def write(self, data: bytes) -> int:
         self.sha256.update(data)
-        return self.file.write(data)
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.refused.append(error)
+            raise
 
     def flush(self) -> None:
         self.file.flush()

@@ -45,9 +45,19 @@ class TrainerConfig:
         return self.batch_size * self.length * self.accumulate
 
     @property
+    def shape(self) -> str:
+        """What one update computes, for messages."""
+        return f"batch_size={self.batch_size}, length={self.length}, accumulate={self.accumulate}"
+
+    @property
     def updates(self) -> int:
         """Optimizer updates that spend the budget; the last one may overspend it."""
         return math.ceil(self.tokens / self.tokens_per_update)
+
+    @property
+    def device_type(self) -> str:
+        """The type of device that training will run on."""
+        return "cuda" if self.device != "cpu" and torch.cuda.is_available() else "cpu"
 
     def learning_rate_at(self, update: int) -> float:
         """The learning rate of the update with this index, from 0."""

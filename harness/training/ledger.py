@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 from statistics import fmean, median
 from typing import Literal
 
+from harness.machine.load import Load, LoadMeter
 from harness.training.optimizer import GroupReport
 
 FINAL_UPDATES = 10
@@ -23,14 +24,17 @@ class Divergence:
 @dataclass
 class Ledger:
     """update: updates made. losses: nats per token of each. update_seconds: the time each took, validation and
-    checkpoints apart. energy_joules: None once a stretch could not be metered. exploded: gradients in a row that were
-    longer than the limit."""
+    checkpoints apart. lines: of metrics.jsonl, written so far. energy_joules, other_cpu_seconds: None once a stretch
+    could not be metered. exploded: gradients in a row that were longer than the limit."""
 
     update: int = 0
     losses: list[float] = field(default_factory=list)
     update_seconds: list[float] = field(default_factory=list)
+    lines: int = 0
     energy_joules: float | None = 0.0
     peak_memory_bytes: int | None = None
+    other_cpu_seconds: float | None = 0.0
+    machine_cpu_seconds: float = 0.0
     exploded: int = 0
     divergence: Divergence | None = None
 
@@ -62,6 +66,18 @@ class Ledger:
         known = [peak for peak in (self.peak_memory_bytes, peak_bytes) if peak is not None]
         self.peak_memory_bytes = max(known, default=None)
 
+    def meter_load(self, meter: LoadMeter) -> None:
+        """Enters how busy others kept the machine over a stretch."""
+        if self.other_cpu_seconds is not None:
+            other = meter.other_seconds
+            self.other_cpu_seconds = None if other is None else self.other_cpu_seconds + other
+            self.machine_cpu_seconds += meter.machine_seconds
+
+    @property
+    def load(self) -> Load:
+        """The machine's load over all of training."""
+        return Load.of(self.other_cpu_seconds, self.machine_cpu_seconds)
+
     def mean_loss(self, updates: int) -> float | None:
         """Mean loss over the last `updates`, or None before the first."""
         return fmean(self.losses[-updates:]) if self.losses else None
@@ -75,7 +91,8 @@ class Ledger:
 class TrainingResult:
     """The record's training block. seconds: of updates alone. tokens_per_second: at the median update's pace.
 
-    final_loss: nats per token, mean over the last updates. flops_per_token: forward and backward, by hand.
+    load: how busy others kept the machine meanwhile. final_loss: nats per token, mean over the last updates.
+    flops_per_token: forward and backward, by hand. lost_lines: of metrics.jsonl, which the curve then lacks.
     """
 
     status: Literal["finished", "diverged"]
@@ -84,11 +101,13 @@ class TrainingResult:
     epochs: float | None
     seconds: float
     tokens_per_second: float | None
+    load: Load
     final_loss: float | None
     flops_per_token: float
     peak_memory_bytes: int | None
     energy_joules: float | None
     optimizer_groups: list[GroupReport]
+    lost_lines: int
     divergence: Divergence | None
 
     def to_dict(self) -> dict:

@@ -73,6 +73,33 @@ class TrainingProgress:
         return per_update * (self.updates - self.done)
 
 
+class SweepProgress:
+    """Which run of a sweep comes next, and how long the rest will take.
+
+    runs: in all; None where only the sweeper knows. The time is judged by the runs made so far: those that were already
+    recorded, or only resumed, say nothing about it.
+    """
+
+    def __init__(self, runs: int | None):
+        self.runs, self.started = runs, 0
+        self._seconds: list[float] = []
+
+    def start(self, overrides: list[str]) -> str:
+        """Counts one more run; returns the line that announces it."""
+        self.started += 1
+        of = f" of {self.runs}" if self.runs is not None else ""
+        left = ""
+        if self.runs is not None and self._seconds:
+            seconds = sum(self._seconds) / len(self._seconds) * (self.runs - self.started + 1)
+            left = f" (about {_clock(seconds)} left)"
+        return f"Run {self.started}{of}{left}: {' '.join(overrides)}"
+
+    def made(self, seconds: float, training_seconds: float) -> None:
+        """Notes a run that ended: what it took in all, and what its record says of training alone."""
+        if seconds >= training_seconds:
+            self._seconds.append(seconds)
+
+
 def _tenth(done: int, updates: int) -> int:
     return done * LINES // updates
 

@@ -7,10 +7,14 @@ import torch
 from torch import Tensor
 
 from harness.machine.energy import EnergyMeter
+from harness.machine.hardware import memory_errors_told
+from harness.machine.load import LoadMeter
 from harness.machine.memory import peak_bytes, reset_peak, reused_memory
 from harness.machine.runtime import make_accelerator, seed_all, use_threads
+from harness.machine.signals import Held, held_back
 from harness.model.backbone import LanguageModel
 from harness.model.flops import train_flops_per_token
+from harness.records.code import changed_modules, listed
 from harness.records.record import Run
 from harness.tasks.task import Batch, Task
 from harness.training import checkpoint, optimizer
@@ -18,6 +22,11 @@ from harness.training.config import TrainerConfig
 from harness.training.ledger import FINAL_UPDATES, Ledger, TrainingResult
 from harness.training.loggers import Logger
 from harness.training.progress import TrainingProgress
+
+LESS_MEMORY = (
+    "lower trainer.batch_size or trainer.length (trainer.accumulate raised as much keeps the tokens of an update), "
+    "choose a smaller size.params, or free memory; then the same command goes on."
+)
 
 
 def train(
@@ -31,7 +40,9 @@ def train(
 ) -> TrainingResult:
     """Trains `model` in place, from the run's checkpoint where it has one, and leaves it on the training device.
 
-    Divergence is a result, not an error. Raises UserError (see TrainerConfig.check) and CheckpointError.
+    Divergence is a result, not an error. A signal to stop (SIGINT, SIGTERM) takes effect once the update is made and
+    its checkpoint is on the disk. Raises UserError (see TrainerConfig.check), CheckpointError, and MachineError where
+    memory does not suffice.
     """
     config.check(task)
     use_threads(config.threads)
@@ -39,16 +50,22 @@ def train(
     trainer = Trainer(model, task, config, seed, run, logger)
     ledger = trainer.resume()
     with (
+        memory_errors_told(f"Training on {trainer.device.type} ({config.shape})", LESS_MEMORY),
         reused_memory(),
+        held_back() as signals,
         TrainingProgress(progress, config.updates, ledger.update, in_nats=task.targets.in_nats) as display,
     ):
         reset_peak(trainer.device)
         while ledger.update < config.updates and ledger.divergence is None:
-            with EnergyMeter(trainer.device) as meter:
-                trainer.advance(display)
+            with EnergyMeter(trainer.device) as meter, LoadMeter() as load:
+                trainer.advance(display, signals)
             ledger.meter(meter.joules, peak_bytes(trainer.device))
+            ledger.meter_load(load)
             if ledger.divergence is None:
                 trainer.save()
+                if signals.number is not None:
+                    display.note(f"Told to stop: update {ledger.update:,} of {config.updates:,} is on the disk.")
+            signals.deliver()
     model.zero_grad()  # what comes next needs the weights alone
     return trainer.result()
 
@@ -69,12 +86,20 @@ class Trainer:
         self.parameters = [p for group in groups for p in group["params"]]
         self.checkpoint_path = run.path / checkpoint.NAME
         self.ledger = Ledger()
+        self.lost_lines = 0
 
     def resume(self) -> Ledger:
-        """Takes up the run's checkpoint, or starts from the seed; later lines of metrics.jsonl are dropped."""
+        """Takes up the run's checkpoint, or starts from the seed; later lines of metrics.jsonl are dropped.
+
+        Raises CheckpointError where the checkpoint cannot be read, or was made by code that is another today: half a
+        training by each would be nobody's figures.
+        """
         saved = checkpoint.load(self.checkpoint_path, self.run.key)
         if saved is None:
             seed_all(self.seed)
+        elif changed := changed_modules(saved.get("code")):
+            why = f"it was made by older code, for {listed(changed)} changed since"
+            raise checkpoint.unusable(self.checkpoint_path, why)
         else:
             try:
                 self.model.load_state_dict(saved["model"])
@@ -84,7 +109,7 @@ class Trainer:
             except (KeyError, RuntimeError, TypeError, ValueError) as error:
                 why = f"it does not fit this model ({' '.join(str(error).split())[:120]})"
                 raise checkpoint.unusable(self.checkpoint_path, why) from error
-        self.run.truncate_metrics(self.ledger.update)
+        self.lost_lines = max(0, self.ledger.lines - self.run.truncate_metrics(self.ledger.update))
         return self.ledger
 
     def save(self) -> None:
@@ -93,11 +118,12 @@ class Trainer:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "ledger": self.ledger.to_dict(),
+            "code": self.run.code,
         }
         checkpoint.save(self.checkpoint_path, self.run.key, content)
 
-    def advance(self, display: TrainingProgress) -> None:
-        """Makes updates up to the next checkpoint, or to divergence, and validates and logs where they are due."""
+    def advance(self, display: TrainingProgress, signals: Held) -> None:
+        """Makes updates up to the next checkpoint, to divergence or to a signal; validates and logs where it is due."""
         config, ledger = self.config, self.ledger
         while ledger.update < config.updates:
             start = time.perf_counter()
@@ -117,7 +143,7 @@ class Trainer:
                 shown = f"{loss / math.log(2):.3f} bits/token" if self.task.targets.in_nats else f"loss {loss:.4g}"
                 display.note(f"update {ledger.update:,}: validation {shown}")
                 self.log({"update": ledger.update, "validation_loss": loss})
-            if ledger.update % config.checkpoint_every == 0:
+            if ledger.update % config.checkpoint_every == 0 or signals.number is not None:
                 return None
         return None
 
@@ -182,6 +208,7 @@ class Trainer:
     def log(self, line: dict) -> None:
         """Sends one line of metrics to the record and to the logger."""
         self.run.log(line)
+        self.ledger.lines += 1
         self.logger.log({key: value for key, value in line.items() if key != "update"}, line["update"])
 
     def result(self) -> TrainingResult:
@@ -196,10 +223,12 @@ class Trainer:
             epochs=self.task.epochs(tokens),
             seconds=sum(ledger.update_seconds),
             tokens_per_second=config.tokens_per_update / pace if pace else None,
+            load=ledger.load,
             final_loss=ledger.mean_loss(FINAL_UPDATES),
             flops_per_token=train_flops_per_token(self.model, config.length),
             peak_memory_bytes=ledger.peak_memory_bytes,
             energy_joules=ledger.energy_joules,
             optimizer_groups=self.group_reports,
+            lost_lines=self.lost_lines,
             divergence=ledger.divergence,
         )
