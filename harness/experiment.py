@@ -1,8 +1,8 @@
 """One run from start to finish: size, check, train, evaluate, measure, record."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import NonNegativeInt
@@ -10,13 +10,16 @@ from pydantic import NonNegativeInt
 from harness.checks.runner import run_checks
 from harness.errors import UserError
 from harness.evaluation.evaluate import EvaluateConfig, evaluate
+from harness.machine.hardware import memory_errors_told
+from harness.machine.load import LoadMeter
 from harness.measurement.measure import MeasureConfig, cost, measure
 from harness.model import sizing
 from harness.model.backbone import LanguageModel, ModelSpec
 from harness.model.sizing import SizeConfig
-from harness.ops.registry import recording
-from harness.records import record
+from harness.ops.registry import OPERATIONS, recording
+from harness.records import code, record
 from harness.tasks.task import Task
+from harness.training import checkpoint
 from harness.training.loggers import Logger
 from harness.training.trainer import TrainerConfig, train
 
@@ -38,7 +41,7 @@ class Experiment:
     logger: Logger
     seed: NonNegativeInt = 0
     records: str = "runs"
-    force: bool = False
+    force: bool | Literal["stale"] = False
     progress: bool = True
     question: str = ""
 
@@ -46,17 +49,20 @@ class Experiment:
         """Runs what is not yet recorded and returns the record.
 
         config: the resolved configuration, recorded and hashed into the run's key. say: receives lines for the user.
-        Raises UserError (before training starts) for what a user can mend.
+        force: makes a finished run again, always or (stale) where code that made it is another today. Raises UserError,
+        before training starts where that can be, for what a user can mend.
         """
+        code.remember()
         width = sizing.solve(self.model, self.task.interface, self.size)
         self.trainer.check(self.task)
         names = self._names(config)
         with record.Run.open(Path(self.records), names["name"], config, self.task.digest) as run:
-            if self.force:
+            if self.force is True or (self.force == "stale" and _is_stale(run)):
                 run.clear()
             if run.is_finished():
-                say(f"Already recorded in {run.path}; force=true runs it again.")
-                return run.result()
+                recorded = run.result()
+                say(_already_recorded(run.path, recorded))
+                return recorded
             torch.manual_seed(self.seed)
             model = self.model.build(self.task.interface, self.size.n_layers, width)
             result = names | {
@@ -65,10 +71,14 @@ class Experiment:
                 "data": self.task.describe(),
                 "checks": self._check(model, run, say),
             }
+            run.code = code.describe(config, _modules_of_kernels(_candidates(config), self.trainer.device_type))
             self.logger.start(names["name"], run.key, config)
             with recording() as served:
                 result |= self._measured(model, run, say)
-            result |= {"kernels": served.on(model.head.weight.device), "counts": model.counts()}
+            device = model.head.weight.device
+            kernels = served.on(device)
+            result |= {"kernels": kernels, "counts": model.counts()}
+            result["code"] = code.describe(config, _modules_of_kernels(kernels, device.type))
             result = run.finish(result)
             self.logger.finish(result)
             return result
@@ -104,9 +114,50 @@ class Experiment:
         training = train(model, self.task, self.trainer, self.seed, run, self.logger, self.progress).to_dict()
         if training["status"] == "diverged":
             return {"status": "diverged", "training": training, "evaluation": None, "measurement": None}
+        if lost := training["lost_lines"]:
+            say(f"{run.path / 'metrics.jsonl'} has lost {lost} lines: the curve of this run has a gap.")
         say("Evaluating ...")
-        evaluation = evaluate(model, self.task, self.evaluate, self.trainer.length, self.seed)
+        with memory_errors_told("Evaluation", "lower evaluate.streams, or free memory; then the same command goes on."):
+            evaluation = evaluate(model, self.task, self.evaluate, self.trainer.length, self.seed)
         say("Measuring ...")
-        measurement = measure(model, self.measure)
+        with LoadMeter() as meter:
+            measurement = measure(model, self.measure)
+        measurement["load"] = asdict(meter.load)
         measurement["cost"] = cost(self.measure, measurement, training["tokens_per_second"])
         return {"status": "finished", "training": training, "evaluation": evaluation, "measurement": measurement}
+
+
+def _is_stale(run: record.Run) -> bool:
+    """Whether code that made a finished run, or an unfinished run's checkpoint, is another today or not known."""
+    if run.is_finished():
+        made = run.result().get("code")
+        return made is None or bool(code.changed_modules(made))
+    saved = checkpoint.load(run.path / checkpoint.NAME, run.key)
+    return saved is not None and bool(code.changed_modules(saved.get("code")))
+
+
+def _already_recorded(path: Path, recorded: dict) -> str:
+    """What is said of a finished run that is asked for again."""
+    made, told = recorded.get("code"), f"Already recorded in {path}"
+    if not (path / "metrics.jsonl").is_file():
+        told += " (its metrics.jsonl is lost, so it has no curve)"
+    if changed := code.changed_modules(made):
+        return f"{told} by older code: {code.listed(changed)} changed since; force=stale repeats it."
+    if made is None:
+        return f"{told}, which does not say by what code; force=stale repeats it."
+    return f"{told}; force=true runs it again."
+
+
+def _candidates(config: dict) -> dict[str, list[str]]:
+    """All backends of the operations that this run may call, by operation."""
+    reached = code.describe(config)["modules"]
+    called = [operation for operation in OPERATIONS.values() if operation.reference.__module__ in reached]
+    return {operation.name: [kernel.backend for kernel in operation.kernels] for operation in called}
+
+
+def _modules_of_kernels(backends: dict[str, list[str]], device: str) -> set[str]:
+    """The modules of these backends (by operation) on this type of device."""
+    kernels = [
+        kernel for name, named in backends.items() for kernel in OPERATIONS[name].kernels if kernel.backend in named
+    ]
+    return {kernel.path.partition(":")[0] for kernel in kernels if kernel.device == device}

@@ -4,10 +4,22 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
 
+from harness.errors import RecordError
+
 
 def show(result: dict, console: Console | None = None) -> None:
-    """Prints one record as a person reads it."""
-    console = console or Console()
+    """Prints one record as a person reads it; raises RecordError where parts of it are missing."""
+    try:
+        _show(result, console or Console())
+    except (KeyError, TypeError, AttributeError) as error:
+        raise RecordError(
+            f"The record {result.get('name')}-{result.get('key')} is not whole ({type(error).__name__}: {error}).",
+            "a result.json as run.py wrote it.",
+            "make the run again with force=true, or move its folder away.",
+        ) from error
+
+
+def _show(result: dict, console: Console) -> None:
     console.print(_headline(result))
     if result["status"] == "diverged":
         divergence = result["training"]["divergence"]
