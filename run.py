@@ -5,13 +5,17 @@ python run.py --help
 """
 
 import inspect
-import itertools
+import math
 import os
 import re
+import signal
 import sys
+import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent
 os.environ.setdefault("LIQUIDBENCH_ROOT", str(ROOT))
@@ -22,14 +26,18 @@ if PLUGINS not in sys.path:
 
 import hydra  # noqa: E402  (its configuration reads the two variables)
 import yaml  # noqa: E402
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper  # noqa: E402
+from hydra.core.hydra_config import HydraConfig  # noqa: E402
 from hydra.core.override_parser.overrides_parser import OverridesParser  # noqa: E402
-from hydra.core.override_parser.types import Override  # noqa: E402
 from hydra.errors import HydraException, InstantiationException  # noqa: E402
 from omegaconf import DictConfig, OmegaConf  # noqa: E402
 from omegaconf.errors import OmegaConfBaseException  # noqa: E402
 
 from harness.configure import checked, locate  # noqa: E402
 from harness.errors import ConfigError, UserError  # noqa: E402
+
+BASIC = f"{BasicSweeper.__module__}.{BasicSweeper.__name__}"
+"""Hydra's own sweeper, whose jobs are known before the first one starts."""
 
 
 def compose(overrides: list[str]) -> DictConfig:
@@ -96,53 +104,110 @@ def groups_of_models() -> dict[str, list[str]]:
     return groups
 
 
-def expanded(overrides: list[str]) -> Iterator[list[str]]:
-    """Yields the overrides of every job of a sweep (one job where nothing sweeps)."""
+class Plan(NamedTuple):
+    """What a command asks for. jobs: the overrides of every job, or of what all jobs share where only a sweeper of the
+    user's own knows them. runs: how many there will be, None where only the sweeper knows. folder: a sweep's.
+    """
+
+    jobs: list[list[str]]
+    runs: int | None
+    sweeps: bool
+    folder: Path
+
+
+def planned(overrides: list[str], sweeps: bool = False) -> Plan:
+    """Lets Hydra expand a command. sweeps: whether it was given -m. Raises ConfigError for what Hydra cannot read."""
     with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         try:
             parser = OverridesParser.create()
             given = parser.parse_overrides(overrides)
             fixed = [o.input_line for o in given if not o.is_sweep_override()]
-            grid = hydra.compose("config", fixed, return_hydra_config=True).hydra.sweeper.params or {}
-            swept = parser.parse_overrides([f"{key}={values}" for key, values in grid.items()])
+            composed = hydra.compose("config", fixed, return_hydra_config=True).hydra
+            sweeper, folder = composed.sweeper, Path(composed.sweep.dir)
+            sweeps = sweeps or str(composed.mode) == "RunMode.MULTIRUN"
+            if sweeper._target_ != BASIC:
+                one = not sweeps and len(fixed) == len(given)
+                return Plan([fixed], 1 if one else sweeper.get("n_trials"), sweeps, folder)
+            grid = parser.parse_overrides([f"{key}={values}" for key, values in (sweeper.params or {}).items()])
+            # the command line overrides the grid of a sweep's file
+            (jobs,) = BasicSweeper.split_arguments([*grid, *given], max_batch_size=None)
         except (HydraException, OmegaConfBaseException) as error:
             raise composition_error(error, overrides) from error
-    last = {o.key_or_group: o for o in [*swept, *given]}  # the command line overrides the grid of a sweep's file
-    yield from (list(job) for job in itertools.product(*map(choices, last.values())))
+    return Plan(jobs, len(jobs), sweeps, folder)
 
 
-def choices(override: Override) -> list[str]:
-    """The overrides that one element of the grid stands for."""
-    if not override.is_sweep_override():
-        return [override.input_line]
-    key = override.input_line.partition("=")[0]
-    return [f"{key}={value}" for value in override.sweep_string_iterator()]
+def preflight(arguments: list[str]) -> Plan | None:
+    """Composes and checks all that can be checked of a command before its first job starts.
 
+    Returns its plan; None where the command runs nothing (--help, --cfg and their like).
+    """
+    from harness.records.record import check_writable
 
-def preflight(arguments: list[str]) -> None:
-    """Composes and checks every job of the command before the first one starts."""
     flags = {a for a in arguments if a.startswith("-")}
     if not flags <= {"-m", "--multirun"}:
-        return  # --help, --cfg and their like run nothing
-    jobs = list(expanded([a for a in arguments if a not in flags]))
-    if len(jobs) > 1 and not flags:
+        return None
+    plan = planned([a for a in arguments if a not in flags], sweeps=bool(flags))
+    if plan.runs != 1 and not plan.sweeps:
         raise ConfigError(
-            f"The command asks for {len(jobs)} runs, but not for a sweep.",
+            f"The command asks for {plan.runs or 'several'} runs, but not for a sweep.",
             "-m wherever a key is given several values.",
             f"python run.py -m {' '.join(arguments)}",
         )
-    for overrides in jobs:
+    for overrides in plan.jobs:
         resolve(compose(overrides))
+    if plan.sweeps:
+        check_writable(plan.folder)  # Hydra writes there before the first job
+    return plan
 
 
-@hydra.main(config_path=str(ROOT / "conf"), config_name="config", version_base="1.3")
-def job(config: DictConfig) -> None:
-    """Runs one job of the command."""
+def run_once(config: DictConfig) -> dict:
+    """Makes one run and shows it; returns its record."""
     from harness.records.summary import show
 
-    with errors_reported():
-        plain = resolve(config)
-        show(build(own_keys(plain)).run(plain))
+    plain = resolve(config)
+    result = build(own_keys(plain)).run(plain)
+    show(result)
+    return result
+
+
+def objective(result: dict) -> float:
+    """What a sweeper may minimise: the loss on validation; infinite where training diverged."""
+    figures = (result["evaluation"] or {}).get("validation", {})
+    return figures.get("bits_per_byte", figures.get("loss", math.inf))
+
+
+class Sweep:
+    """The jobs of one command after each other: one that fails is told, and the next one starts."""
+
+    def __init__(self, runs: int | None):
+        from harness.training.progress import SweepProgress
+
+        self.progress = SweepProgress(runs)
+        self.failures: list[str] = []
+
+    def run(self, config: DictConfig) -> float:
+        """Makes the run of one job; returns its objective, infinite where it failed."""
+        overrides = list(HydraConfig.get().overrides.task)
+        print(f"\n{self.progress.start(overrides)}", flush=True)
+        start = time.monotonic()
+        try:
+            result = run_once(config)
+            self.progress.made(time.monotonic() - start, result["training"]["seconds"])
+            return objective(result)
+        except Exception as error:  # whatever ended this job, the others are worth running
+            if isinstance(error, UserError):
+                print(paragraph(error), file=sys.stderr)
+            else:
+                traceback.print_exc()
+            reason = error.what if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            self.failures.append(f"{' '.join(overrides)}: {reason}")
+            return math.inf
+
+    def end(self) -> None:
+        """Ends the command with the list of what failed, and a non-zero status, where anything did."""
+        if self.failures:
+            failed = "".join(f"\n  {line}" for line in self.failures)
+            sys.exit(f"error: {len(self.failures)} of {self.progress.started} runs failed:{failed}")
 
 
 def own_keys(plain: dict) -> dict:
@@ -165,20 +230,65 @@ def model_and_size(overrides: list[str]):
     return build(plain["model"]), build(plain["size"])
 
 
+def paragraph(error: UserError) -> str:
+    """A mistake of the user's as it is printed."""
+    return f"error: {error.what}\nexpected: {error.expected}\nremedy: {error.remedy}"
+
+
 @contextmanager
 def errors_reported() -> Iterator[None]:
     """Ends the command with one paragraph and a non-zero status where the user made a mistake."""
     try:
         yield
     except UserError as error:
-        sys.exit(f"error: {error.what}\nexpected: {error.expected}\nremedy: {error.remedy}")
+        sys.exit(paragraph(error))
+
+
+class Stopped(SystemExit):
+    """A signal that ended the command; its status is the shell's, 128 and the signal's number."""
+
+    def __init__(self, number: int):
+        super().__init__(128 + number)
+        self.signal = signal.Signals(number).name
+
+
+@contextmanager
+def signals_reported() -> Iterator[None]:
+    """Ends the command with one line where it is told to stop; training first writes its checkpoint."""
+
+    def stop(number: int, frame) -> None:
+        raise Stopped(number)
+
+    stopping = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, stop) for number in stopping}
+    try:
+        yield
+    except Stopped as stopped:
+        print(f"Stopped by {stopped.signal}. The same command takes the run up where it stands.", file=sys.stderr)
+        raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def main() -> None:
     """The command."""
-    with errors_reported():
-        preflight(sys.argv[1:])
-    job()
+    with signals_reported():
+        with errors_reported():
+            plan = preflight(sys.argv[1:])
+        sweep = Sweep(plan.runs) if plan and plan.sweeps else None
+
+        @hydra.main(config_path=str(ROOT / "conf"), config_name="config", version_base="1.3")
+        def job(config: DictConfig) -> float:
+            """Runs one job of the command."""
+            if sweep is not None:
+                return sweep.run(config)
+            with errors_reported():
+                return objective(run_once(config))
+
+        job()
+        if sweep is not None:
+            sweep.end()
 
 
 if __name__ == "__main__":

@@ -1,11 +1,23 @@
 """The command itself: what it accepts, what it refuses, and what it leaves behind."""
 
+import fcntl
 import json
+import math
+import signal
+import subprocess
 import sys
+import time
+from typing import ClassVar
 
 import pytest
+from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
+from hydra.plugins.sweeper import Sweeper
 
 import run
+from harness.experiment import Experiment
+from harness.training import checkpoint
+from harness.training.progress import SweepProgress
 
 TINY = ["debug=tiny", "trainer.tokens=1024", "progress=false"]
 
@@ -153,11 +165,235 @@ def test_a_sweep_states_its_grid(monkeypatch, tmp_path, tiny):
 
 
 @pytest.mark.slow
+def test_a_run_that_fails_is_told_and_the_sweep_goes_on(monkeypatch, tmp_path, tiny, capsys):
+    """One model cannot stand in the block, one run is held by another process: the third is made."""
+    command(monkeypatch, "model=gru", "block=gated", *tiny)
+    (finished,) = (tmp_path / "runs").glob("gru-gated-*/result.json")
+    finished.unlink()
+    capsys.readouterr()
+    with finished.with_name(".lock").open("a") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        message = refused(monkeypatch, "-m", "model=rwkv,gru,lstm", "block=gated", *tiny)
+    out, err = capsys.readouterr()
+    assert "error: 2 of 3 runs failed:" in message
+    assert "model=rwkv block=gated" in message
+    assert "Another process is making the run" in message
+    assert "Run 2 of 3: model=gru block=gated" in out
+    assert err.count("remedy:") == 2
+    assert "Traceback" not in err
+    assert [path.parent.name[:10] for path in (tmp_path / "runs").glob("*/result.json")] == ["lstm-gated"]
+
+
+def fake_runs(monkeypatch, make) -> list[int]:
+    """Replaces the run of an experiment by `make(seed)`, a record's status; returns the seeds that were asked for."""
+    seeds = []
+
+    def record(self, config, say=print):
+        seeds.append(self.seed)
+        status = make(self.seed)
+        figures = {"validation": {"bits_per_byte": 1.0 + self.seed}} if status == "finished" else None
+        return {"status": status, "training": {"seconds": 0.0}, "evaluation": figures}
+
+    monkeypatch.setattr(Experiment, "run", record)
+    monkeypatch.setattr("harness.records.summary.show", lambda result: None)
+    return seeds
+
+
+def test_whatever_fails_in_a_sweep_stops_no_other_run(monkeypatch, tmp_path, capsys):
+    def make(seed):
+        if seed == 0:
+            raise ZeroDivisionError("in the mixer")
+        return "diverged" if seed == 1 else "finished"
+
+    seeds = fake_runs(monkeypatch, make)
+    message = refused(monkeypatch, "-m", "seed=0,1,2", "debug=tiny", f"records={tmp_path}")
+    assert seeds == [0, 1, 2]
+    assert (
+        message
+        == f"error: 1 of 3 runs failed:\n  seed=0 debug=tiny records={tmp_path}: ZeroDivisionError: in the mixer"
+    )
+    out, err = capsys.readouterr()
+    assert "Traceback" in err
+    assert "Run 2 of 3: seed=1" in out
+    assert "Run 3 of 3 (about 0:00 left): seed=2" in out
+
+
+def test_a_sweep_that_failed_nowhere_ends_well(monkeypatch, tmp_path):
+    seeds = fake_runs(monkeypatch, lambda seed: "finished")
+    command(monkeypatch, "-m", "seed=0,1", f"records={tmp_path}")
+    assert seeds == [0, 1]
+
+
+def test_the_time_left_is_judged_by_the_runs_that_were_made():
+    progress = SweepProgress(4)
+    assert progress.start(["a=1"]) == "Run 1 of 4: a=1"
+    progress.made(seconds=2, training_seconds=100)  # it was recorded already
+    assert progress.start(["a=2"]) == "Run 2 of 4: a=2"
+    progress.made(seconds=120, training_seconds=100)
+    assert progress.start(["a=3"]) == "Run 3 of 4 (about 4:00 left): a=3"
+    assert SweepProgress(None).start(["a=1"]) == "Run 1: a=1"
+
+
+class Halving(Sweeper):
+    """A sweeper with ideas of its own: it tries learning rates that no grid lists, and keeps what came of them."""
+
+    returned: ClassVar[list[float]] = []
+
+    def __init__(self, params=None, n_trials=2):
+        self.n_trials = n_trials
+
+    def setup(self, *, hydra_context, task_function, config):
+        parts = {"hydra_context": hydra_context, "task_function": task_function, "config": config}
+        self.config, self.launcher = config, Plugins.instance().instantiate_launcher(**parts)
+
+    def sweep(self, arguments):
+        fixed = [argument for argument in arguments if "interval" not in argument]
+        jobs = [[*fixed, f"trainer.learning_rate={0.001 * number}", f"seed={number}"] for number in (1, 2)]
+        self.returned[:] = [job.return_value for job in self.launcher.launch(jobs, initial_job_idx=0)]
+
+
+def test_a_sweeper_of_ones_own_expands_its_own_sweep(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(Halving, "__module__", "hydra_plugins.halving")  # where Hydra looks for plugins
+    Plugins.instance().register(Halving)
+    node = {"_target_": "hydra_plugins.halving.Halving", "params": None, "n_trials": 2}
+    ConfigStore.instance().store(group="hydra/sweeper", name="halving", node=node)
+    given = ["-m", "hydra/sweeper=halving", "trainer.learning_rate=interval(0.001,0.01)", f"records={tmp_path}"]
+    fake_runs(monkeypatch, lambda seed: "finished" if seed == 1 else "diverged")
+    command(monkeypatch, *given)
+    assert Halving.returned == [2.0, math.inf]
+    assert "Run 2 of 2" in capsys.readouterr().out
+    message = refused(monkeypatch, *given, "trainer.batch_size=-1")
+    assert "trainer.batch_size=-1" in message
+    assert "but not for a sweep" in refused(monkeypatch, *given[1:])
+    assert "does not support sweep type" in refused(monkeypatch, given[0], *given[2:])  # Hydra's own sweeper
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("flags", [[], ["-m"]])
+def test_a_signal_ends_the_command_with_one_line(monkeypatch, tmp_path, capsys, number, status, flags):
+    before = signal.getsignal(number)
+    seeds = fake_runs(monkeypatch, lambda seed: signal.raise_signal(number))
+    with pytest.raises(SystemExit) as end:
+        command(monkeypatch, *flags, "seed=3", f"records={tmp_path}")
+    assert end.value.code == status
+    assert seeds == [3]
+    assert capsys.readouterr().err == f"Stopped by {number.name}. The same command takes the run up where it stands.\n"
+    assert signal.getsignal(number) == before
+
+
+@pytest.mark.slow
+def test_a_stopped_command_leaves_a_checkpoint_and_resumes(tmp_path, corpus):
+    """The command itself, stopped in the middle of training, long before a checkpoint is due."""
+    arguments = [
+        "model=gru",
+        "debug=tiny",
+        "trainer.tokens=51200",
+        "trainer.log_every=1",
+        "trainer.checkpoint_every=9999",
+    ]
+    arguments += [f"records={tmp_path}", "task=text", f"task.path={corpus}"]
+    process = subprocess.Popen([sys.executable, "run.py", *arguments], cwd=run.ROOT, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("*/metrics.jsonl")) or not next(tmp_path.glob("*/metrics.jsonl")).read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 143
+    assert process.stderr.read().strip().splitlines()[-1].startswith("Stopped by SIGTERM.")
+    (path,) = tmp_path.glob("gru-*/checkpoint.pt")
+    saved = checkpoint.load(path, path.parent.name.rpartition("-")[2])
+    logged = (path.parent / "metrics.jsonl").read_text().splitlines()
+    assert saved["ledger"]["update"] == len(logged) > 0
+    assert "harness.training.trainer" in saved["code"]["modules"]
+    assert not (path.parent / "failure.json").exists()
+
+
+def test_a_sweep_into_a_folder_that_cannot_be_written_is_refused(monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    message = refused(monkeypatch, "-m", "seed=0,1", f"records={tmp_path / 'file' / 'runs'}")
+    assert "cannot be written to" in message
+    assert "set records=FOLDER" in message
+
+
+def test_toy_runs_have_a_folder_of_their_own():
+    assert run.resolve(run.compose(["debug=tiny"]))["records"] == "runs/tiny"
+    assert run.resolve(run.compose(["debug=tiny", "records=mine"]))["records"] == "mine"
+    assert run.resolve(run.compose(["+sweeps=solvers", "debug=tiny"]))["question"]
+    assert run.resolve(run.compose([]))["records"] == "runs"
+
+
+@pytest.mark.parametrize("gutted", ["training", "checks", "evaluation", "measurement", "parameters"])
+def test_a_gutted_record_is_told(monkeypatch, tmp_path, recorded, gutted):
+    result = json.loads(recorded.read_text())
+    for content in ({k: v for k, v in result.items() if k != gutted}, result | {gutted: {}}):
+        recorded.write_text(json.dumps(content))
+        message = refused(monkeypatch, *recorded_by(recorded))
+        assert "is not whole" in message
+        assert "force=true" in message
+    recorded.write_text(json.dumps(result))
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    """The result of a run that `recorded_by` asks for."""
+    folder = tmp_path_factory.mktemp("recorded")
+    (folder / "corpus.txt").write_text("the quick brown fox jumps over the lazy dog. " * 400)
+    with pytest.MonkeyPatch.context() as patch:
+        command(patch, *recorded_by(folder / "runs" / "x" / "result.json"))
+    return next(folder.glob("runs/*/result.json"))
+
+
+def recorded_by(result) -> list[str]:
+    """The command whose run left this result."""
+    folder = result.parents[2]
+    return ["model=gru", *TINY, f"records={folder / 'runs'}", "task=text", f"task.path={folder / 'corpus.txt'}"]
+
+
+def test_a_run_of_older_code_is_told_and_repeated_only_when_asked(monkeypatch, recorded, capsys):
+    whole = recorded.read_text()
+    made = json.loads(whole)["code"]
+    assert {"baselines.recurrent.mixer", "baselines.recurrent.gru_numba"} <= set(made["modules"]) or made["modules"]
+    command(monkeypatch, *recorded_by(recorded), "force=stale")
+    assert "force=true runs it again" in capsys.readouterr().out
+    assert recorded.read_text() == whole
+    for older in (made | {"modules": made["modules"] | {"baselines.recurrent.mixer": "0123456789abcdef"}}, None):
+        recorded.write_text(json.dumps(json.loads(whole) | {"code": older}))
+        command(monkeypatch, *recorded_by(recorded))
+        said = " ".join(capsys.readouterr().out.split())
+        assert "force=stale repeats it" in said
+        assert ("older code: baselines.recurrent.mixer changed since" in said) is (older is not None)
+        assert json.loads(recorded.read_text())["code"] == older
+        command(monkeypatch, *recorded_by(recorded), "force=stale")
+        assert json.loads(recorded.read_text())["code"] == made
+
+
+def test_a_lost_curve_is_told(monkeypatch, recorded, capsys):
+    curve = recorded.with_name("metrics.jsonl")
+    lines = curve.read_text()
+    curve.unlink()
+    command(monkeypatch, *recorded_by(recorded))
+    assert "has no curve" in " ".join(capsys.readouterr().out.split())
+    result = recorded.read_text()
+    recorded.unlink()
+    command(monkeypatch, *recorded_by(recorded))
+    assert f"has lost {len(lines.splitlines())} lines" in " ".join(capsys.readouterr().out.split())
+    assert json.loads(recorded.read_text())["training"]["lost_lines"] == len(lines.splitlines())
+    recorded.write_text(result)
+    curve.write_text(lines)
+
+
+def test_a_record_says_how_busy_the_machine_was(recorded):
+    result = json.loads(recorded.read_text())
+    for part in ("training", "measurement"):
+        assert set(result[part]["load"]) == {"other_cpu", "busy"}
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("path", sorted((run.ROOT / "sweeps").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_sweep_composes_and_states_its_question(path):
-    jobs = list(run.expanded([f"+sweeps={path.stem}"]))
-    assert len(jobs) > 1
-    for overrides in jobs:
+    plan = run.planned([f"+sweeps={path.stem}"], sweeps=True)
+    assert plan.runs == len(plan.jobs) > 1
+    for overrides in plan.jobs:
         assert run.resolve(run.compose(overrides))["question"].endswith("?")
 
 
