@@ -174,7 +174,8 @@ def _imports(tree: ast.Module) -> tuple[set[str], set[str]]:
             inner = origin if origin.endswith(".") else f"{origin}."
             kinds[inside].update([origin] * bool(node.module) + [f"{inner}{alias.name}" for alias in node.names])
         elif isinstance(node, ast.Call) and "import_module" in (getattr(node.func, n, "") for n in ("id", "attr")):
-            kinds[inside].update(part.value for part in node.args if isinstance(getattr(part, "value", None), str))
+            named = [part.value for part in node.args if isinstance(part, ast.Constant)]
+            kinds[inside].update(name for name in named if isinstance(name, str))
         inside |= isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
         nodes += [(child, inside) for child in ast.iter_child_nodes(node)]
     return kinds

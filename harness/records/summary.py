@@ -43,7 +43,7 @@ def _headline(result: dict) -> Table:
     table.add_row("trained", f"{training['tokens']:,} tokens, {training['updates']:,} updates, {epochs}")
     if training["tokens_per_second"]:
         table.add_row("training tokens/s", f"{training['tokens_per_second']:,.0f}")
-    for split in ("validation", "test") if evaluation else ():
+    for split in {"finished": ("validation", "test"), "diverged": ()}[result["status"]]:
         figures = evaluation[split]
         if "bits_per_byte" in figures:
             table.add_row(
