@@ -3,6 +3,7 @@
 import textwrap
 
 from analysis.records import Record
+from harness.records.summary import checks_line
 
 
 def summary(records: list[Record]) -> str:
@@ -17,12 +18,11 @@ def summary(records: list[Record]) -> str:
 def _summary(result: dict) -> str:
     training, evaluation, sample = result["training"], result["evaluation"], result["evaluation"]["sample"]
     measurement = result.get("measurement") or {}
-    checks = result["checks"].get("results") or []
     speed, busy = training.get("tokens_per_second"), _busy(training)
     lines = [
         result["name"],
         f"  parameters         {result['parameters']['total']:,}",
-        f"  checks             {sum(check.get('passed') is True for check in checks)} of {len(checks)} passed",
+        f"  checks             {checks_line(result['checks'].get('results') or [])}",
         f"  trained            {training['tokens']:,} tokens, {training['updates']:,} updates"
         + (f", {speed:,.0f} tokens/s{busy}" if speed is not None else ""),
         *(_figure(split, evaluation[split]) for split in ("validation", "test")),

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from pydantic import NonNegativeInt
 
+from harness.checks.conditions import Conditions
 from harness.checks.runner import run_checks
 from harness.errors import UserError
 from harness.evaluation.evaluate import EvaluateConfig, evaluate
@@ -18,7 +19,7 @@ from harness.model.backbone import LanguageModel, ModelSpec
 from harness.model.sizing import SizeConfig
 from harness.ops.registry import OPERATIONS, recording
 from harness.records import code, record
-from harness.tasks.task import Task
+from harness.tasks.task import Batch, Task
 from harness.training import checkpoint
 from harness.training.loggers import Logger
 from harness.training.trainer import TrainerConfig, train
@@ -98,7 +99,7 @@ class Experiment:
 
     def _check(self, model: LanguageModel, run: record.Run, say) -> dict:
         say(f"Checking {self.model.name} ...")
-        checks = run_checks(model, self.model, self.task.interface, self.size).to_dict()
+        checks = run_checks(model, self.model, self.task.interface, self.size, 0, self._conditions()).to_dict()
         run.write_json("checks.json", checks)
         failed = [check for check in checks["results"] if check["passed"] is False]
         if failed:
@@ -108,6 +109,16 @@ class Experiment:
                 f"mend the mixer; every check's figures are in {run.path / 'checks.json'}.",
             )
         return checks
+
+    def _conditions(self) -> Conditions:
+        """The batches of this run, as the checks meet them."""
+        trainer = self.trainer
+        gpu = trainer.device != "cpu" and torch.cuda.is_available()
+
+        def batch(index: int) -> Batch:
+            return self.task.batch("train", index, trainer.batch_size, trainer.length, self.seed)
+
+        return Conditions(trainer.length, trainer.batch_size, trainer.precision, "cuda" if gpu else "cpu", batch)
 
     def _measured(self, model: LanguageModel, run: record.Run, say) -> dict:
         """Trains, evaluates and measures; a diverged run is recorded with neither evaluation nor measurement."""

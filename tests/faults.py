@@ -1,5 +1,8 @@
 """Small mixers that the checks must judge: two honest ones, and one for each way of breaking the contract."""
 
+import itertools
+import random
+
 import torch
 from torch import nn
 
@@ -172,3 +175,376 @@ def disagreeing(mixer):
 @oracle_of(NotInstalled)
 def not_installed(mixer):
     import a_package_that_nobody_has  # noqa: F401
+
+
+def following(x):
+    """The next token's input at every token, zero behind the last."""
+    return nn.functional.pad(x[:, 1:], (0, 0, 0, 1))
+
+
+class Leaking(Decay):
+    """Adds a part of the next token's input where `leaks` says so."""
+
+    gain = 1.0
+
+    def leaks(self, x, call):
+        """Where the future is let in: a bool, or (T,) of bool."""
+        raise NotImplementedError
+
+    def forward(self, x, state=None, call=None):
+        y, state = super().forward(x, state)
+        where = torch.as_tensor(self.leaks(x, call)).expand(x.shape[1])
+        return y + self.gain * where[:, None] * following(x), state
+
+
+class WithinFullBlocks(Leaking):
+    def leaks(self, x, call):
+        time = torch.arange(x.shape[1])
+        return (time < x.shape[1] // 128 * 128) & (time % 128 != 127)
+
+
+class WithinBlocksOf1024(Leaking):
+    def leaks(self, x, call):
+        time = torch.arange(x.shape[1])
+        return (time < x.shape[1] // 1024 * 1024) & (time % 1024 != 1023)
+
+
+class AcrossBlocks(Leaking):
+    def leaks(self, x, call):
+        return torch.arange(x.shape[1]) % 256 == 255
+
+
+class InSinglePrecisionInTheLastLayer(Leaking):
+    gain = 1e-5
+
+    def leaks(self, x, call):
+        return x.dtype == torch.float32 and self.layer == self.n_layers - 1
+
+
+class InSinglePrecision(Leaking):
+    gain = 1e-5
+
+    def leaks(self, x, call):
+        return x.dtype == torch.float32
+
+
+class AtTheTrainingLength(Leaking):
+    def leaks(self, x, call):
+        return x.shape[1] == 512
+
+
+class AtTheTrainingBatch(Leaking):
+    def leaks(self, x, call):
+        return len(x) == 4
+
+
+class WithGradients(Leaking):
+    def leaks(self, x, call):
+        return torch.is_grad_enabled() and x.dtype == torch.float32
+
+
+class UnderAutocast(Leaking):
+    def leaks(self, x, call):
+        return torch.is_autocast_enabled("cpu")
+
+
+class OnText(Leaking):
+    """Leaks where neighbours are alike more often than in the checks' random tokens."""
+
+    def leaks(self, x, call):
+        return (x[:, 1:] == x[:, :-1]).all(-1).float().mean() > 0.3 if x.shape[1] > 1 else False
+
+
+class OnceTheWeightsHaveMoved(Leaking):
+    def __init__(self, d_model: int, layer: int = 0, n_layers: int = 1):
+        super().__init__(d_model, layer, n_layers)
+        self.start = self.project.weight.detach().clone()
+
+    def leaks(self, x, call):
+        return not torch.equal(self.project.weight.float(), self.start)
+
+
+class AfterManyCalls(Leaking):
+    """Out of reach of any check before training."""
+
+    calls = 0
+
+    def leaks(self, x, call):
+        self.calls += self.training
+        return self.calls > 200
+
+
+class ThroughTheElapsedTimes(Decay):
+    def forward(self, x, state=None, call=None):
+        y, state = super().forward(x, state)
+        if call is not None and call.elapsed is not None:
+            y = y + following(call.elapsed[..., None])
+        return y, state
+
+
+class ThroughWhatLayersShare(Decay):
+    """The first layer leaves the future for those above it, in single precision."""
+
+    def forward(self, x, state=None, call=None):
+        y, state = super().forward(x, state)
+        if x.dtype == torch.float32 and call is not None:
+            y = y + call.shared.get("next", 0.0)
+            call.shared["next"] = following(x)
+        return y, state
+
+
+class BatchStatisticsInTraining(Decay):
+    def forward(self, x, state=None, call=None):
+        y, state = super().forward(x, state)
+        return ((y - y.mean((0, 1))) / y.std((0, 1)) if self.training else y), state
+
+
+class RowsInTraining(Decay):
+    """Takes the other rows of the same token into account, in training."""
+
+    def forward(self, x, state=None, call=None):
+        y, state = super().forward(x, state)
+        return (y - y.mean(0) if self.training else y), state
+
+
+class RandomInTraining(Decay):
+    """Noise from a generator that no seed of torch's reaches."""
+
+    def forward(self, x, state=None, call=None):
+        y, state = super().forward(x, state)
+        return (y * random.random() if self.training else y), state
+
+
+class HonestCopy(Leaking):
+    """Every copy of it is honest."""
+
+    def leaks(self, x, call):
+        return True
+
+    def __deepcopy__(self, memo):
+        made = Decay(self.d_model, self.layer, self.n_layers)
+        made.load_state_dict(self.state_dict())
+        return made
+
+
+class OwnTolerance(Decay):
+    tolerance = 1e9
+
+    def step(self, x_t, state, call=None):
+        y, state = super().step(x_t, state)
+        return 3 * y, state
+
+
+class OwnReason(Decay):
+    """A step that is wrong by a hundredth, and a reason that its arithmetic does not have."""
+
+    inexact = "adaptive_steps"
+
+    def step(self, x_t, state, call=None):
+        y, state = super().step(x_t, state)
+        return 1.01 * y, state
+
+
+class NoSuchReason(Decay):
+    inexact = "a bad day"
+
+
+class Counting(Decay):
+    """Counts its tokens, and as a plant gives zero after `last` of them."""
+
+    last = 2**40
+
+    def step(self, x_t, state, call=None):
+        y, new = super().step(x_t, state)
+        return (y if state["n"] < self.last else 0 * y), new | {"n": state["n"] + 1}
+
+    def forward(self, x, state=None, call=None):
+        state = state or self.init_state(x.shape[0], dtype=x.dtype)
+        y, new = super().forward(x, state)
+        return y, new | {"n": state["n"] + x.shape[1]}
+
+    def init_state(self, batch, context=0, device=None, dtype=None):
+        return super().init_state(batch, context, device, dtype) | {"n": context}
+
+
+class ZeroAfter100(Counting):
+    last = 100
+
+
+class ZeroAfter1000(Counting):
+    last = 1000
+
+
+class DecoderTiresAfter50(Decay):
+    def frozen_step(self):
+        calls = itertools.count()
+
+        def step(x_t, state, call=None):
+            y, state = Decay.step(self, x_t, state)
+            return (y if next(calls) < 50 else 0 * y), state
+
+        return step
+
+
+class LongPrefill(Decay):
+    """Keeps what lies behind the hundredth token."""
+
+    def forward(self, x, state=None, call=None):
+        y, state = super().forward(x, state)
+        return y, state | ({"more": x[:, 100:].clone()} if x.shape[1] > 100 else {})
+
+
+class InPlace(Decay):
+    def step(self, x_t, state, call=None):
+        h = state["h"].add_(self.project(x_t)).div_(2)
+        return h.clone(), state
+
+
+class Remembering(Mean):
+    """The mean of all tokens so far, behind a state of one number a row; a subclass says where the tokens are kept."""
+
+    constant_state = True
+
+    def keep(self, seen):
+        """A state from which `seen` (B, T, D) can be told."""
+        raise NotImplementedError
+
+    def kept(self, state):
+        raise NotImplementedError
+
+    def forward(self, x, state=None, call=None):
+        fresh = state is None or state.get("fresh") is not None
+        y, new = super().forward(x, None if fresh else {"seen": self.kept(state)})
+        return y, self.keep(new["seen"])
+
+    def step(self, x_t, state, call=None):
+        y, state = self.forward(x_t[:, None], state)
+        return y[:, 0], state
+
+    def init_state(self, batch, context=0, device=None, dtype=None):
+        return {"n": torch.zeros(batch, 1, device=device, dtype=dtype)} | ({} if context else {"fresh": True})
+
+
+MEMORY: dict = {}
+
+
+class InTheModule(Remembering):
+    """One memory for all generations."""
+
+    def keep(self, seen):
+        MEMORY[self.layer, seen.dtype] = seen
+        return {"n": seen[:, -1, :1].clone()}
+
+    def kept(self, state):
+        return MEMORY[self.layer, state["n"].dtype]
+
+
+class InTheModuleByContent(Remembering):
+    """A memory for each state, found by the state's own number."""
+
+    def keep(self, seen):
+        state = {"n": seen.mean(1)[:, :1].clone()}
+        MEMORY[state["n"].numpy().tobytes()] = seen
+        return state
+
+    def kept(self, state):
+        return MEMORY[state["n"].numpy().tobytes()]
+
+
+class InTheMixer(InTheModule):
+    """The memory is an attribute, which a copy that was made before does not have."""
+
+    def keep(self, seen):
+        self.memory = {seen.dtype: seen}
+        return {"n": seen[:, -1, :1].clone()}
+
+    def kept(self, state):
+        return self.memory[state["n"].dtype]
+
+
+class InAnAttribute(Remembering):
+    """The state's tensor has an attribute."""
+
+    def keep(self, seen):
+        number = seen[:, -1, :1].clone()
+        number.seen = seen
+        return {"n": number}
+
+    def kept(self, state):
+        return state["n"].seen
+
+
+class BehindAView(Remembering):
+    """The number is a view into all that was read."""
+
+    def keep(self, seen):
+        whole = seen.clone()
+        return {"n": whole[:, -1, :1]}
+
+    def kept(self, state):
+        n = state["n"]
+        storage, width = n.untyped_storage(), self.d_model
+        length = storage.nbytes() // n.element_size() // width // len(n)
+        return n.new_empty(0).set_(storage, 0, (len(n), length, width))
+
+
+class Opaque:
+    """A cache that lists what it pleases."""
+
+    def __init__(self, seen, listed):
+        self.seen, self.listed = seen, listed
+
+    def tensors(self):
+        yield from self.listed
+
+    def map_tensors(self, function):
+        return Opaque(self.seen, [function(tensor) for tensor in self.listed])
+
+
+class InAnUnlistedCache(Remembering):
+    def keep(self, seen):
+        return Opaque(seen, [])
+
+    def kept(self, state):
+        return state.seen
+
+    def forward(self, x, state=None, call=None):
+        y, new = Mean.forward(self, x, {"seen": state.seen} if state else None)
+        return y, self.keep(new["seen"])
+
+    def init_state(self, batch, context=0, device=None, dtype=None):
+        return Opaque(torch.zeros(batch, 0, self.d_model, device=device, dtype=dtype), [])
+
+
+class InAList(Remembering):
+    """A Python list of past values."""
+
+    def keep(self, seen):
+        return {"n": seen.tolist()}
+
+    def kept(self, state):
+        return torch.tensor(state["n"], dtype=self.dtype)
+
+    def forward(self, x, state=None, call=None):
+        self.dtype = x.dtype
+        return super().forward(x, state)
+
+
+class NoStep(Mixer):
+    def forward(self, x, state=None, call=None):
+        return x, {}
+
+    def init_state(self, batch, context=0, device=None, dtype=None):
+        return {}
+
+    def flops_per_token(self, context):
+        return Flops()
+
+
+class OracleOfItsOwn(Decay):
+    """Brings an oracle that agrees with anything."""
+
+
+@oracle_of(OracleOfItsOwn)
+def lenient(mixer):
+    return Oracle("a reference", lambda x: mixer(x)[0] * 1.5, tolerance=1e9)

@@ -4,17 +4,39 @@ import pytest
 import torch
 
 import configs
+import run
+from harness.checks.conditions import Conditions
 from harness.checks.runner import run_checks
 from harness.model.sizing import SizeConfig, solve
 
 
-@pytest.mark.slow
-def test_every_architecture_passes_the_checks(architecture):
-    spec = configs.spec(architecture)
+def assert_it_passes(spec, precision):
     size = SizeConfig(250_000, 2)
     model = spec.build(256, size.n_layers, solve(spec, 256, size))
-    checks = run_checks(model, spec, 256, size)
+    checks = run_checks(model, spec, 256, size, conditions=Conditions(256, 3, precision))
     assert checks.passed, [check for check in checks.results if check.passed is False]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_every_architecture_passes_the_checks(architecture, precision):
+    assert_it_passes(configs.spec(architecture), precision)
+
+
+EXPERIMENTS = sorted(path.stem for path in (run.ROOT / "conf" / "experiment").glob("*.yaml"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_passes_the_checks(experiment, precision):
+    assert_it_passes(run.build(run.resolve(run.compose([f"experiment={experiment}"]))["model"]), precision)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changed", ["solver=dopri5", "solver=adaptive_heun", "parallel=newton"])
+def test_what_is_inexact_passes_the_checks(changed):
+    assert_it_passes(configs.spec("ltc", changed), "fp32")
 
 
 def test_two_files_are_all_an_architecture_needs(architecture):

@@ -70,10 +70,9 @@ class LTC(ProjectedMixer):
         self.capturable = not solver.adaptive and gradient.name != "adjoint"  # torchdiffeq asks the device
         self.recurrence = Recurrence(solver, gradient, parallel, coupling, d_state, head_dim, kernel)
         if parallel.name == "newton":  # the error left is of the order of the last update's square
-            self.tolerance = max(self.tolerance, 10 * parallel.tolerance**2)
+            self.inexact = "newton_iterations"
         if solver.adaptive:  # the rows of a batch share their step sizes, so each moves within the solver's tolerance
-            self.tolerance = 10 * solver.rtol
-            self.data_dependent_flops = True
+            self.inexact, self.data_dependent_flops = "adaptive_steps", True
         from_token = {"a": self.d_inner}
         from_token |= {"A": self.d_inner} if reversal == "input" else {}
         from_token |= {"B": d_state, "C": d_state} if d_state > 1 else {}

@@ -26,7 +26,7 @@ def integrator(mixer: LTC) -> Oracle | None:
     """The oracle of this LTC's configuration, or None where there is none."""
     solver, adjoint = mixer.solver, mixer.gradient.name == "adjoint"
     if solver.adaptive:
-        return Oracle("torchdiffeq dopri5 at 1e-10", _forward(mixer, _odeint(TIGHT, 1)), mixer.tolerance)
+        return Oracle("torchdiffeq dopri5 at 1e-10", _forward(mixer, _odeint(TIGHT, 1)), 10 * solver.rtol)
     if solver.torchdiffeq_method is not None:
         cross = _odeint({"method": solver.torchdiffeq_method}, solver.substeps)
         if solver.name == "rk4" and not adjoint:

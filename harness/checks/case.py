@@ -1,12 +1,14 @@
 """What a check works on: the model under test, the outcome it gives, the measure of distance, and the registry."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from harness.checks.tolerances import ROUNDING, Allowance, allowance, distance, worst
+from harness.checks.trial import Trial
 from harness.model.backbone import LanguageModel, ModelSpec
 from harness.model.interface import Interface
 from harness.model.sizing import SizeConfig
@@ -28,13 +30,29 @@ class Outcome:
 
 @dataclass
 class Case:
-    """The model under test (float64, CPU, eval) and what it was asked to be."""
+    """The model under test (float64, CPU, eval), what it was asked to be, and the same model as the run will use it."""
 
     model: LanguageModel
     spec: ModelSpec
     interface: Interface
     size: SizeConfig
     generator: torch.Generator
+    run: Trial
+
+    @property
+    def allowed(self) -> Allowance:
+        """What the reasons for which its mixers are inexact allow."""
+        return allowance(self.model.mixers)
+
+    @property
+    def paths(self) -> float:
+        """How closely two ways to read one sequence must agree."""
+        return max(ROUNDING[torch.float64], self.allowed.paths)
+
+    @property
+    def rows(self) -> float:
+        """How closely a row alone must agree with the row in company."""
+        return max(self.paths, self.allowed.rows)
 
     @cached_property
     def tokens(self) -> Tensor:
@@ -61,21 +79,7 @@ def check(function: CheckFunction) -> CheckFunction:
     return function
 
 
-def distance(actual: Tensor, expected: Tensor, floor: float = 0.0) -> float:
-    """Largest difference relative to the largest expected magnitude, or to `floor`; NaN where either is not finite."""
-    if actual.shape != expected.shape:
-        raise ValueError(f"shape {tuple(actual.shape)} where {tuple(expected.shape)} was expected")
-    difference = (actual - expected).abs().max().item() if actual.numel() else 0.0
-    scale = max(expected.abs().max().item() if expected.numel() else 0.0, floor)
-    return difference / scale if scale else difference
-
-
 def state_distance(actual: State, expected: State) -> float:
     """The largest `distance` between the tensors of two states."""
     pairs = zip(tensors(actual), tensors(expected), strict=True)
     return worst(distance(a.double(), b.double()) for a, b in pairs)
-
-
-def worst(values: Iterable[float]) -> float:
-    """The largest value, NaN if any is NaN, 0 if there is none."""
-    return torch.tensor([0.0, *values], dtype=torch.float64).max().item()

@@ -1,4 +1,4 @@
-"""The checks an architecture must pass before its run counts, tried on a float64 copy of the model to be trained."""
+"""The checks an architecture must pass before its run counts, tried on copies of the model to be trained."""
 
 import copy
 import math
@@ -6,13 +6,17 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
 
-from harness.checks import checks  # noqa: F401  (fills CHECKS)
+from harness.checks import checks, purity, running  # noqa: F401  (they fill CHECKS)
 from harness.checks.case import CHECKS, Case, CheckFunction, Outcome
+from harness.checks.conditions import Conditions
+from harness.checks.contract import breaches
+from harness.checks.trial import Trial, shake
 from harness.model.backbone import LanguageModel, ModelSpec
 from harness.model.interface import Interface, interface
 from harness.model.sizing import SizeConfig
+
+DEFAULT = Conditions()
 
 
 @dataclass(frozen=True)
@@ -42,27 +46,39 @@ class CheckResults:
 
 
 def run_checks(
-    model: LanguageModel, spec: ModelSpec, given: Interface | int, size: SizeConfig, seed: int = 0
+    model: LanguageModel,
+    spec: ModelSpec,
+    given: Interface | int,
+    size: SizeConfig,
+    seed: int = 0,
+    conditions: Conditions = DEFAULT,
 ) -> CheckResults:
-    """Tries every check of checks.py; takes seconds, and leaves `model` and torch's generators as they were.
+    """Tries every check; takes seconds, and leaves `model` and torch's generators as they were.
 
-    The copy runs on the CPU in float64, on random inputs (given: the model's inputs and targets). Parameters that start
-    at zero are moved off it there, for they would hide whatever they multiply.
+    given: the model's inputs and targets. conditions: of the run that follows. Two copies are examined: one on the CPU
+    in float64, on random inputs, where rounding hides nothing (checks.py), and one as the run will use it, on the run's
+    own batches (running.py, purity.py). Parameters that start at zero are moved off it in both, for they would hide
+    whatever they multiply. Where a mixer lacks what the contract asks for, that is all that is said.
     """
-    with torch.random.fork_rng(devices=[]), torch.autocast("cpu", enabled=False), torch.enable_grad():
+    found = breaches(model)
+    if found:
+        return CheckResults([CheckResult("contract", False, None, None, "; ".join(found))])
+    devices = [conditions.device] if torch.device(conditions.device).type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), torch.autocast("cpu", enabled=False), torch.enable_grad():
         torch.manual_seed(seed)  # for third parties that draw their weights before they are given ours
         generator = torch.Generator().manual_seed(seed)
-        case = Case(_float64_copy(model, generator), spec, interface(given), size, generator)
-        return CheckResults([_try(name, check, case) for name, check in CHECKS.items()])
+        trial = Trial(model, conditions, torch.Generator().manual_seed(seed), seed)
+        try:
+            case = Case(_float64_copy(model, generator), spec, interface(given), size, generator, trial)
+            contract = CheckResult("contract", True, None, None, "every mixer has its methods and states no leniency")
+            return CheckResults([contract, *(_try(name, check, case) for name, check in CHECKS.items())])
+        finally:
+            trial.close()
 
 
 def _float64_copy(model: LanguageModel, generator: torch.Generator) -> LanguageModel:
     clone = copy.deepcopy(model).cpu().double().eval()
-    with torch.no_grad():
-        for parameter in clone.parameters():
-            parameter.grad = None
-            if not parameter.any():
-                nn.init.normal_(parameter, std=0.02, generator=generator)
+    shake(clone, generator)
     return clone
 
 

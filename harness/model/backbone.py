@@ -143,11 +143,6 @@ class LanguageModel(nn.Module):
         """Whether a CUDA graph can hold `step`."""
         return all(mixer.capturable for mixer in self.mixers)
 
-    @property
-    def tolerance(self) -> float:
-        """The loosest agreement any mixer promises between its paths."""
-        return max(mixer.tolerance for mixer in self.mixers)
-
     def _run(self, method: str, tokens: Tensor, state: State, elapsed: Tensor | None) -> tuple[Tensor, State]:
         x = self.embedding_norm(self.embedding(self._as_read(tokens)))
         call, new_state = Call(elapsed, shared={}), []

@@ -82,7 +82,7 @@ class Surrounded(Mixer):
     def adopt(self, core: Mixer) -> None:
         """Takes the core and what it claims."""
         self.core = core
-        self.constant_state, self.tolerance, self.capturable = core.constant_state, core.tolerance, core.capturable
+        self.constant_state, self.inexact, self.capturable = core.constant_state, core.inexact, core.capturable
         self.data_dependent_flops = core.data_dependent_flops
 
     def taps(self) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +45,9 @@ class Call:
 
 UNTIMED = Call()
 
+Inexactness = Literal["adaptive_steps", "newton_iterations"]
+"""Why a mixer's paths may differ by more than rounding; harness/checks/tolerances.py says by how much."""
+
 
 class Mixer(nn.Module):
     """Causal map (B, T, d_model) -> (B, T, d_model) with a state that one token can advance.
@@ -54,8 +57,8 @@ class Mixer(nn.Module):
 
     constant_state: bool = True
     """Claims that the bytes of the state do not depend on the context."""
-    tolerance: float = 1e-10
-    """Float64 agreement promised between the mixer's own paths (whole sequence, prefill + step, chunks)."""
+    inexact: Inexactness | None = None
+    """Why the mixer's own paths (whole sequence, prefill + step, chunks) differ by more than rounding, if they do."""
 
     capturable: bool = True
     """Whether `step` neither waits for the device nor reads its numbers, so that a CUDA graph can hold it."""

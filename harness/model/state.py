@@ -5,11 +5,32 @@ from typing import Any
 
 from torch import Tensor
 
+from harness.errors import UserError
+
 State = Any
+
+COUNTERS = 8
+"""Python integers that the state of one mixer may hold, as positions and lengths do; they count for no bytes."""
+MOST = 2**63
+
+
+class StateError(UserError):
+    """A state that holds what a state may not hold."""
+
+    def __init__(self, found: str):
+        super().__init__(
+            f"The state holds {found}.",
+            "tensors, None, a few 64-bit integers, dicts (of string keys), lists and tuples of these, or a cache whose "
+            "tensors() lists every tensor it holds and whose map_tensors() maps them.",
+            "keep what generation must remember in tensors that the state shows.",
+        )
 
 
 def tensors(state: State) -> Iterator[Tensor]:
-    """Yields every tensor that `state` holds, in a fixed order; Python numbers and None hold no tensor."""
+    """Yields every tensor that `state` holds, in a fixed order; integers and None hold none.
+
+    Raises StateError for anything that is no part of a state.
+    """
     if isinstance(state, Tensor):
         yield state
     elif isinstance(state, dict):
@@ -18,20 +39,25 @@ def tensors(state: State) -> Iterator[Tensor]:
     elif isinstance(state, list | tuple):
         for value in state:
             yield from tensors(value)
-    elif hasattr(state, "tensors"):
+    elif _is_cache(state):
         yield from state.tensors()
+    elif not _is_counter(state):
+        raise StateError(_article(state))
 
 
 def map_tensors(function: Callable[[Tensor], Tensor], state: State) -> State:
-    """Returns a state of the same shape with `function` applied to every tensor."""
+    """Returns a state of the same shape with `function` applied to every tensor; raises as `tensors`."""
     if isinstance(state, Tensor):
         return function(state)
     if isinstance(state, dict):
         return {key: map_tensors(function, value) for key, value in state.items()}
     if isinstance(state, list | tuple):
-        return type(state)(map_tensors(function, value) for value in state)
-    if hasattr(state, "map_tensors"):
+        mapped = [map_tensors(function, value) for value in state]
+        return type(state)(*mapped) if hasattr(state, "_fields") else type(state)(mapped)
+    if _is_cache(state):
         return state.map_tensors(function)
+    if not _is_counter(state):
+        raise StateError(_article(state))
     return state
 
 
@@ -40,6 +66,121 @@ def detach(state: State) -> State:
     return map_tensors(lambda tensor: tensor.detach(), state)
 
 
+def saved(state: State) -> State:
+    """`state` as it is saved: a cache takes along no more than the tensors that it lists, every one a copy."""
+    if isinstance(state, dict):
+        return {key: saved(value) for key, value in state.items()}
+    if isinstance(state, list | tuple):
+        parts = [saved(value) for value in state]
+        return type(state)(*parts) if hasattr(state, "_fields") else type(state)(parts)
+    return state.map_tensors(lambda tensor: tensor.detach().clone()) if _is_cache(state) else state
+
+
 def state_bytes(state: State) -> int:
-    """Bytes of the tensors held: the sum of numel x element size, never a formula."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors(state))
+    """Bytes that `state` takes where it is saved, never a formula.
+
+    A tensor counts with the whole of its storage, which a view keeps too, and a storage counts once. Of a cache the
+    tensors that it lists count: room that it allocated and did not write is not saved.
+    """
+    storages: dict[int, int] = {}
+    listed = 0
+    for part in _parts(state):
+        if isinstance(part, Tensor):
+            storage = part.untyped_storage()
+            storages[storage._cdata] = storage.nbytes()
+        else:
+            listed += sum(tensor.numel() * tensor.element_size() for tensor in part.tensors())
+    return sum(storages.values()) + listed
+
+
+def _parts(state: State) -> Iterator[Any]:
+    """The tensors that stand in `state` by themselves, and its caches."""
+    if isinstance(state, dict | list | tuple):
+        for value in state.values() if isinstance(state, dict) else state:
+            yield from _parts(value)
+    elif isinstance(state, Tensor) or _is_cache(state):
+        yield state
+    elif not _is_counter(state):
+        raise StateError(_article(state))
+
+
+def examine(state: State) -> None:
+    """Raises StateError where `state`, one mixer's, holds anything that `state_bytes` does not see.
+
+    That is a value of another type, a tensor that a cache keeps and does not list, a container within a cache, an
+    attribute of a tensor, or more integers than COUNTERS.
+    """
+    counters = list(_counters(state))
+    if len(counters) > COUNTERS:
+        raise StateError(f"{len(counters)} integers, more than {COUNTERS}")
+    if any(abs(counter) >= MOST for counter in counters):
+        raise StateError("an integer of more than 64 bits")
+
+
+def _counters(state: State) -> Iterator[int]:
+    """The integers of a state, whatever else it holds being examined on the way."""
+    if isinstance(state, Tensor):
+        _examine_tensor(state)
+    elif type(state) is dict:
+        if not all(isinstance(key, str) for key in state):
+            raise StateError("a dict whose keys are no strings")
+        for value in state.values():
+            yield from _counters(value)
+    elif type(state) is list or (isinstance(state, tuple) and not hasattr(state, "__dict__")):
+        for value in state:
+            yield from _counters(value)
+    elif _is_cache(state):
+        listed = {tensor.untyped_storage()._cdata for tensor in state.tensors()}
+        yield from _hidden_counters(state, listed, type(state).__name__, {id(state)})
+    elif isinstance(state, int):
+        yield state
+    elif state is not None:
+        raise StateError(_article(state))
+
+
+def _hidden_counters(holder: Any, listed: set[int], name: str, seen: set[int]) -> Iterator[int]:
+    """The integers among the attributes of a cache and of the objects it is made of."""
+    for attribute, value in _attributes(holder):
+        path = f"{name}.{attribute}"
+        if isinstance(value, Tensor):
+            _examine_tensor(value)
+            if value.untyped_storage()._cdata not in listed:
+                raise StateError(f"the tensor {path}, which the cache does not list")
+        elif isinstance(value, int):
+            yield value
+        elif value is None or id(value) in seen:
+            continue
+        elif hasattr(value, "__dict__") and not callable(value) and not hasattr(value, "__len__"):
+            seen.add(id(value))
+            yield from _hidden_counters(value, listed, path, seen)
+        else:
+            raise StateError(f"{_article(value)} in {path}, which the cache does not list")
+
+
+def _attributes(holder: Any) -> Iterator[tuple[str, Any]]:
+    yield from getattr(holder, "__dict__", {}).items()
+    for kind in type(holder).__mro__:
+        slots = getattr(kind, "__slots__", ())
+        for slot in (slots,) if isinstance(slots, str) else slots:
+            if slot != "__dict__" and hasattr(holder, slot):
+                yield slot, getattr(holder, slot)
+
+
+def _examine_tensor(tensor: Tensor) -> None:
+    if type(tensor) is not Tensor:
+        raise StateError(f"{_article(tensor)} where a plain tensor was expected")
+    if tensor.__dict__:
+        raise StateError(f"a tensor with attributes of its own ({', '.join(tensor.__dict__)})")
+
+
+def _is_cache(state: State) -> bool:
+    return hasattr(state, "tensors") and hasattr(state, "map_tensors")
+
+
+def _is_counter(state: State) -> bool:
+    return state is None or isinstance(state, int)
+
+
+def _article(value: Any) -> str:
+    name = type(value).__name__
+    return f"an {name}" if name[0].lower() in "aeiou" else f"a {name}"

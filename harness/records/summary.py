@@ -55,11 +55,17 @@ def _headline(result: dict) -> Table:
         else:
             metric = next(iter(figures))
             table.add_row(f"{split} {metric.replace('_', ' ')}", f"{figures[metric]:.4g}")
-    checks = result["checks"]["results"]
-    passed = sum(check["passed"] is True for check in checks)
-    skipped = sum(check["passed"] is None for check in checks)
-    table.add_row("checks", f"{passed} of {len(checks)} passed" + (f", {skipped} skipped" if skipped else ""))
+    table.add_row("checks", checks_line(result["checks"]["results"]))
     return table
+
+
+def checks_line(checks: list[dict]) -> str:
+    """How many of the checks that could be tried passed, and which could not: "12 of 12 passed, no oracle"."""
+    tried = [check for check in checks if check["passed"] is not None]
+    passed = sum(check["passed"] for check in tried)
+    untried = [check["name"] for check in checks if check["passed"] is None]
+    notes = ["no oracle" if name == "oracle" else f"{name} not tried" for name in untried]
+    return ", ".join([f"{passed} of {len(tried)} passed", *notes])
 
 
 def _contexts(measurement: dict) -> Table:

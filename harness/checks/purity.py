@@ -1,0 +1,133 @@
+"""Checks that a state is all that generation needs: nothing is kept beside it, and no call changes it."""
+
+import copy
+
+import torch
+from torch import Tensor
+
+from harness.checks.case import Case, Outcome, check
+from harness.checks.elsewhere import continued
+from harness.checks.tolerances import ROUNDING, distance, worst
+from harness.checks.trial import LONG_PREFILL
+from harness.generation.decode import Decoder
+from harness.model.backbone import LanguageModel
+from harness.model.mixer import Mixer
+from harness.model.state import State, StateError, examine, saved, tensors
+
+READ = (LONG_PREFILL, 600)
+"""Tokens of the two prompts."""
+FOLLOWING = 24
+"""Tokens read behind a prompt."""
+
+
+def _prompts(case: Case) -> list[tuple[Tensor, Tensor]]:
+    """Two prompts (1, T, ...) of different lengths, and what follows each."""
+    rows = case.run.long.values
+    return [(row[None, :read], row[None, read : read + FOLLOWING]) for row, read in zip(rows, READ, strict=True)]
+
+
+def _single(case: Case) -> float:
+    return max(ROUNDING[torch.float32], case.allowed.paths)
+
+
+def _parts(model: LanguageModel, state: State) -> list[tuple[Mixer, State]]:
+    """Each mixer with its part of the state."""
+    parts = [part for block in state for part in block]
+    return list(zip(model.mixers, parts, strict=True))
+
+
+@check
+def state_contents(case: Case) -> Outcome:
+    """A state holds tensors, a few integers and caches that list their tensors: nothing that its bytes do not count."""
+    model, (prompt, following) = case.run.unused, _prompts(case)[1]
+    model = copy.deepcopy(model).eval()
+    with torch.no_grad():
+        prefilled = model(prompt)[1]
+        stepped = model.step(following[:, 0], prefilled)[1]
+        decoder = Decoder(model, prefilled)
+        decoder.step(following[:, 0])
+    for state in (prefilled, stepped, decoder.state, model.init_state(1, 5)):
+        for mixer, part in _parts(model, state):
+            try:
+                examine(part)
+            except StateError as error:
+                detail = f"layer {mixer.layer}, {type(mixer).__name__}: {error}"
+                return Outcome(None, None, detail, passed=False)
+    return Outcome(None, None, f"the states of {len(model.mixers)} mixers, after forward, step and the decoder", True)
+
+
+@check
+def state_purity(case: Case) -> Outcome:
+    """Neither `step`, nor the decoder, nor `forward` changes the state that it is given."""
+    model, (prompt, following) = copy.deepcopy(case.run.unused).eval(), _prompts(case)[1]
+    changed = []
+    with torch.no_grad():
+        state = model(prompt)[1]
+        for name in ("step", "decoder", "forward"):
+            before = [tensor.clone() for tensor in tensors(state)]
+            if name == "step":
+                model.step(following[:, 0], state)
+            elif name == "decoder":
+                Decoder(model, state).step(following[:, 0])
+            else:
+                model(following, state)
+            after = list(tensors(state))
+            if len(before) != len(after) or not all(map(torch.equal, before, after)):
+                changed.append(name)
+                state = model(prompt)[1]
+    detail = f"{' and '.join(changed)} changed it" if changed else f"as it was, after {prompt.shape[1]} tokens"
+    return Outcome(None, None, detail, passed=not changed)
+
+
+@check
+def interleaving(case: Case) -> Outcome:
+    """Two generations, a token of each in turn, give what each gives alone, by `step` and by the decoder."""
+    model, prompts = copy.deepcopy(case.run.unused).eval(), _prompts(case)
+    with torch.no_grad():
+        alone = [continued(model, model(prompt)[1], following) for prompt, following in prompts]
+        states = [model(prompt)[1] for prompt, _ in prompts]
+        decoders = [Decoder(model, state) for state in states]
+        made: list[list[Tensor]] = [[], []]
+        for t in range(FOLLOWING):
+            for i, (_, following) in enumerate(prompts):
+                output, states[i] = model.step(following[:, t], states[i])
+                made[i].append(torch.stack([output, decoders[i].step(following[:, t])]))
+    error = worst(distance(torch.stack(ours, 2), theirs) for ours, theirs in zip(made, alone, strict=True))
+    return Outcome(error, _single(case), f"two prompts of {READ} tokens, {FOLLOWING} behind each")
+
+
+def _carried(case: Case) -> tuple[State, Tensor, Tensor]:
+    """A state, the tokens that follow it, and the outputs that they give."""
+    model, (prompt, following) = copy.deepcopy(case.run.unused).eval(), _prompts(case)[0]
+    with torch.no_grad():
+        state = model(prompt)[1]
+        return state, following, continued(model, state, following)
+
+
+@check
+def another_copy(case: Case) -> Outcome:
+    """A copy of a state, carried into a copy of the model that has read nothing, goes on alike."""
+    state, following, expected = _carried(case)
+    found = continued(copy.deepcopy(case.run.unused), copy.deepcopy(state), following)
+    return Outcome(distance(found, expected), _single(case), f"{FOLLOWING} tokens behind {READ[0]}")
+
+
+@check
+def another_process(case: Case) -> Outcome:
+    """A state that is saved goes on alike in a process that was forked before the state existed."""
+    if not case.run.elsewhere.exists:
+        return Outcome(None, None, "this system cannot fork a process")
+    state, following, expected = _carried(case)
+    found = case.run.elsewhere.ask("continued", saved(state), following)
+    return Outcome(distance(found, expected), _single(case), f"{FOLLOWING} tokens behind {READ[0]}")
+
+
+@check
+def copies(case: Case) -> Outcome:
+    """The model that will train gives what its copies give, which the other checks examine."""
+    if not case.run.elsewhere.exists or case.run.elsewhere.on_gpu:
+        return Outcome(None, None, "this system cannot fork a process on the CPU")
+    differs = case.run.elsewhere.ask("copied", case.run.batch, case.run.seed)
+    names = [name for name, differ in zip(("training", "evaluation"), differs, strict=True) if differ]
+    detail = f"a copy differs in {' and '.join(names)}" if names else "equal bit for bit in training and evaluation"
+    return Outcome(None, None, detail, passed=not names)

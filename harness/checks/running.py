@@ -1,0 +1,110 @@
+"""Checks at the conditions of the run: its precision, device, kernels, batch and length, in training and evaluation.
+
+Sampled are the run's own batch, in training and in evaluation, and LONG tokens in evaluation, which hold a full block
+of every power of two from 16 to 1,024 and go on behind it. Inputs change from chosen positions on
+(`trial.places_of_change`, and random ones), and all earlier outputs must stay bit for bit: the shapes are equal, and
+equal shapes take equal kernels. What begins to leak as training goes on, these checks cannot see: the checks after
+training look again.
+"""
+
+import torch
+
+from harness.checks.case import Case, Outcome, check, state_distance
+from harness.checks.tolerances import ROUNDING, distance, worst
+from harness.checks.trial import LONG, LONG_PREFILL, LONG_ROWS, Moves
+from harness.generation.decode import Decoder
+from harness.model.state import state_bytes
+
+DECODED_FROM = 67
+"""Tokens read by `forward` before the decoder reads all the others of a long sequence."""
+
+
+@check
+def repeatability(case: Case) -> Outcome:
+    """Two equal calls with one seed give equal outputs, in training and in evaluation."""
+    error = worst([case.run.in_training.again, case.run.in_evaluation.again])
+    return Outcome(error, case.run.repeatable, "random numbers must be drawn from torch's own generators")
+
+
+def _judged(case: Case, moves: Moves, name: str, training: bool) -> Outcome:
+    """The verdict on one of the moves; none where even equal calls differ, which is no leak."""
+    conditions, allowed = case.run.conditions, case.allowed
+    if not moves.again <= case.run.repeatable:
+        return Outcome(None, None, "not judged, since two equal calls differ: see repeatability")
+    mode = "training" if training else "evaluation"
+    detail = f"{conditions.batch_size} x {conditions.length} tokens in {mode}, {conditions.precision}"
+    tolerance = max(case.run.repeatable, {"past": allowed.past, "rows": allowed.rows}[name])
+    return Outcome(getattr(moves, name), tolerance, f"{detail} on {conditions.device}")
+
+
+@check
+def causality_in_training(case: Case) -> Outcome:
+    """At the run's own shape, in training, a change of later inputs leaves earlier outputs as they were."""
+    return _judged(case, case.run.in_training, "past", training=True)
+
+
+@check
+def causality_in_evaluation(case: Case) -> Outcome:
+    """The same in evaluation, at that shape and in sequences past a full block of every size."""
+    found = _judged(case, case.run.in_evaluation, "past", training=False)
+    if found.value is None:
+        return found
+    value = worst([found.value, case.run.at_length])
+    return Outcome(value, found.tolerance, f"{found.detail}; and {LONG_ROWS} x {LONG} tokens")
+
+
+@check
+def batch_independence_in_training(case: Case) -> Outcome:
+    """At the run's own shape, in training, a row stays as it was when the others change."""
+    return _judged(case, case.run.in_training, "rows", training=True)
+
+
+@check
+def batch_independence_in_evaluation(case: Case) -> Outcome:
+    """The same in evaluation."""
+    return _judged(case, case.run.in_evaluation, "rows", training=False)
+
+
+@check
+def long_generation(case: Case) -> Outcome:
+    """In long sequences `step` and the decoder give behind a prefill what `forward` gives, outputs and last state.
+
+    The prefill is read in two chunks, past a full block of every size; the decoder reads behind a short one, too.
+    """
+    trial, inputs = case.run, case.run.long.values.to(case.run.conditions.device)
+    model, read = trial.model.eval(), LONG_PREFILL
+    with torch.inference_mode():
+        whole, last = model(inputs)
+        start = model(inputs[:, read // 2 : read], model(inputs[:, : read // 2])[1])[1]
+        made, state = [], start
+        for token in inputs[:, read:].unbind(1):
+            output, state = model.step(token, state)
+            made.append(output)
+        errors = {"step": distance(torch.stack(made, 1), whole[:, read:]), "state": state_distance(state, last)}
+        for first, state in ((read, start), (DECODED_FROM, model(inputs[:, :DECODED_FROM])[1])):
+            decoder = Decoder(model, state)
+            made = [decoder.step(token).clone() for token in inputs[:, first:].unbind(1)]
+            errors[f"decoder from {first}"] = distance(torch.stack(made, 1), whole[:, first:])
+    error = worst(errors.values())
+    detail = ", ".join(f"{name} {value:.1e}" for name, value in errors.items())
+    return Outcome(error, max(ROUNDING[torch.float32], case.allowed.paths), detail)
+
+
+@check
+def precision(case: Case) -> Outcome:
+    """`forward` in the run's precision gives what it gives in the precision of its weights, but for rounding."""
+    trial = case.run
+    if trial.conditions.precision == "fp32":
+        return Outcome(0.0, 0.0, "float32 throughout")
+    exact = trial.outputs(trial.long, training=False, precision="fp32")
+    return Outcome(distance(trial.whole, exact), ROUNDING[torch.bfloat16], f"{trial.conditions.precision} by float32")
+
+
+@check
+def long_state(case: Case) -> Outcome:
+    """The state after a long prefill takes the bytes that `init_state` states."""
+    trial = case.run
+    with torch.inference_mode():
+        real = trial.model.eval()(trial.long.values.to(trial.conditions.device))[1]
+    held, stated = state_bytes(real), state_bytes(trial.model.init_state(LONG_ROWS, LONG))
+    return Outcome(float(abs(held - stated)), 0.0, f"{held} bytes after {LONG} tokens x {LONG_ROWS} rows")
