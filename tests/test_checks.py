@@ -52,22 +52,24 @@ def test_an_honest_architecture_passes_every_check(mixer):
 
 
 RUNNING = {"causality_in_training", "causality_in_evaluation"}
+ROWS = {"batch_independence_in_training", "batch_independence_in_evaluation"}
 LONG_PATHS = {"long_generation"}
+PURITY = {"state_contents", "state_purity", "interleaving", "another_copy", "another_process"}
 FAULTS = {
     "Future": {"causality", "causality_by_perturbation", "scan_gradients", "generation", *PATHS, *RUNNING, *LONG_PATHS},
     "HiddenFuture": {"causality_by_perturbation", "scan_gradients", *PATHS, *RUNNING},
-    "BatchMean": {"batch_independence", "causality"},
+    "BatchMean": {"batch_independence", "causality", *RUNNING, *ROWS},
     "WrongStep": {"prefill_and_step", "scan", "scan_gradients"},
     "Forgetful": {"chunks"},
     "WrongGradient": {"scan_gradients"},
-    "WrongGeneration": {"generation"},
+    "WrongGeneration": {"generation", *LONG_PATHS},
     "SecretlyGrowing": {"state_growth"},
     "NotGrowing": {"state_growth"},
     "WrongShape": {"state_shape"},
     "WrongFlops": {"flops"},
     "ContextFlops": {"flops"},
     "Disagrees": {"oracle"},
-    "Raises": {"prefill_and_step", "scan", "scan_gradients", "generation", "flops"},
+    "Raises": {"prefill_and_step", "scan", "scan_gradients", "generation", "flops", *PURITY, *LONG_PATHS},
 }
 
 
@@ -120,9 +122,10 @@ PLANTS = {
     "InTheModule": ({}, {"interleaving", "another_process"}),
     "InTheModuleByContent": ({}, {"another_process"}),
     "InTheMixer": ({}, {"interleaving", "another_copy", "another_process"}),
-    "InAnAttribute": ({}, {"state_contents", "another_process"}),
+    "InAnAttribute": ({}, {"state_contents"}),
     "BehindAView": ({}, {"state_growth", "long_state"}),
-    "InAnUnlistedCache": ({}, {"state_contents", "another_process"}),
+    "InAnUnlistedCache": ({}, {"state_contents"}),
+    "InSpareRoom": ({}, {"another_process"}),
     "InAList": ({}, {"state_contents"}),
     "OracleOfItsOwn": ({}, {"oracle"}),
 }

@@ -8,7 +8,7 @@ from torch import Tensor
 from harness.checks.case import Case, Outcome, check
 from harness.checks.elsewhere import continued
 from harness.checks.tolerances import ROUNDING, distance, worst
-from harness.checks.trial import LONG_PREFILL
+from harness.checks.trial import LONG_PREFILL, NOT_JUDGED
 from harness.generation.decode import Decoder
 from harness.model.backbone import LanguageModel
 from harness.model.mixer import Mixer
@@ -127,6 +127,8 @@ def copies(case: Case) -> Outcome:
     """The model that will train gives what its copies give, which the other checks examine."""
     if not case.run.elsewhere.exists or case.run.elsewhere.on_gpu:
         return Outcome(None, None, "this system cannot fork a process on the CPU")
+    if not case.run.in_training.again <= case.run.repeatable:
+        return Outcome(None, None, NOT_JUDGED)
     differs = case.run.elsewhere.ask("copied", case.run.batch, case.run.seed)
     names = [name for name, differ in zip(("training", "evaluation"), differs, strict=True) if differ]
     detail = f"a copy differs in {' and '.join(names)}" if names else "equal bit for bit in training and evaluation"

@@ -11,7 +11,7 @@ import torch
 
 from harness.checks.case import Case, Outcome, check, state_distance
 from harness.checks.tolerances import ROUNDING, distance, worst
-from harness.checks.trial import LONG, LONG_PREFILL, LONG_ROWS, Moves
+from harness.checks.trial import LONG, LONG_PREFILL, LONG_ROWS, NOT_JUDGED, Moves
 from harness.generation.decode import Decoder
 from harness.model.state import state_bytes
 
@@ -30,7 +30,7 @@ def _judged(case: Case, moves: Moves, name: str, training: bool) -> Outcome:
     """The verdict on one of the moves; none where even equal calls differ, which is no leak."""
     conditions, allowed = case.run.conditions, case.allowed
     if not moves.again <= case.run.repeatable:
-        return Outcome(None, None, "not judged, since two equal calls differ: see repeatability")
+        return Outcome(None, None, NOT_JUDGED)
     mode = "training" if training else "evaluation"
     detail = f"{conditions.batch_size} x {conditions.length} tokens in {mode}, {conditions.precision}"
     tolerance = max(case.run.repeatable, {"past": allowed.past, "rows": allowed.rows}[name])

@@ -19,6 +19,7 @@ SINGLE_STEPS = 130
 LONG = LONG_PREFILL + SINGLE_STEPS
 """Tokens of the long sequences."""
 LONG_ROWS = 2
+NOT_JUDGED = "not judged, since two equal calls differ: see repeatability"
 POINTS = 9
 """Positions of change tried in a batch of training, as far as four calls hold them."""
 
