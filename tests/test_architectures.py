@@ -5,15 +5,22 @@ import torch
 
 import configs
 import run
+from harness.checks import runner, running
+from harness.checks.case import CHECKS
 from harness.checks.conditions import Conditions
-from harness.checks.runner import run_checks
 from harness.model.sizing import SizeConfig, solve
 
 
-def assert_it_passes(spec, precision):
+def assert_it_passes(spec, precision="fp32"):
+    """The checks at a small size; under bf16 those that its precision can change."""
     size = SizeConfig(250_000, 2)
     model = spec.build(256, size.n_layers, solve(spec, 256, size))
-    checks = run_checks(model, spec, 256, size, conditions=Conditions(256, 3, precision))
+    tried = {
+        name: check for name, check in CHECKS.items() if precision == "fp32" or check.__module__ == running.__name__
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner, "CHECKS", tried)
+        checks = runner.run_checks(model, spec, 256, size, conditions=Conditions(256, 3, precision))
     assert checks.passed, [check for check in checks.results if check.passed is False]
 
 
@@ -36,7 +43,7 @@ def test_every_experiment_passes_the_checks(experiment, precision):
 @pytest.mark.slow
 @pytest.mark.parametrize("changed", ["solver=dopri5", "solver=adaptive_heun", "parallel=newton"])
 def test_what_is_inexact_passes_the_checks(changed):
-    assert_it_passes(configs.spec("ltc", changed), "fp32")
+    assert_it_passes(configs.spec("ltc", changed))
 
 
 def test_two_files_are_all_an_architecture_needs(architecture):

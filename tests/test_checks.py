@@ -13,11 +13,13 @@ from baselines.recurrent.mixer import LSTM
 from faults import Agrees, Decay, Mean, NotANumber, NotInstalled, Raises, ZeroStart
 from harness.checks.case import CHECKS, Case
 from harness.checks.conditions import Conditions
+from harness.checks.elsewhere import Elsewhere
 from harness.checks.runner import CheckResult, run_checks
 from harness.checks.trial import places_of_change
 from harness.model.backbone import ModelSpec, Width
 from harness.model.mlp import SwiGLU
 from harness.model.sizing import SizeConfig, count
+from harness.records.summary import checks_line
 from harness.tasks.task import Batch
 
 
@@ -248,3 +250,19 @@ def test_gates_see_what_the_seed_draws():
     size = SizeConfig(count(model).total, 1)
     values = [named(run_checks(model, spec, 11, size, seed), "scan_gradients").value for seed in range(2)]
     assert values[0] != values[1]
+
+
+def test_the_summary_says_what_could_not_be_tried():
+    results = [{"name": name, "passed": passed} for name, passed in (("scan", True), ("flops", True), ("oracle", None))]
+    assert checks_line(results) == "2 of 2 passed, no oracle"
+    assert checks_line([*results, {"name": "copies", "passed": None}]) == "2 of 2 passed, no oracle, copies not tried"
+    assert checks_line([{"name": "scan", "passed": False}, *results[1:2]]) == "1 of 2 passed"
+
+
+def test_the_other_process_tells_what_failed_and_ends():
+    model = tiny.model()
+    other = Elsewhere(model, model, Conditions())
+    with pytest.raises(RuntimeError, match="in another process: TypeError"):
+        other.ask("continued", 1)
+    other.close()
+    assert not other._process.is_alive()

@@ -20,7 +20,7 @@ from harness.generation.decode import Decoder
 from harness.model.backbone import LanguageModel
 from harness.model.state import State
 
-SECONDS = 120
+SECONDS = 1800
 """An answer that takes longer does not come."""
 
 
@@ -81,7 +81,7 @@ def _serve(pipe, others_end, answers: dict[str, Callable]) -> None:
             return
         try:
             name, given = _read(question)
-            reply = None, answers[name](*given)
+            reply: tuple[str | None, Any] = None, answers[name](*given)
         except Exception as error:  # whatever an architecture under test may raise
             reply = f"{type(error).__name__}: {error}", None
         pipe.send_bytes(_written(reply))
