@@ -11,7 +11,7 @@ import torch
 
 from harness.checks.case import Case, Outcome, check, state_distance
 from harness.checks.tolerances import ROUNDING, distance, worst
-from harness.checks.trial import LONG, LONG_PREFILL, LONG_ROWS, NOT_JUDGED, Moves
+from harness.checks.trial import LONG, LONG_PREFILL, LONG_ROWS, NOT_JUDGED
 from harness.generation.decode import Decoder
 from harness.model.state import state_bytes
 
@@ -26,27 +26,28 @@ def repeatability(case: Case) -> Outcome:
     return Outcome(error, case.run.repeatable, "random numbers must be drawn from torch's own generators")
 
 
-def _judged(case: Case, moves: Moves, name: str, training: bool) -> Outcome:
+def _judged(case: Case, name: str, training: bool) -> Outcome:
     """The verdict on one of the moves; none where even equal calls differ, which is no leak."""
-    conditions, allowed = case.run.conditions, case.allowed
-    if not moves.again <= case.run.repeatable:
+    trial, conditions = case.run, case.run.conditions
+    moves = trial.in_training if training else trial.in_evaluation
+    if not moves.again <= trial.repeatable:
         return Outcome(None, None, NOT_JUDGED)
-    mode = "training" if training else "evaluation"
-    detail = f"{conditions.batch_size} x {conditions.length} tokens in {mode}, {conditions.precision}"
-    tolerance = max(case.run.repeatable, {"past": allowed.past, "rows": allowed.rows}[name])
-    return Outcome(getattr(moves, name), tolerance, f"{detail} on {conditions.device}")
+    what = "outputs before a change of the inputs" if name == "past" else "outputs of a row while the others change"
+    where = f"{conditions.batch_size} x {conditions.length} tokens in {'training' if training else 'evaluation'}"
+    tolerance = max(trial.repeatable, getattr(case.allowed, name))
+    return Outcome(getattr(moves, name), tolerance, f"{what}, {where}, {conditions.precision} on {conditions.device}")
 
 
 @check
 def causality_in_training(case: Case) -> Outcome:
     """At the run's own shape, in training, a change of later inputs leaves earlier outputs as they were."""
-    return _judged(case, case.run.in_training, "past", training=True)
+    return _judged(case, "past", training=True)
 
 
 @check
 def causality_in_evaluation(case: Case) -> Outcome:
     """The same in evaluation, at that shape and in sequences past a full block of every size."""
-    found = _judged(case, case.run.in_evaluation, "past", training=False)
+    found = _judged(case, "past", training=False)
     if found.value is None:
         return found
     value = worst([found.value, case.run.at_length])
@@ -56,13 +57,13 @@ def causality_in_evaluation(case: Case) -> Outcome:
 @check
 def batch_independence_in_training(case: Case) -> Outcome:
     """At the run's own shape, in training, a row stays as it was when the others change."""
-    return _judged(case, case.run.in_training, "rows", training=True)
+    return _judged(case, "rows", training=True)
 
 
 @check
 def batch_independence_in_evaluation(case: Case) -> Outcome:
     """The same in evaluation."""
-    return _judged(case, case.run.in_evaluation, "rows", training=False)
+    return _judged(case, "rows", training=False)
 
 
 @check
