@@ -113,12 +113,11 @@ class Experiment:
     def _conditions(self) -> Conditions:
         """The batches of this run, as the checks meet them."""
         trainer = self.trainer
-        gpu = trainer.device != "cpu" and torch.cuda.is_available()
 
         def batch(index: int) -> Batch:
             return self.task.batch("train", index, trainer.batch_size, trainer.length, self.seed)
 
-        return Conditions(trainer.length, trainer.batch_size, trainer.precision, "cuda" if gpu else "cpu", batch)
+        return Conditions(trainer.length, trainer.batch_size, trainer.precision, trainer.device_type, batch)
 
     def _measured(self, model: LanguageModel, run: record.Run, say) -> dict:
         """Trains, evaluates and measures; a diverged run is recorded with neither evaluation nor measurement."""
