@@ -67,7 +67,7 @@ class Experiment:
             torch.manual_seed(self.seed)
             model = self.model.build(self.task.interface, self.size.n_layers, width)
             result = names | {
-                "width": {"d_model": width.d_model, "d_ff": width.d_ff, "n_layers": model.n_layers},
+                "width": width._asdict() | {"n_layers": model.n_layers},
                 "parameters": sizing.count(model).to_dict(),
                 "data": self.task.describe(),
                 "checks": self._check(model, run, say),

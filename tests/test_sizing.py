@@ -1,13 +1,17 @@
 """Every architecture meets the parameter budget by its width."""
 
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import configs
+from baselines.transformer.mixer import Attention
 from harness.errors import ConfigError
 from harness.model.backbone import ModelSpec
+from harness.model.block import GatedBlock
 from harness.model.mlp import SwiGLU
 from harness.model.sizing import SizeConfig, count, solve
 
@@ -28,6 +32,55 @@ def test_every_architecture_meets_the_budget(architecture, params):
     assert abs(counts.total - params) <= size.tolerance * params
     assert counts.total == counts.embedding + counts.non_embedding
     assert width.d_model % spec.width_multiple == 0
+
+
+SIZES = [(250_000, 3), (1_000_000, 4)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("params", "n_layers"), SIZES)
+@pytest.mark.parametrize("given", [*configs.MODELS, "ltc model.mixer.coupling=heads"])
+def test_every_architecture_that_can_be_gated_meets_the_budget(given, params, n_layers):
+    spec, size = configs.spec(*given.split(), "block=gated"), SizeConfig(params, n_layers)
+    try:
+        width = solve(spec, 256, size)
+    except ConfigError as error:
+        assert "cannot stand in a gated block" in str(error)  # noqa: PT017
+        return
+    with torch.device("meta"):
+        assert abs(count(spec.build(256, n_layers, width)).total - params) <= size.tolerance * params
+
+
+def heads_of(width: int) -> ModelSpec:
+    """A gated model whose mixer takes whole heads of that width alone."""
+    attention = partial(Attention, head_dim=width)
+    return ModelSpec("heads", attention, block=GatedBlock(), width_multiple=width)
+
+
+@pytest.mark.slow
+def test_where_heads_leave_no_width_d_inner_is_a_whole_number_of_them():
+    spec, size = heads_of(64), SizeConfig(1_000_000, 2)
+    width = solve(spec, 256, size)
+    assert width.d_inner % 64 == 0
+    assert width.d_inner != 2 * width.d_model
+    model = spec.build(256, 2, width)
+    assert abs(count(model).total - 1_000_000) <= 20_000
+    assert [block.mixer.d_inner for block in model.blocks] == [width.d_inner] * 4
+    tokens = torch.randint(256, (1, 9))
+    whole, _ = model(tokens)
+    head, state = model(tokens[:, :5])
+    assert torch.allclose(torch.cat([head, model(tokens[:, 5:], state)[0]], 1), whole, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_width_that_needs_no_rounding_keeps_the_block_s_own_d_inner():
+    assert solve(configs.spec("mamba"), 256, SizeConfig(1_000_000, 4)) == (130, 0, None)
+
+
+def test_a_budget_beyond_this_machine_s_memory_is_refused_before_anything_is_built(monkeypatch):
+    monkeypatch.setattr(ModelSpec, "build", lambda *_: pytest.fail("built"))
+    with pytest.raises(ConfigError, match=r"size\.params=1000000000000 takes some 16,000 GB"):
+        solve(mlp_spec(), 256, SizeConfig(10**12, 4))
 
 
 @settings(max_examples=20, deadline=None)

@@ -8,7 +8,6 @@ from typing import Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
-from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 
 from harness.model.block import Factory, GatedBlock, TransformerBlock
@@ -17,13 +16,15 @@ from harness.model.mixer import Call, Flops, Mixer
 from harness.model.norm import RMSNorm
 from harness.model.state import State
 from harness.ops.registry import Choice
+from harness.ranges import Dimension, Name, Ratio
 
 
 class Width(NamedTuple):
-    """The widths that sizing solves for."""
+    """The widths that sizing solves for. d_inner: of a gated block; None for its own expand * d_model."""
 
     d_model: int
     d_ff: int
+    d_inner: int | None = None
 
 
 @dataclass(frozen=True)
@@ -32,21 +33,21 @@ class ModelSpec:
 
     mixer: factory called with (d_model, layer, n_layers), or a list of them that the blocks take in turn, from the
     first on. block: what surrounds them (harness/model/block.py). channel_mixer: a factory called with d_ff too, for
-    blocks that have a channel mixer; None for none. width_multiple: d_model is a multiple of it. d_ff_ratio: the
-    architecture's own d_ff / d_model. names: the groups of the configuration whose choice names a run of this model, in
-    order, each with the choice that goes unnamed (None: every choice is named). kernel: of norms and blocks; mixers
-    have their own.
+    blocks that have a channel mixer; None for none. width_multiple: d_model is a multiple of it, or, where none meets
+    the budget, the width inside a gated block. d_ff_ratio: the architecture's own d_ff / d_model. names: the
+    groups of the configuration whose choice names a run of this model, in order, each with the choice that goes unnamed
+    (None: every choice is named). kernel: of norms and blocks; mixers have their own.
     """
 
-    name: str
+    name: Name
     mixer: Factory | list[Factory]
     channel_mixer: Factory | None = None
     block: TransformerBlock | GatedBlock = field(default_factory=TransformerBlock)
     norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
     embedding_norm: bool = False
     tie_embeddings: bool = False
-    width_multiple: PositiveInt = 8
-    d_ff_ratio: NonNegativeFloat = 8 / 3
+    width_multiple: Dimension = 8
+    d_ff_ratio: Ratio = 8 / 3
     names: dict[str, str | None] = field(default_factory=dict)
     kernel: Choice = "auto"
 
@@ -62,10 +63,11 @@ class ModelSpec:
         """
         return LanguageModel(self, interface(given), n_layers * self.block.depth_factor, width)
 
-    def build_mixer(self, d_model: int, layer: int, n_layers: int) -> Mixer:
+    def build_mixer(self, width: Width, layer: int, n_layers: int) -> Mixer:
         """The token mixer of block `layer`, as its block surrounds it."""
         pattern = self.mixer if isinstance(self.mixer, list) else [self.mixer]
-        size = {"d_model": d_model, "layer": layer, "n_layers": n_layers}
+        size = {"d_model": width.d_model, "layer": layer, "n_layers": n_layers}
+        size |= {} if width.d_inner is None else {"d_inner": width.d_inner}
         return self.block.build(pattern[layer % len(pattern)], self.kernel, **size)
 
     def build_norm(self, width: int) -> nn.Module:
@@ -79,7 +81,7 @@ class Block(nn.Module):
     def __init__(self, spec: ModelSpec, width: Width, layer: int, n_layers: int):
         super().__init__()
         self.norm = spec.build_norm(width.d_model)
-        self.mixer = spec.build_mixer(width.d_model, layer, n_layers)
+        self.mixer = spec.build_mixer(width, layer, n_layers)
         self.channel_norm: nn.Module | None = None
         self.channel_mixer: Mixer | None = None
         if spec.channel_mixer is not None and spec.has_channel_mixer:

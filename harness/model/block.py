@@ -7,11 +7,10 @@ import copy
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
-from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
 from harness.errors import ConfigError
@@ -19,6 +18,7 @@ from harness.model.mixer import UNTIMED, Call, Flops, Mixer, ProjectedMixer
 from harness.model.state import State
 from harness.ops.causal_conv.conv import CAUSAL_CONV, step_reference
 from harness.ops.registry import Choice
+from harness.ranges import DepthFactor, Factor, Taps, TapsOrNone
 
 Factory = Callable[..., Mixer]
 """Makes a mixer from d_model, layer and n_layers."""
@@ -31,9 +31,9 @@ class TransformerBlock:
     depth_factor: blocks per layer of the size.
     """
 
-    name: str = "transformer"
-    d_conv: NonNegativeInt = 0
-    depth_factor: PositiveInt = 1
+    name: Literal["transformer"] = "transformer"
+    d_conv: TapsOrNone = 0
+    depth_factor: DepthFactor = 1
 
     has_channel_mixer = True
 
@@ -49,15 +49,18 @@ class GatedBlock:
     expand: d_inner / d_model. d_conv: taps of the convolution. depth_factor: blocks per layer of the size.
     """
 
-    name: str = "gated"
-    expand: PositiveInt = 2
-    d_conv: PositiveInt = 4
-    depth_factor: PositiveInt = 2
+    name: Literal["gated"] = "gated"
+    expand: Factor = 2
+    d_conv: Taps = 4
+    depth_factor: DepthFactor = 2
 
     has_channel_mixer = False
 
     def build(self, mixer: Factory, kernel: Choice, **size: int) -> Mixer:
-        """The mixer as it stands in this block; raises ConfigError for one that cannot be gated."""
+        """The mixer as it stands in this block; raises ConfigError for one that cannot be gated.
+
+        size: as above, and d_inner where it is not expand * d_model.
+        """
         if "d_out" not in inspect.signature(mixer).parameters:
             name = getattr(getattr(mixer, "func", mixer), "__name__", "this mixer")
             raise ConfigError(
@@ -121,7 +124,7 @@ class ShortConvolution(Surrounded):
         layer: int = 0,
         n_layers: int = 1,
         *,
-        d_conv: PositiveInt = 4,
+        d_conv: int = 4,
         kernel: Choice = "auto",
     ):
         super().__init__(d_model, layer, n_layers)
@@ -161,8 +164,9 @@ class ShortConvolution(Surrounded):
 class Gated(Surrounded):
     """x, z = in_proj(u); x = silu(conv1d(x)); y = core(x); projection(y * silu(z)): the block of Mamba-1.
 
-    Gu and Dao 2023, arXiv:2312.00752, figure 3. expand: d_inner / d_model, the width of x, y and z; d_conv: taps of the
-    convolution. The core is made with d_model = d_inner and d_out = d_model, and its projection follows the gate.
+    Gu and Dao 2023, arXiv:2312.00752, figure 3. d_inner: the width of x, y and z, expand * d_model unless given;
+    d_conv: taps of the convolution. The core is made with d_model = d_inner and d_out = d_model, and its projection
+    follows the gate.
     Around the selective scan this is Mamba, bit for bit, with mamba-ssm's names of in_proj and conv1d.
     """
 
@@ -175,13 +179,14 @@ class Gated(Surrounded):
         layer: int = 0,
         n_layers: int = 1,
         *,
-        expand: PositiveInt = 2,
-        d_conv: PositiveInt = 4,
+        expand: int = 2,
+        d_inner: int | None = None,
+        d_conv: int = 4,
         kernel: Choice = "auto",
     ):
         super().__init__(d_model, layer, n_layers)
         self.expand, self.d_conv, self.kernel = expand, d_conv, kernel
-        self.d_inner = self.channels = expand * d_model
+        self.d_inner = self.channels = d_inner or expand * d_model
         self.in_proj = nn.Linear(d_model, 2 * self.d_inner, bias=False)
         self.conv1d = nn.Conv1d(self.d_inner, self.d_inner, d_conv, groups=self.d_inner)
         self.adopt(core(d_model=self.d_inner, layer=layer, n_layers=n_layers, d_out=d_model))

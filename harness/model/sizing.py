@@ -1,25 +1,30 @@
 """Solves the widths that meet a parameter budget, so that every architecture is compared at one size."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache, partial
 
 import torch
-from pydantic import PositiveFloat, PositiveInt
 
 from harness.errors import ConfigError
+from harness.machine.hardware import available_bytes
 from harness.model.backbone import LanguageModel, ModelSpec, Width
+from harness.model.block import GatedBlock
 from harness.model.interface import Interface
+from harness.ranges import BudgetTolerance, Layers, Parameters
 
 TOLERANCE = 0.02
+TRAINING_BYTES = 16
+"""A parameter's while it is trained: itself, its gradient and AdamW's two moments, in float32."""
 
 
 @dataclass(frozen=True)
 class SizeConfig:
     """The budget: trainable parameters in all (embeddings included) and backbone layers."""
 
-    params: PositiveInt
-    n_layers: PositiveInt
-    tolerance: PositiveFloat = TOLERANCE
+    params: Parameters
+    n_layers: Layers
+    tolerance: BudgetTolerance = TOLERANCE
 
     @property
     def label(self) -> str:
@@ -49,29 +54,34 @@ def count(model: LanguageModel) -> ParameterCounts:
     return ParameterCounts(total, table, total - table)
 
 
+Candidate = tuple[Width, int]
+"""Widths and the parameters that they give."""
+
+
 def solve(spec: ModelSpec, given: Interface | int, size: SizeConfig) -> Width:
     """Returns the widths whose trainable parameters lie within `size.tolerance` of `size.params`.
 
     given: the model's inputs and targets, as `ModelSpec.build` takes it. d_model runs over multiples of
     `spec.width_multiple`; where there is a channel mixer, its d_ff (any even number) takes up the rest, and of the
     pairs that meet the budget the one nearest the architecture's own d_ff ratio wins. Where there is none and no
-    multiple meets the budget, a half, a quarter, ... of the multiple is tried, as far as the mixer accepts it. Raises
-    ConfigError, naming the nearest size, when no pair does.
+    multiple meets the budget, a half, a quarter, ... of the multiple is tried, as far as the mixer accepts it; then, in
+    a gated block, d_inner runs over its multiples (whole heads), and d_model (any number) takes up the rest.
+    Raises ConfigError, naming the nearest size, when no pair does, and where training would exceed the free memory.
     """
+    _check_memory(size)
 
-    def params(d_model: int, d_ff: int) -> int:
+    @cache
+    def params(width: Width) -> int:
         with torch.device("meta"):
-            return count(spec.build(given, size.n_layers, Width(d_model, d_ff))).total
+            return count(spec.build(given, size.n_layers, width)).total
 
-    unit = spec.width_multiple
     around = _neighbours(spec, size, params)
     candidates = [_candidate(spec, size, params, d_model) for d_model in around]
-    fitting = [c for c in candidates if _fits(c, size)]
-    while not fitting and not spec.has_channel_mixer and unit > 1:
-        unit = max(1, unit // 2)
-        finer = range(max(unit, around[0] - spec.width_multiple), around[-1] + 1, unit)
-        candidates += [c for d_model in finer if (c := _accepted(spec, size, params, d_model)) is not None]
-        fitting = [c for c in candidates if _fits(c, size)]
+    if not spec.has_channel_mixer and not _fitting(candidates, size):
+        candidates += _finer(spec, size, params, around)
+        if isinstance(spec.block, GatedBlock) and not _fitting(candidates, size):
+            candidates += _of_rounded_inner(spec.block, spec.width_multiple, params, size.params, around)
+    fitting = _fitting(candidates, size)
     if not fitting:
         nearest = min(candidates, key=lambda c: abs(c[1] - size.params))[1]
         raise ConfigError(
@@ -79,27 +89,92 @@ def solve(spec: ModelSpec, given: Interface | int, size: SizeConfig) -> Width:
             f"a budget within {size.tolerance:.0%} of what some width gives; the nearest has {nearest} parameters.",
             f"set size.params={nearest}, or change size.n_layers.",
         )
-    ratio = spec.d_ff_ratio or 1.0
-    return min(fitting, key=lambda c: abs(c[0].d_ff / c[0].d_model - ratio))[0]
+    return min((width for width, _ in fitting), key=lambda width: _off_ratio(spec, width))
 
 
-def _fits(candidate: tuple[Width, int], size: SizeConfig) -> bool:
-    return abs(candidate[1] - size.params) <= size.tolerance * size.params
+def _off_ratio(spec: ModelSpec, width: Width) -> float:
+    """How far a width is from the architecture's own ratio."""
+    if width.d_inner is not None and isinstance(spec.block, GatedBlock):
+        return abs(width.d_inner / width.d_model - spec.block.expand)
+    return abs(width.d_ff / width.d_model - (spec.d_ff_ratio or 1.0))
 
 
-def _candidate(spec: ModelSpec, size: SizeConfig, params: Callable, d_model: int) -> tuple[Width, int]:
+def _check_memory(size: SizeConfig) -> None:
+    needed, free = TRAINING_BYTES * size.params, available_bytes("cpu")
+    if needed > free:
+        raise ConfigError(
+            f"size.params={size.params} takes some {needed / 1e9:,.0f} GB to train, and {free / 1e9:,.0f} GB are free.",
+            f"at most {free // TRAINING_BYTES:,} parameters on this machine ({TRAINING_BYTES} bytes each).",
+            "lower size.params.",
+        )
+
+
+def _fitting(candidates: list[Candidate], size: SizeConfig) -> list[Candidate]:
+    return [c for c in candidates if abs(c[1] - size.params) <= size.tolerance * size.params]
+
+
+def _candidate(spec: ModelSpec, size: SizeConfig, params: Callable, d_model: int) -> Candidate:
     """The widths at this d_model that come nearest to the budget, and their parameters."""
     d_ff = _own_d_ff(spec, d_model)
     if spec.has_channel_mixer:
-        per_unit = (params(d_model, d_ff + 64) - params(d_model, d_ff)) / 64
-        d_ff = max(2, d_ff + 2 * round((size.params - params(d_model, d_ff)) / per_unit / 2))
-    return Width(d_model, d_ff), params(d_model, d_ff)
+        per_unit = (params(Width(d_model, d_ff + 64)) - params(Width(d_model, d_ff))) / 64
+        d_ff = max(2, d_ff + 2 * round((size.params - params(Width(d_model, d_ff))) / per_unit / 2))
+    width = Width(d_model, d_ff)
+    return width, params(width)
 
 
-def _accepted(spec: ModelSpec, size: SizeConfig, params: Callable, d_model: int) -> tuple[Width, int] | None:
-    """The candidate, or None where the mixer refuses this width."""
+def _finer(spec: ModelSpec, size: SizeConfig, params: Callable, around: list[int]) -> list[Candidate]:
+    """Candidates whose d_model are multiples of a half, a quarter, ... of `width_multiple`, until one fits."""
+    make = partial(_candidate, spec, size, params)
+    least, unit = (1 - size.tolerance) * size.params, spec.width_multiple
+    found: list[Candidate] = []
+    while unit > 1 and not _fitting(found, size):
+        unit = max(1, unit // 2)
+        widths = range(max(unit, around[0] - spec.width_multiple), around[-1] + 1, unit)
+        found += _crossing(widths, make, least)
+    return found
+
+
+def _crossing(widths: Sequence[int], make: Callable[[int], Candidate], least: float) -> list[Candidate]:
+    """The first accepted candidate with at least that many parameters, and what was tried on the way to it.
+
+    By bisection: parameters grow with the width, and a refused width stands for the next one that is accepted.
+    """
+    low, high = 0, len(widths)
+    tried: list[Candidate] = []
+    while low < high:
+        middle = (low + high) // 2
+        ahead = ((index, c) for index in range(middle, high) if (c := _accepted(make, widths[index])) is not None)
+        index, candidate = next(ahead, (high, None))
+        if candidate is None or candidate[1] >= least:
+            high = middle
+        else:
+            low = index + 1
+        tried += [] if candidate is None else [candidate]
+    return sorted(tried)
+
+
+def _of_rounded_inner(
+    block: GatedBlock, unit: int, params: Callable, target: int, around: list[int]
+) -> list[Candidate]:
+    """For the multiples of `unit` that d_inner may be, the d_model that brings the model nearest to `target`."""
+
+    def candidate(d_inner: int) -> Candidate:
+        d_model = max(1, round(d_inner / block.expand))
+        held = params(Width(d_model, 0, d_inner))
+        per_unit = params(Width(d_model + 1, 0, d_inner)) - held
+        width = Width(max(1, d_model + round((target - held) / per_unit)), 0, d_inner)
+        return width, params(width)
+
+    below, above = around[-3:-1]
+    inner = range(unit if below == unit else block.expand * below, block.expand * above + 1, unit)
+    return [c for d_inner in inner if (c := _accepted(candidate, d_inner)) is not None]
+
+
+def _accepted(make: Callable[[int], Candidate], width: int) -> Candidate | None:
+    """The candidate of this width, or None where the mixer refuses it."""
     try:
-        return _candidate(spec, size, params, d_model)
+        return make(width)
     except ConfigError:
         return None
 
@@ -110,13 +185,17 @@ def _own_d_ff(spec: ModelSpec, d_model: int) -> int:
 
 def _neighbours(spec: ModelSpec, size: SizeConfig, params: Callable) -> list[int]:
     """The multiples of `width_multiple` around the width that meets the budget at the architecture's own d_ff."""
+
+    def own(d_model: int) -> Width:
+        return Width(d_model, _own_d_ff(spec, d_model))
+
     low, high = 1, 2
     unit = spec.width_multiple
-    while params(high * unit, _own_d_ff(spec, high * unit)) < size.params:
+    while params(own(high * unit)) < size.params:
         low, high = high, high * 2
     while high - low > 1:
         middle = (low + high) // 2
-        if params(middle * unit, _own_d_ff(spec, middle * unit)) < size.params:
+        if params(own(middle * unit)) < size.params:
             low = middle
         else:
             high = middle
