@@ -1,6 +1,7 @@
 """Data sets in the hub's format, from local folders through the code that reads the hub; archives over http."""
 
 import functools
+import hashlib
 import http.server
 import threading
 import zipfile
@@ -8,6 +9,7 @@ import zipfile
 import datasets
 import pytest
 
+import configs
 from harness.errors import TaskError
 from harness.tasks.archive import ArchiveText
 from harness.tasks.hub import HubText
@@ -86,9 +88,18 @@ def test_offline_is_told_and_nothing_takes_the_place_of_the_corpus(monkeypatch):
         _ = HubText("wikitext103", "Salesforce/wikitext", "wikitext-103-raw-v1").digest
 
 
+def sha256(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 @pytest.fixture
-def server(tmp_path):
-    """Serves an archive of ten bytes on this machine: its address and the list of requests."""
+def server(tmp_path, monkeypatch):
+    """Serves an archive of ten bytes on this machine: its address and the list of requests.
+
+    At the address /cut/tiny8.zip it breaks off in the middle.
+    """
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setenv("no_proxy", "*")
     site = tmp_path / "site"
     site.mkdir()
     with zipfile.ZipFile(site / "tiny8.zip", "w") as archive:
@@ -96,6 +107,15 @@ def server(tmp_path):
     requests = []
 
     class Handler(http.server.SimpleHTTPRequestHandler):
+        def do_GET(self):
+            if not self.path.startswith("/cut/"):
+                return super().do_GET()
+            content = (site / "tiny8.zip").read_bytes()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content[: len(content) // 2])
+
         def log_message(self, *arguments):
             requests.append(self.path)
 
@@ -106,27 +126,60 @@ def server(tmp_path):
     listening.server_close()
 
 
-def test_an_archive_is_fetched_once_and_cut_exactly(server, tmp_path, monkeypatch):
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    monkeypatch.setenv("no_proxy", "*")
+def archive(url, hashed, member="tiny8"):
+    return ArchiveText("tiny8", str(url), hashed, member, [8, 1, 1])
+
+
+def test_an_archive_is_fetched_once_and_cut_exactly(server, tmp_path):
     url, requests = server
-    task = ArchiveText("tiny8", url, "tiny8", [8, 1, 1])
+    hashed = sha256(tmp_path / "site" / "tiny8.zip")
+    task = archive(url, hashed)
     assert contents(task) == {"train": "abcd\r\nef", "validation": "g", "test": "h"}
-    again = ArchiveText("tiny8", url, "tiny8", [8, 1, 1])
-    assert again.digest == task.digest
+    assert archive(url, hashed).digest == task.digest
     assert len(requests) == 1
-    assert [path.suffix for path in (tmp_path / ".cache/liquidbench").iterdir()] == [".zip"]
+    (kept,) = (tmp_path / ".cache/liquidbench").iterdir()
+    assert kept.suffix == ".zip"
+    kept.write_bytes(b"damaged")
+    assert archive(url, hashed).digest == task.digest
+    assert len(requests) == 2
+
+
+def test_an_archive_of_another_hash_is_refused_and_not_kept(server, tmp_path):
+    url, _ = server
+    with pytest.raises(TaskError, match=r"is not the corpus .*Expected: the archive whose sha256 is 0{64}"):
+        _ = archive(url, "0" * 64).digest
+    assert list((tmp_path / ".cache/liquidbench").iterdir()) == []
+    with pytest.raises(TaskError, match=r"is not the corpus \(its sha256 is [0-9a-f]{64}\)"):
+        _ = archive(tmp_path / "site" / "tiny8.zip", "0" * 64).digest
+
+
+def test_an_archive_that_was_cut_off_is_refused_and_not_kept(server, tmp_path):
+    url, _ = server
+    with pytest.raises(TaskError, match=r"tiny8\.zip"):
+        _ = archive(url.replace("/tiny8", "/cut/tiny8"), sha256(tmp_path / "site" / "tiny8.zip")).digest
+    assert list((tmp_path / ".cache/liquidbench").iterdir()) == []
 
 
 def test_an_archive_that_cannot_be_had_is_told(server, tmp_path, monkeypatch):
-    url, _ = server
+    url, requests = server
+    local = tmp_path / "site" / "tiny8.zip"
+    hashed = sha256(local)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(TaskError, match=r"cannot be fetched \(HF_HUB_OFFLINE is set\)"):
-        _ = ArchiveText("tiny8", url, "tiny8", [8, 1, 1]).digest
-    local = tmp_path / "site" / "tiny8.zip"
-    assert ArchiveText("tiny8", str(local), "tiny8", [8, 1, 1]).tokens("train") == 8
+        _ = archive(url, hashed).digest
+    assert requests == []
+    assert archive(local, hashed).tokens("train") == 8
     with pytest.raises(TaskError, match="holds the file 'other'"):
-        _ = ArchiveText("tiny8", str(local), "other", [8, 1, 1]).digest
-    local.write_bytes(b"cut off")
+        _ = archive(local, hashed, "other").digest
+    local.write_bytes(b"no archive")
     with pytest.raises(TaskError, match="a zip archive"):
-        _ = ArchiveText("tiny8", str(local), "tiny8", [8, 1, 1]).digest
+        _ = archive(local, sha256(local)).digest
+    with pytest.raises(TaskError, match=r"task\.url=.*cannot be read"):
+        _ = archive(tmp_path / "nowhere.zip", hashed).digest
+
+
+@pytest.mark.parametrize("name", ["enwik8", "text8"])
+def test_the_archives_of_the_field_come_over_https_with_a_hash(name):
+    node = configs.resolved(f"task={name}")["task"]
+    assert node["url"].startswith("https://")
+    assert len(node["sha256"]) == 64
