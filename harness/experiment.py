@@ -56,6 +56,8 @@ class Experiment:
         code.remember()
         width = sizing.solve(self.model, self.task.interface, self.size)
         self.trainer.check(self.task)
+        for remark in self.task.remarks():
+            say(remark)
         names = self._names(config)
         with record.Run.open(Path(self.records), names["name"], config, self.task.digest) as run:
             if self.force is True or (self.force == "stale" and _is_stale(run)):

@@ -168,13 +168,91 @@ def test_a_corpus_that_cannot_be_used_is_told(tmp_path, content, message):
         task.check(4, 512)
 
 
-def test_a_folder_without_text_and_an_unreadable_file_are_told(tmp_path):
+def test_a_folder_without_a_usable_file_says_why_none_was_taken(tmp_path):
     (tmp_path / "notes.md").write_text("x")
-    with pytest.raises(TaskError, match=r"has no file matching '\*\.txt'"):
-        _ = LocalText(str(tmp_path)).digest
     (tmp_path / "bad.txt").write_bytes(b"ok \xff")
-    with pytest.raises(TaskError, match=r"bad.txt is not UTF-8: byte 0xff at offset 3"):
+    (tmp_path / "blank.txt").write_text("\n")
+    with pytest.raises(TaskError) as error:
         _ = LocalText(str(tmp_path)).digest
+    assert "0 taken; left out: 1 not UTF-8 (bad.txt), 1 without text (blank.txt), " in str(error.value)
+    assert "1 not matching '*.txt' (notes.md)" in str(error.value)
+
+
+def a_littered_folder(folder):
+    """Five texts, and what stands around them in a folder of anyone's."""
+    for index in range(5):
+        (folder / f"{index}.txt").write_text(f"document {index}\n")
+    (folder / ".git").mkdir()
+    (folder / ".git" / "description.txt").write_text("of the repository")
+    (folder / ".draft.txt").write_text("hidden")
+    (folder / "sub").mkdir()
+    (folder / "sub" / "again.txt").write_text("document 1\r\n")
+    (folder / "sub" / "link.txt").symlink_to(folder / "2.txt")
+    (folder / "linked").symlink_to(folder / "sub")
+    (folder / "loop").symlink_to(folder)
+    (folder / "gone.txt").symlink_to(folder / "nowhere.txt")
+    (folder / "latin.txt").write_bytes(b"caf\xe9")
+    (folder / "readme.md").write_text("not of the corpus")
+
+
+def test_a_folder_takes_its_texts_and_tells_what_it_left_out(tmp_path):
+    a_littered_folder(tmp_path)
+    task = LocalText(str(tmp_path))
+    assert task.describe()["files"] == {
+        "taken": {"count": 5, "names": [f"{index}.txt" for index in range(5)]},
+        "left_out": {
+            "hidden": {"count": 2, "names": [".git/", ".draft.txt"]},
+            "linked": {"count": 2, "names": ["linked/", "loop/"]},
+            "unreadable": {"count": 1, "names": ["gone.txt"]},
+            "not UTF-8": {"count": 1, "names": ["latin.txt"]},
+            "not matching '*.txt'": {"count": 1, "names": ["readme.md"]},
+            "with the text of another": {"count": 2, "names": ["sub/again.txt", "sub/link.txt"]},
+        },
+    }
+    (remark,) = task.remarks()
+    for part in ("5 taken (0.txt, 1.txt, 2.txt, ...)", "2 hidden (.git/, .draft.txt)", "1 not UTF-8 (latin.txt)"):
+        assert part in remark
+
+
+def test_no_text_of_a_folder_stands_in_two_splits(tmp_path):
+    a_littered_folder(tmp_path)
+    parts = LocalText(str(tmp_path)).streams
+    for index in range(5):
+        assert sum(f"document {index}".encode() in part.tobytes() for part in parts.values()) == 1
+    assert sum(part.tobytes().count(b"document") for part in parts.values()) == 5
+
+
+def test_what_is_left_out_does_not_change_the_corpus(tmp_path):
+    clean, littered = tmp_path / "clean", tmp_path / "littered"
+    clean.mkdir()
+    littered.mkdir()
+    for index in range(5):
+        (clean / f"{index}.txt").write_text(f"document {index}\n")
+    a_littered_folder(littered)
+    assert LocalText(str(clean)).digest == LocalText(str(littered)).digest
+
+
+def test_a_file_name_of_any_bytes_can_be_recorded(tmp_path):
+    with open(bytes(tmp_path) + b"/caf\xe9.txt", "wb") as file:
+        file.write(KNOWN * 40)
+    (remark,) = LocalText(str(tmp_path)).remarks()
+    assert r"caf\udce9.txt" in remark
+    assert remark.encode()
+
+
+def test_a_single_file_is_described_as_ever(tmp_path):
+    path = tmp_path / ".book"
+    path.write_bytes(KNOWN * 40)
+    task = LocalText(str(path))
+    assert task.remarks() == []
+    assert "files" not in task.describe()
+
+
+@pytest.mark.parametrize("pattern", ["", "/etc/*"])
+def test_a_pattern_that_no_file_can_match_is_told(tmp_path, pattern):
+    (tmp_path / "a.txt").write_text("text")
+    with pytest.raises(TaskError, match=r"task\.pattern="):
+        _ = LocalText(str(tmp_path), pattern=pattern).digest
 
 
 def test_a_split_too_short_for_a_window_is_an_error():

@@ -1,14 +1,46 @@
 """Your own text: a UTF-8 file, or a folder of them."""
 
+import hashlib
+import os
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
-
-from pydantic import Field
+from typing import Any
 
 from harness.errors import TaskError
+from harness.ranges import Glob, HeldOut, HeldOutEvery, Name, PathName
 from harness.tasks.text import JOIN, TextTask, by_document, by_fraction
 
-Fraction = Annotated[float, Field(gt=0, le=0.4)]
+NAMED_IN_RECORD = 100
+NAMED_ON_SCREEN = 3
+
+
+@dataclass
+class Survey:
+    """What became of the files of a folder. taken: names, in order. left_out: names by the reason."""
+
+    taken: list[str] = field(default_factory=list)
+    left_out: dict[str, list[str]] = field(default_factory=dict)
+
+    def leave_out(self, name: str, reason: str) -> None:
+        self.left_out.setdefault(reason, []).append(name)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Counts and the first names, as the record holds them."""
+        left_out = {reason: _counted(names) for reason, names in self.left_out.items()}
+        return {"taken": _counted(self.taken), "left_out": left_out}
+
+    def __str__(self) -> str:
+        reasons = [f"{len(names):,} {reason} ({_listed(names)})" for reason, names in self.left_out.items()]
+        taken = f"{len(self.taken):,} taken" + (f" ({_listed(self.taken)})" if self.taken else "")
+        return f"{taken}; left out: {', '.join(reasons) or 'none'}"
+
+
+def _counted(names: list[str]) -> dict[str, Any]:
+    return {"count": len(names), "names": names[:NAMED_IN_RECORD]}
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:NAMED_ON_SCREEN]) + (", ..." if len(names) > NAMED_ON_SCREEN else "")
 
 
 class LocalText(TextTask):
@@ -16,49 +48,129 @@ class LocalText(TextTask):
 
     One file is cut contiguously: its end is for test, what lies before it for validation. A folder (files matching
     `pattern`, searched recursively, in the order of their names) is split by document, one of every `holdout_every`
-    in validation and one in test; a folder of fewer than three files is joined and cut as one.
+    in validation and one in test; a folder of fewer than three texts is joined and cut as one. Of a folder, hidden
+    files and folders, links to folders, files that are not UTF-8 or hold white space alone, and every copy of a text
+    taken before are left out; the record and the screen say which.
     """
 
     def __init__(
         self,
-        path: str,
-        name: str = "text",
-        pattern: str = "*.txt",
-        validation_fraction: Fraction = 0.05,
-        test_fraction: Fraction = 0.05,
-        holdout_every: Annotated[int, Field(ge=3)] = 20,
+        path: PathName,
+        name: Name = "text",
+        pattern: Glob = "*.txt",
+        validation_fraction: HeldOut = 0.05,
+        test_fraction: HeldOut = 0.05,
+        holdout_every: HeldOutEvery = 20,
     ):
         super().__init__(name)
         self.path, self.pattern, self.holdout_every = path, pattern, holdout_every
         self.validation_fraction, self.test_fraction = validation_fraction, test_fraction
+        self.survey: Survey | None = None  # of a folder, once it is loaded
 
     def load(self) -> dict[str, bytes]:
-        files = self.files()
-        documents = [data for data in map(read_utf8, files) if data.strip()]
-        if not documents:
-            raise TaskError(
-                f"task.path={self.path} holds no text ({len(files)} file(s), nothing but white space).",
-                "a text of at least some thousand bytes.",
-                "give another file or folder.",
-            )
+        path = Path(os.path.expanduser(self.path))
+        documents = self._folder(path) if os.path.isdir(path) else [self._file(path)]
         if len(documents) >= 3:
             return by_document(documents, min(self.holdout_every, len(documents)))
         return by_fraction(JOIN.join(documents), self.validation_fraction, self.test_fraction)
 
-    def files(self) -> list[Path]:
-        """The files of the corpus, in order. Raises TaskError where there are none."""
-        path = Path(self.path).expanduser()
-        if path.is_file():
-            return [path]
-        files = sorted(file for file in path.rglob(self.pattern) if file.is_file()) if path.is_dir() else []
-        if not files:
-            missing = f"has no file matching {self.pattern!r}" if path.is_dir() else "does not exist"
+    def remarks(self) -> list[str]:
+        _ = self.streams
+        return [] if self.survey is None else [f"task.path={self.path}: {self.survey}."]
+
+    def describe(self) -> dict[str, Any]:
+        facts = super().describe()
+        return facts if self.survey is None else facts | {"files": self.survey.to_dict()}
+
+    def _file(self, path: Path) -> bytes:
+        if not os.path.isfile(path):
             raise TaskError(
-                f"task.path={self.path} {missing}.",
+                f"task.path={self.path} does not exist.",
                 "a UTF-8 text file, or a folder that holds some.",
+                "correct task.path (relative to the current folder).",
+            )
+        data = read_utf8(path)
+        if not data.strip():
+            raise TaskError(
+                f"task.path={self.path} holds no text, nothing but white space.",
+                "a text of at least some thousand bytes.",
+                "give another file or folder.",
+            )
+        return data
+
+    def _folder(self, folder: Path) -> list[bytes]:
+        """The texts of a folder, in the order of their paths. Raises TaskError where there is none."""
+        self.survey = survey = Survey()
+        paths, matching = visible_files(folder, survey), _matching(folder, self.pattern)
+        documents, seen = [], set()
+        for path in paths:
+            name = _name(path, folder)
+            if path not in matching:
+                survey.leave_out(name, f"not matching {self.pattern!r}")
+                continue
+            try:
+                data = read_utf8(path)
+            except TaskError as error:
+                survey.leave_out(name, "not UTF-8" if isinstance(error.__cause__, UnicodeError) else "unreadable")
+                continue
+            text = hashlib.sha256(b" ".join(data.split())).digest()  # a copy with other line ends is a copy
+            if not data.strip():
+                survey.leave_out(name, "without text")
+            elif text in seen:
+                survey.leave_out(name, "with the text of another")
+            else:
+                seen.add(text)
+                survey.taken.append(name)
+                documents.append(data)
+        if not documents:
+            raise TaskError(
+                f"No file in task.path={self.path} can be used: {survey}.",
+                f"UTF-8 texts whose names match task.pattern={self.pattern!r}.",
                 "correct task.path (relative to the current folder), or task.pattern for other file names.",
             )
-        return files
+        return documents
+
+
+def visible_files(folder: Path, survey: Survey) -> list[Path]:
+    """The files below `folder` in the order of their paths, but hidden ones and those behind links to folders.
+
+    survey: learns what is left out; a folder is left out as a whole.
+    """
+    found: list[Path] = []
+
+    def unreadable(error: OSError) -> None:
+        survey.leave_out(f"{_name(Path(error.filename), folder)}/", "unreadable")
+
+    for root, folders, files in os.walk(folder, onerror=unreadable):
+        for path in [Path(root, name) for name in sorted(folders)]:
+            hidden = path.name.startswith(".")
+            if hidden or path.is_symlink():
+                folders.remove(path.name)
+                survey.leave_out(f"{_name(path, folder)}/", "hidden" if hidden else "linked")
+        for path in [Path(root, name) for name in sorted(files)]:
+            if path.name.startswith("."):
+                survey.leave_out(_name(path, folder), "hidden")
+            elif os.path.isfile(path):
+                found.append(path)
+            else:  # a link to nothing, or a device
+                survey.leave_out(_name(path, folder), "unreadable")
+    return sorted(found)
+
+
+def _name(path: Path, folder: Path) -> str:
+    """The path below the folder, in characters that can be printed and recorded whatever bytes it holds."""
+    return str(path.relative_to(folder)).encode("utf-8", "backslashreplace").decode()
+
+
+def _matching(folder: Path, pattern: str) -> set[Path]:
+    try:
+        return set(folder.rglob(pattern))
+    except (ValueError, NotImplementedError) as error:
+        raise TaskError(
+            f"task.pattern={pattern!r} cannot be used: {error}.",
+            "file names below task.path, such as *.txt or drafts/*.md.",
+            "correct task.pattern.",
+        ) from error
 
 
 def read_utf8(path: Path) -> bytes:

@@ -108,6 +108,10 @@ class Task:
             shape = {"inputs": repr(self.inputs), "targets": repr(self.targets)}
         return {"name": self.name, "digest": self.digest, **counts, **shape}
 
+    def remarks(self) -> list[str]:
+        """What the user should know about the data before training, a line each."""
+        return []
+
     def check(self, batch_size: int, length: int) -> None:
         """Raises UserError when batches of this shape cannot be drawn from every split."""
         raise NotImplementedError
