@@ -61,15 +61,19 @@ def resolve(config: DictConfig) -> dict:
         ) from error
     for part in ("experiment", "debug"):
         plain.pop(part, None)
+    model = plain.get("model")
+    names = model.get("names") if isinstance(model, dict) else None
+    composed_only = ("kernel", *(names if isinstance(names, dict) else ()))  # they reach the model by interpolation
+    plain = checked(plain, "", extra=composed_only, annotation=locate("harness.experiment.Experiment", ""))
     mixers = plain["model"]["mixer"]
-    if plain["kernel"] != "auto" and not all("kernel" in m for m in (mixers if isinstance(mixers, list) else [mixers])):
+    mixers = mixers if isinstance(mixers, list) else [mixers]
+    if plain.get("kernel", "auto") != "auto" and not all("kernel" in mixer for mixer in mixers):
         raise ConfigError(
             f"kernel={plain['kernel']} was given, but model={plain['model']['name']} has no kernels to choose from.",
             "kernel=auto where the model's mixer takes no `kernel`.",
             "remove kernel=, or give the mixer a `kernel: ${kernel}` and an operation of harness/ops/registry.py.",
         )
-    composed_only = ("kernel", *plain["model"].get("names", {}))  # they reach the model by interpolation
-    return checked(plain, "", extra=composed_only)
+    return plain
 
 
 def composition_error(error: Exception, overrides: list[str]) -> ConfigError:

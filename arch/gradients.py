@@ -11,7 +11,6 @@ from functools import partial
 from typing import Literal
 
 import torch
-from pydantic import PositiveInt
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from torchdiffeq import odeint_adjoint
@@ -19,6 +18,7 @@ from torchdiffeq import odeint_adjoint
 from arch.field import Field
 from arch.solvers import TABLEAUS, Solver, normalised
 from harness.errors import ConfigError
+from harness.ranges import Length
 
 Cross = Callable[[Field, Tensor, Tensor | None], Tensor]
 
@@ -69,7 +69,7 @@ class Checkpoint(Gradient):
     """
 
     name: Literal["checkpoint"] = "checkpoint"
-    window_tokens: PositiveInt = 8
+    window_tokens: Length = 8
 
     def scan(self, solver: Solver, field: Field, h: Tensor, elapsed: Tensor | None = None) -> tuple[Tensor, Tensor]:
         if not torch.is_grad_enabled():

@@ -11,11 +11,11 @@ from types import FunctionType
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
-from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 from torchdiffeq import odeint
 
 from arch.field import Field
+from harness.ranges import Steps, Tolerance
 
 
 class Tableau(NamedTuple):
@@ -168,7 +168,7 @@ class RungeKutta(Solver):
     """An explicit Runge-Kutta rule of TABLEAUS (Hairer, Norsett, Wanner, "Solving ODEs I", II.1)."""
 
     name: Literal[tuple(TABLEAUS)]
-    substeps: PositiveInt = 1
+    substeps: Steps = 1
 
     @property
     def order(self) -> int:
@@ -199,7 +199,7 @@ def _advance(h: Tensor, dt: Tensor | float, weights: tuple[float, ...], slopes: 
 class SemiImplicit(Solver):
     """The fused step of Hasani et al. (2021, alg. 1): (h + dt drive) / (1 + dt rate), stable at any dt; order 1."""
 
-    substeps: PositiveInt = 6
+    substeps: Steps = 6
     name: Literal["semi_implicit"] = "semi_implicit"
     order: ClassVar[int] = 1
     evals_per_step: ClassVar[int] = 1
@@ -216,7 +216,7 @@ class Exponential(Solver):
     with rate and drive frozen at h; written with phi1 it needs no division by a rate that may be 0.
     """
 
-    substeps: PositiveInt = 1
+    substeps: Steps = 1
     name: Literal["exponential"] = "exponential"
     order: ClassVar[int] = 1
     evals_per_step: ClassVar[int] = 1
@@ -234,8 +234,8 @@ class Adaptive(Solver):
     """
 
     name: Literal["dopri5", "adaptive_heun"]
-    rtol: PositiveFloat = 1e-4
-    atol: PositiveFloat = 1e-6
+    rtol: Tolerance = 1e-4
+    atol: Tolerance = 1e-6
     substeps: ClassVar[int] = 1
     adaptive: ClassVar[bool] = True
 

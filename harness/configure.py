@@ -1,21 +1,29 @@
 """Checks a configuration against the signatures it will call, so that a mistake is reported before anything runs.
 
-Every node with a `_target_` is compared with its target: an unknown key, a missing one and a value of the wrong type
-or range become a ConfigError that names the full key. Nothing here knows Hydra: a node is a plain dict.
+Every node with a `_target_` is compared with its target: an unknown key, a missing one, a value of the wrong type or
+range, and a target that makes something else than its place asks for become a ConfigError that names the full key.
+Types are strict: no boolean or text stands for a number, no number for a truth or a text, and infinity and
+not-a-number for nothing; a number without a fraction may be an integer (1e6). Nothing here knows Hydra: a node is a
+plain dict.
 """
 
 import difflib
 import importlib
 import inspect
+import types
 from collections.abc import Callable, Iterable
-from typing import Any, get_type_hints
+from dataclasses import is_dataclass
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.errors import PydanticInvalidForJsonSchema
 
 from harness.errors import ConfigError
 
-RESERVED = ("_target_", "_partial_", "_recursive_", "_convert_")
+RESERVED = {"_target_": str, "_partial_": bool}
+STRICT = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
+SHOWN = 80
+"""Characters of a value that a message quotes."""
 
 
 def is_target(node: Any) -> bool:
@@ -24,55 +32,107 @@ def is_target(node: Any) -> bool:
 
 
 def locate(path: str, where: str) -> Callable:
-    """Imports `package.module.name`; raises ConfigError where there is no such thing."""
-    module, _, name = path.rpartition(".")
+    """Imports `package.module.name`; raises ConfigError where there is no such class or function."""
+    module, _, name = str(path).rpartition(".")
     try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
+        found = getattr(importlib.import_module(module), name)
+        inspect.signature(found)
+    except Exception as error:  # a module of the user's own may raise anything when it is imported
         raise ConfigError(
-            f"{where}._target_={path!r} cannot be imported ({error}).",
+            f"{_key(where, '_target_')}={shown(path)} cannot be imported ({type(error).__name__}: {error}).",
             "the dotted path of a class or function.",
             "correct the path in the configuration file.",
         ) from error
+    return found
 
 
-def checked(node: dict, where: str, extra: Iterable[str] = ()) -> dict:
+def checked(node: dict, where: str, extra: Iterable[str] = (), annotation: Any = None) -> dict:
     """Returns `node` with every value converted to its annotated type.
 
     where: the key of this node, for messages. extra: keys that are allowed though the target does not take them.
-    Raises ConfigError for an unknown key, a missing key, or a value of the wrong type or range.
+    annotation: what the node must make; None for anything. Raises ConfigError for an unknown key, a missing key, a
+    value of the wrong type or range, or a target that makes something else.
     """
-    target = locate(node["_target_"], where or "config")
+    if not is_target(node):
+        raise ConfigError(
+            f"{where or 'The configuration'} has no _target_.",
+            "a _target_ beside the keys, which names what they make.",
+            "restore it from the file in conf/.",
+        )
+    for key in RESERVED:
+        if key in node:
+            _converted(node[key], RESERVED[key], _key(where, key))
+    target = locate(node["_target_"], where)
     parameters = inspect.signature(target).parameters
     hints = get_type_hints(target.__init__ if inspect.isclass(target) else target, include_extras=True)
     allowed = [key for key in parameters if key != "self"]
     result = {}
     for key, value in node.items():
-        full_key = f"{where}.{key}" if where else key
         if key in RESERVED or key in extra:
             result[key] = value
         elif key not in parameters:
-            raise unknown_key(full_key, key, allowed)
+            raise unknown_key(_key(where, key), key, allowed)
         else:
-            result[key] = _checked_value(value, hints.get(key), full_key)
+            result[key] = _checked_value(value, hints.get(key), _key(where, key))
     if not node.get("_partial_"):
         _check_required(node, parameters, where)
+    if annotation is not None:
+        made = target if inspect.isclass(target) else hints.get("return")
+        _check_made(made, node, annotation, where)
     return result
+
+
+def shown(value: Any) -> str:
+    """A value as a message quotes it: short, whatever it is."""
+    text = f"a number of {value.bit_length()} bits" if isinstance(value, int) and abs(value) > 10**99 else repr(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}... ({len(text):,} characters)"
+
+
+def _key(where: str, key: str) -> str:
+    return f"{where}.{key}" if where else str(key)
 
 
 def _checked_value(value: Any, annotation: Any, full_key: str) -> Any:
     """A node, a list with nodes in it, or a plain value."""
     if is_target(value):
-        return checked(value, full_key)
+        return checked(value, full_key, annotation=annotation)
     if isinstance(value, list) and any(map(is_target, value)):
-        return [_checked_value(item, None, f"{full_key}.{index}") for index, item in enumerate(value)]
+        item = next((get_args(option)[0] for option in _options(annotation) if get_origin(option) is list), None)
+        if item is None and annotation is not None:
+            raise _refused(value, annotation, full_key, "it is a list")
+        return [_checked_value(part, item, f"{full_key}.{index}") for index, part in enumerate(value)]
     return _converted(value, annotation, full_key)
+
+
+def _options(annotation: Any) -> tuple:
+    """The alternatives of an annotation: of A | B the two, else itself."""
+    return get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
+
+
+def _made(annotation: Any, partial: bool) -> list[type]:
+    """The classes that a node under this annotation may make; with `partial` those that its factory may return."""
+    options = _options(annotation)
+    if partial:
+        options = tuple(get_args(option)[-1] for option in options if get_origin(option) is Callable)
+    return [option for option in options if inspect.isclass(option)]
+
+
+def _check_made(made: Any, node: dict, annotation: Any, where: str) -> None:
+    """Raises ConfigError where the class that a node makes is none that the key's annotation asks for."""
+    partial = bool(node.get("_partial_"))
+    if not inspect.isclass(made) or not issubclass(made, tuple(_made(annotation, partial))):
+        name = getattr(made, "__name__", "something that it does not state")
+        raise ConfigError(
+            f"{_key(where, '_target_')}={shown(node['_target_'])} makes {'a factory of ' * partial}{name}.",
+            f"{readable(annotation)}.",
+            f"correct {_key(where, '_target_')}, or the file that sets it.",
+        )
 
 
 def unknown_key(full_key: str, key: str, allowed: Iterable[str]) -> ConfigError:
     """The error for a key that nothing takes, with the nearest one that something does."""
     allowed = sorted(allowed)
-    near = difflib.get_close_matches(key, allowed, n=1)
+    near = difflib.get_close_matches(str(key), allowed, n=1)
     return ConfigError(
         f"Unknown key {full_key!r}.",
         f"one of {', '.join(allowed)}." if allowed else "no keys here.",
@@ -83,39 +143,69 @@ def unknown_key(full_key: str, key: str, allowed: Iterable[str]) -> ConfigError:
 def _converted(value: Any, annotation: Any, full_key: str) -> Any:
     if annotation is None:
         return value
+    if is_dataclass(annotation):  # which pydantic would make from a dict, or from nothing
+        raise _refused(value, annotation, full_key, "it names no _target_")
     try:
-        return TypeAdapter(annotation, config={"arbitrary_types_allowed": True}).validate_python(value)
+        return TypeAdapter(annotation, config=STRICT).validate_python(_whole(value))
     except ValidationError as error:
         reasons = "; ".join(dict.fromkeys(problem["msg"] for problem in error.errors()))
-        raise ConfigError(
-            f"{full_key}={value!r} cannot be used: {reasons}.",
-            f"{_readable(annotation)}.",
-            f"set {full_key} to such a value.",
-        ) from error
+        raise _refused(value, annotation, full_key, reasons) from error
 
 
-def _readable(annotation: Any) -> str:
+def _whole(value: Any) -> Any:
+    """`value` with integers for numbers that have no fraction, which strict floats take as well."""
+    if isinstance(value, list):
+        return [_whole(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _refused(value: Any, annotation: Any, full_key: str, why: str) -> ConfigError:
+    return ConfigError(
+        f"{full_key}={shown(value)} cannot be used: {why}.",
+        f"{readable(annotation)}.",
+        f"set {full_key} to such a value.",
+    )
+
+
+def readable(annotation: Any) -> str:
+    """An annotation in words."""
+    return " or ".join(dict.fromkeys(_in_words(option) for option in _options(annotation)))
+
+
+def _in_words(option: Any) -> str:
+    if get_origin(option) is Callable:
+        return f"a node whose _target_ makes a {get_args(option)[-1].__name__}, with _partial_: true"
+    if is_dataclass(option):
+        return f"a node whose _target_ makes a {getattr(option, '__name__', option)}"
+    if get_origin(option) is list and _made(get_args(option)[0], True):
+        return "a list of such nodes"
     try:
-        schema = TypeAdapter(annotation, config={"arbitrary_types_allowed": True}).json_schema()
-    except PydanticInvalidForJsonSchema:  # a class of ours: a node with a _target_ of its own
-        return f"a node whose _target_ makes a {getattr(annotation, '__name__', annotation)}"
-    options = schema.get("anyOf", [schema])
-    return " or ".join(_readable_option(option) for option in options)
+        return _schema_in_words(TypeAdapter(option, config=STRICT).json_schema())
+    except PydanticInvalidForJsonSchema:  # a class of ours
+        return f"a node whose _target_ makes a {getattr(option, '__name__', option)}"
 
 
-def _readable_option(option: dict) -> str:
-    if "enum" in option or "const" in option:
-        return "one of " + ", ".join(map(str, option.get("enum", [option.get("const")])))
+def _schema_in_words(schema: dict) -> str:
+    if "anyOf" in schema:
+        return " or ".join(map(_schema_in_words, schema["anyOf"]))
+    if "enum" in schema or "const" in schema:
+        return "one of " + ", ".join(map(str, schema.get("enum", [schema.get("const")])))
     bounds = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
-    limits = [f"{sign} {option[name]:g}" for name, sign in bounds.items() if name in option]
-    return " ".join([option.get("type", "a value"), *limits])
+    limits = [f"{sign} {schema[name]:,}" for name, sign in bounds.items() if name in schema]
+    lengths = {"minLength": "at least {:,} characters", "maxLength": "at most {:,} characters"}
+    lengths |= {"minItems": "at least {:,} items", "maxItems": "at most {:,} items", "pattern": "matching {}"}
+    limits += [text.format(schema[name]) for name, text in lengths.items() if name in schema]
+    kind = schema.get("type", "a value")
+    if kind == "array" and "items" in schema:
+        kind = f"list (each {_schema_in_words(schema['items'])})"
+    return f"{kind} {' and '.join(limits)}".strip()
 
 
 def _check_required(node: dict, parameters: Any, where: str) -> None:
     for key, parameter in parameters.items():
         if parameter.default is inspect.Parameter.empty and key not in node and key != "self":
             raise ConfigError(
-                f"The key {where + '.' + key if where else key} is missing.",
+                f"The key {_key(where, key)} is missing.",
                 f"a value for every required key of {node['_target_']}.",
                 "add it to the configuration file or the command line.",
             )

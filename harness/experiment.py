@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import NonNegativeInt
 
 from harness.checks.conditions import Conditions
 from harness.checks.runner import run_checks
@@ -18,6 +17,7 @@ from harness.model import sizing
 from harness.model.backbone import LanguageModel, ModelSpec
 from harness.model.sizing import SizeConfig
 from harness.ops.registry import OPERATIONS, recording
+from harness.ranges import PathName, Seed
 from harness.records import code, record
 from harness.tasks.task import Batch, Task
 from harness.training import checkpoint
@@ -40,8 +40,8 @@ class Experiment:
     evaluate: EvaluateConfig
     measure: MeasureConfig
     logger: Logger
-    seed: NonNegativeInt = 0
-    records: str = "runs"
+    seed: Seed = 0
+    records: PathName = "runs"
     force: bool | Literal["stale"] = False
     progress: bool = True
     question: str = ""

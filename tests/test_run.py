@@ -65,13 +65,38 @@ BAD_CONFIGURATIONS = {
     "newton on a recurrent net": (["model=lstm", "parallel=newton"], ["model=lstm has no parallel"]),
     "newton on a dense coupling": (["model=ltc", "parallel=newton", "model.mixer.coupling=dense"], ["coupling=dense"]),
     "gradient on a recurrent net": (["model=lstm", "gradient=adjoint"], ["model=lstm has no gradient"]),
-    "wrong value in a pattern": (["model=hybrid", "model.mixer.0.d_state=0"], ["model.mixer.0.d_state=0", "> 0"]),
+    "wrong value in a pattern": (["model=hybrid", "model.mixer.0.d_state=0"], ["model.mixer.0.d_state=0", ">= 1"]),
     "unknown block": (["block=round"], ["round", "gated"]),
     "unknown key of a block": (["model=gru", "block.dconv=3"], ["'block.dconv'", "--help"]),
     "unknown key of a part it lacks": (["model=gru", "solver.substeps=2"], ["model=gru has no solver"]),
     "wrong taps": (["model=transformer", "block.d_conv=-1"], ["block.d_conv=-1"]),
-    "negative size": (["size.params=-5"], ["size.params=-5", "> 0"]),
+    "negative size": (["size.params=-5"], ["size.params=-5", ">= 1"]),
     "missing path": (["task=text"], ["task.path"]),
+    "seed beyond the generators": (["seed=18446744073709551616"], ["seed=18446744073709551616", "< 4,294,967,296"]),
+    "truth for a number": (["seed=true"], ["seed=True", "integer"]),
+    "text for a number": (["size.params='1000000'"], ["size.params='1000000'", "integer"]),
+    "endless rate": (["trainer.learning_rate=inf"], ["trainer.learning_rate=inf", "finite", "<= 100"]),
+    "rate beyond floats": (["trainer.learning_rate=1e999"], ["trainer.learning_rate=inf", "finite"]),
+    "endless decay": (["trainer.weight_decay=inf"], ["trainer.weight_decay=inf", "finite"]),
+    "endless ratio": (["model.d_ff_ratio=inf"], ["model.d_ff_ratio=inf", "finite"]),
+    "no number": (["trainer.clip_norm=nan"], ["trainer.clip_norm=nan", "finite"]),
+    "one byte": (["evaluate.max_bytes=1"], ["evaluate.max_bytes=1", ">= 2"]),
+    "huge multiple": (["model.width_multiple=1000000000"], ["model.width_multiple=1000000000", "<= 65,536"]),
+    "a million layers": (["size.n_layers=1000000"], ["size.n_layers=1000000", "<= 256"]),
+    "a million threads": (["trainer.threads=1000000"], ["trainer.threads=1000000", "<= 1,024"]),
+    "loose budget": (["size.tolerance=1e9"], ["size.tolerance=1000000000.0", "<= 0.1"]),
+    "no contexts": (["measure.contexts=[]"], ["measure.contexts=[]", "at least 1"]),
+    "contexts out of order": (["measure.contexts=[64,64,1]"], ["measure.contexts=[64, 64, 1]", "ascend"]),
+    "no folder": (["records=''"], ["records=''", "characters"]),
+    "no name": (["model.name=''"], ["model.name=''"]),
+    "name of a path": (["model.name=a/b"], ["model.name='a/b'"]),
+    "empty path": (["task=text", "task.path=''"], ["task.path=''"]),
+    "absolute pattern": (["task=text", "task.path=.", "task.pattern=/etc/*"], ["task.pattern='/etc/*'"]),
+    "another kind of part": (["trainer._target_=harness.tasks.parity.Parity"], ["makes Parity", "TrainerConfig"]),
+    "no part": (["trainer=null"], ["trainer"]),
+    "no model": (["model=null"], ["model"]),
+    "no mixer": (["model.mixer=null"], ["model.mixer=None"]),
+    "a key of itself": (["seed=${seed}"], ["'seed'"]),
     "one bad job of a sweep": (["-m", "seed=0,1,-1"], ["seed=-1"]),
 }
 
@@ -79,10 +104,16 @@ BAD_CONFIGURATIONS = {
 @pytest.mark.parametrize("case", BAD_CONFIGURATIONS)
 def test_a_bad_configuration_is_refused_before_anything_runs(case, monkeypatch, tmp_path):
     arguments, fragments = BAD_CONFIGURATIONS[case]
-    message = refused(monkeypatch, *arguments, f"records={tmp_path / 'runs'}")
+    message = refused(monkeypatch, f"records={tmp_path / 'runs'}", *arguments)
     for fragment in [*fragments, "error:", "expected:", "remedy:"]:
         assert fragment in message
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_whole_number_may_be_written_as_a_power_of_ten():
+    plain = run.resolve(run.compose(["trainer.tokens=1e6", "trainer.weight_decay=0"]))
+    assert repr(plain["trainer"]["tokens"]) == "1000000"
+    assert repr(plain["trainer"]["weight_decay"]) == "0.0"
 
 
 # Overrides that compose, and yet cannot run; {} is the test's folder.
@@ -92,6 +123,9 @@ BAD_INPUTS = {
     "not UTF-8": (["task.path={}/latin.txt"], ["latin.txt", "UTF-8"]),
     "no such path": (["task.path={}/nowhere.txt"], ["nowhere.txt"]),
     "unwritable folder": (["records={}/file/runs"], ["file/runs"]),
+    "size beyond memory": (["size.params=1000000000000"], ["size.params=1000000000000", "16,000 GB"]),
+    "more layers than parameters": (["size.params=1000", "size.n_layers=256"], ["size.n_layers=256", "nearest"]),
+    "batches beyond memory": (["task=parity", "trainer.batch_size=65536", "trainer.length=65536"], ["65,536 x 65,536"]),
     "unreachable size": (["model=transformer", "size.params=1000"], ["size.params=1000", "nearest"]),
     "gate around a mixer with its own": (["model=rwkv", "block=gated"], ["TimeMix", "block=transformer"]),
     "adjoint of a solver without one": (["model=ltc", "solver=exponential", "gradient=adjoint"], ["adjoint"]),

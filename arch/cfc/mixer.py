@@ -4,13 +4,13 @@ from collections.abc import Callable
 from typing import Literal
 
 import torch
-from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from arch.cfc.scan import CFC_SCAN, CFC_STEP, HEADS, Cell, Mode
 from harness.model.mixer import UNTIMED, Call, Flops, ProjectedMixer
 from harness.model.state import State
 from harness.ops.registry import Choice
+from harness.ranges import Dimension, Factor
 
 
 class CfC(ProjectedMixer):
@@ -30,9 +30,9 @@ class CfC(ProjectedMixer):
         n_layers: int = 1,
         *,
         mode: Mode = "default",
-        expand: PositiveInt = 1,
-        backbone_units: PositiveInt | None = None,
-        backbone_layers: PositiveInt = 1,
+        expand: Factor = 1,
+        backbone_units: Dimension | None = None,
+        backbone_layers: Factor = 1,
         backbone_activation: Literal["lecun_tanh", "tanh", "relu", "gelu", "silu"] = "lecun_tanh",
         kernel: Choice = "auto",
         d_out: int | None = None,

@@ -2,11 +2,9 @@
 
 import math
 from collections.abc import Callable
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
-from pydantic import Field as Bounded
-from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
 from arch.field import Coupling, Field, Gate
@@ -20,6 +18,7 @@ from harness.model.state import State
 from harness.ops.causal_conv.conv import CAUSAL_CONV, step_reference
 from harness.ops.registry import Choice
 from harness.ops.samples import Draw, Sample, Samples, randomised
+from harness.ranges import Dimension, Factor, TapsOrNone, TimeConstant
 
 DEFAULT_SOLVER, DEFAULT_GRADIENT, SEQUENTIAL = SemiImplicit(), Checkpoint(), Sequential()
 
@@ -53,11 +52,11 @@ class LTC(ProjectedMixer):
         reversal: Literal["input", "constant"] = "input",
         gate: Gate = "sigmoid",
         leak: bool = True,
-        d_state: PositiveInt = 1,
-        d_conv: NonNegativeInt = 4,
-        expand: PositiveInt = 1,
-        head_dim: PositiveInt = 32,
-        tau_max: Annotated[float, Bounded(ge=1)] = 4096.0,
+        d_state: Dimension = 1,
+        d_conv: TapsOrNone = 4,
+        expand: Factor = 1,
+        head_dim: Dimension = 32,
+        tau_max: TimeConstant = 4096.0,
         kernel: Choice = "auto",
         d_out: int | None = None,
     ):

@@ -18,7 +18,6 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -28,6 +27,7 @@ from arch.ltc.tokens import LIQUID_TOKENS, LIQUID_TOKENS_VJP
 from arch.solvers import FIXED, Solver
 from harness.ops.linear_scan.scan import LINEAR_SCAN, Scan, transposed
 from harness.ops.registry import Choice
+from harness.ranges import Steps, Tolerance
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class Newton:
     """
 
     name: Literal["newton"] = "newton"
-    max_iterations: PositiveInt = 20
-    tolerance: PositiveFloat = 1e-4
+    max_iterations: Steps = 20
+    tolerance: Tolerance = 1e-4
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from baselines.mamba.scan import SELECTIVE_SCAN, scan_step
@@ -21,6 +20,7 @@ from harness.model.mixer import UNTIMED, Call, Flops, Mixer, ProjectedMixer, ste
 from harness.model.state import State
 from harness.ops.registry import Choice
 from harness.ops.samples import Draw, Sample, Samples, randomised
+from harness.ranges import Dimension, StepSize
 
 DT_FLOOR = 1e-4
 
@@ -39,10 +39,10 @@ class Selective(ProjectedMixer):
         layer: int = 0,
         n_layers: int = 1,
         *,
-        d_state: PositiveInt = 16,
-        dt_rank: PositiveInt | Literal["auto"] = "auto",
-        dt_min: PositiveFloat = 0.001,
-        dt_max: PositiveFloat = 0.1,
+        d_state: Dimension = 16,
+        dt_rank: Dimension | Literal["auto"] = "auto",
+        dt_min: StepSize = 0.001,
+        dt_max: StepSize = 0.1,
         kernel: Choice = "auto",
         d_out: int | None = None,
     ):

@@ -4,13 +4,13 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from baselines.recurrent.scan import GRU_SCAN, GRU_STEP, LSTM_SCAN, LSTM_STEP, gru_cell, lstm_cell
 from harness.model.mixer import UNTIMED, Call, Flops, ProjectedMixer
 from harness.model.state import State
 from harness.ops.registry import Choice, Operation
+from harness.ranges import Factor
 
 
 class Recurrent(ProjectedMixer):
@@ -34,7 +34,7 @@ class Recurrent(ProjectedMixer):
         layer: int = 0,
         n_layers: int = 1,
         *,
-        expand: PositiveInt = 1,
+        expand: Factor = 1,
         kernel: Choice = "auto",
         d_out: int | None = None,
     ):
@@ -110,7 +110,7 @@ class LSTM(Recurrent):
         layer: int = 0,
         n_layers: int = 1,
         *,
-        expand: PositiveInt = 1,
+        expand: Factor = 1,
         kernel: Choice = "auto",
         d_out: int | None = None,
     ):

@@ -9,7 +9,6 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from baselines.rwkv import scan as rwkv_scan
@@ -19,6 +18,7 @@ from harness.model.state import State
 from harness.ops.registry import Choice
 from harness.ops.samples import Draw, Sample, Samples, randomised
 from harness.ops.shapes import expect_tokens
+from harness.ranges import Dimension
 
 DECAY_SCALE = math.exp(-0.5)
 """The decay is exp(-DECAY_SCALE sigmoid(.)): no channel forgets faster than 0.545 a token."""
@@ -66,11 +66,11 @@ class TimeMix(Mixer):
         layer: int = 0,
         n_layers: int = 1,
         *,
-        head_dim: PositiveInt = 64,
-        decay_rank: PositiveInt | None = None,
-        rate_rank: PositiveInt | None = None,
-        value_rank: PositiveInt | None = None,
-        gate_rank: PositiveInt | None = None,
+        head_dim: Dimension = 64,
+        decay_rank: Dimension | None = None,
+        rate_rank: Dimension | None = None,
+        value_rank: Dimension | None = None,
+        gate_rank: Dimension | None = None,
         kernel: Choice = "auto",
     ):
         super().__init__(d_model, layer, n_layers)

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from functools import lru_cache
 
 import torch
-from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from baselines.transformer.fixed_cache import FixedCache
@@ -15,6 +14,7 @@ from harness.model.mixer import UNTIMED, Call, Flops, ProjectedMixer, step_opera
 from harness.ops.attention.attention import ATTENTION, weigh
 from harness.ops.registry import Choice
 from harness.ops.samples import Draw, Sample, Samples, randomised
+from harness.ranges import Base, Dimension
 
 
 class Attention(ProjectedMixer):
@@ -35,9 +35,9 @@ class Attention(ProjectedMixer):
         layer: int = 0,
         n_layers: int = 1,
         *,
-        head_dim: PositiveInt = 32,
-        n_kv_heads: PositiveInt | None = None,
-        rope_theta: PositiveFloat = 10_000.0,
+        head_dim: Dimension = 32,
+        n_kv_heads: Dimension | None = None,
+        rope_theta: Base = 10_000.0,
         kernel: Choice = "auto",
         d_out: int | None = None,
     ):

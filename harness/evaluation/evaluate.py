@@ -5,10 +5,11 @@ A task imports this module, and not the reverse: `task` below is a harness.tasks
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from pydantic import Field, NonNegativeFloat, PositiveInt
+
+from harness.ranges import Batch, Count, Factors, Probability, ScoredBytes, Temperature, Tokens
 
 EVALUATION_SEED = 0
 """Every run is evaluated on the same examples, whatever its own seed."""
@@ -24,17 +25,17 @@ class EvaluateConfig:
     synthetic_examples: examples of a synthetic task at each length. sample_*: the text that is generated.
     """
 
-    streams: PositiveInt = 16
-    max_bytes: PositiveInt | None = None
-    position_buckets: PositiveInt = 10
-    position_bytes: PositiveInt = 131_072
-    length_factors: list[PositiveInt] | tuple[PositiveInt, ...] = (1, 2, 4, 8)
-    extrapolation_bytes: PositiveInt = 131_072
-    synthetic_examples: PositiveInt = 256
-    sample_prompt_bytes: PositiveInt = 64
-    sample_bytes: PositiveInt = 256
-    sample_temperature: NonNegativeFloat = 0.8
-    sample_top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
+    streams: Batch = 16
+    max_bytes: ScoredBytes | None = None
+    position_buckets: Count = 10
+    position_bytes: Tokens = 131_072
+    length_factors: Factors = (1, 2, 4, 8)
+    extrapolation_bytes: Tokens = 131_072
+    synthetic_examples: Count = 256
+    sample_prompt_bytes: Count = 64
+    sample_bytes: Count = 256
+    sample_temperature: Temperature = 0.8
+    sample_top_p: Probability = 0.95
 
 
 def evaluate(model, task: Any, config: EvaluateConfig, train_length: int, seed: int = 0) -> dict:

@@ -7,7 +7,6 @@ from statistics import median
 from time import perf_counter
 
 import torch
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from harness.machine.hardware import available_bytes, device_name, used_bytes
 from harness.machine.memory import peak_bytes, reset_peak
@@ -16,6 +15,7 @@ from harness.measurement.cost import dollars_per_million_tokens
 from harness.measurement.forecast import Forecast
 from harness.model.backbone import LanguageModel
 from harness.model.state import state_bytes, tensors
+from harness.ranges import Batch, Count, CountOrNone, Dollars, Length, Lengths, Seconds
 
 STEP_COPIES = 3
 """Memory a step may need, in states: the old one, the new one, and as much again for slack."""
@@ -39,14 +39,14 @@ class MeasureConfig:
     dollars_per_hour: the price of the machine, an assumption of the user's that the costs are scaled by.
     """
 
-    contexts: list[PositiveInt] = field(default_factory=lambda: [1024, 4096, 16384, 32768, 131072])
-    batch_size: PositiveInt = 1
-    warmup: NonNegativeInt = 8
-    decode_tokens: PositiveInt = 64
-    repeats: PositiveInt = 3
-    seconds_per_context: PositiveFloat = 5.0
-    prefill_chunk: PositiveInt = 2048
-    dollars_per_hour: NonNegativeFloat = 0.10
+    contexts: Lengths = field(default_factory=lambda: [1024, 4096, 16384, 32768, 131072])
+    batch_size: Batch = 1
+    warmup: CountOrNone = 8
+    decode_tokens: Count = 64
+    repeats: Count = 3
+    seconds_per_context: Seconds = 5.0
+    prefill_chunk: Length = 2048
+    dollars_per_hour: Dollars = 0.10
 
 
 class StateMismatchError(RuntimeError):

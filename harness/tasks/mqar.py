@@ -4,11 +4,12 @@ from typing import Annotated, Any
 
 import numpy as np
 import torch
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field
 from torch import Tensor
 
 from harness.errors import ConfigError
 from harness.model.interface import IGNORE
+from harness.ranges import Dimension, Exponent, Name
 from harness.tasks.synthetic import SyntheticTask
 
 
@@ -23,10 +24,10 @@ class MQAR(SyntheticTask):
 
     def __init__(
         self,
-        name: str = "mqar",
-        vocab_size: Annotated[int, Field(ge=4)] = 1024,
-        num_kv_pairs: PositiveInt = 32,
-        power_a: PositiveFloat = 0.01,
+        name: Name = "mqar",
+        vocab_size: Annotated[int, Field(ge=4, le=2**20)] = 1024,
+        num_kv_pairs: Dimension = 32,
+        power_a: Exponent = 0.01,
         random_non_queries: bool = True,
     ):
         if num_kv_pairs > vocab_size // 2 - 1:
@@ -47,6 +48,7 @@ class MQAR(SyntheticTask):
         return 4 * self.num_kv_pairs
 
     def check(self, batch_size: int, length: int) -> None:
+        super().check(batch_size, length)
         if length < self.shortest():
             raise ConfigError(
                 f"Sequences of {length} tokens cannot hold {self.num_kv_pairs} pairs and their queries.",

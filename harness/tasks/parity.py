@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from harness.ranges import Name
 from harness.tasks.synthetic import SyntheticTask
 
 
@@ -13,14 +14,11 @@ class Parity(SyntheticTask):
 
     vocab_size = 2
 
-    def __init__(self, name: str = "parity"):
+    def __init__(self, name: Name = "parity"):
         self.name = name
 
     def parameters(self) -> dict[str, Any]:
         return {}
-
-    def check(self, batch_size: int, length: int) -> None:
-        """Every shape can be drawn."""
 
     def generate(self, generator: np.random.Generator, batch_size: int, length: int) -> tuple[np.ndarray, np.ndarray]:
         bits = generator.integers(2, size=(batch_size, length), dtype=np.int64)

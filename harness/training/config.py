@@ -2,43 +2,40 @@
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from harness.errors import ConfigError
+from harness.ranges import Batch, Count, CountOrNone, Decay, Fraction, Length, Momentum, Norm, Rate, Threads, Tokens
 from harness.tasks.task import Task
 from harness.training import optimizer
-
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Momentum = Annotated[float, Field(ge=0, lt=1)]
 
 
 @dataclass(frozen=True)
 class TrainerConfig:
     """The rules of training; conf/trainer/default.yaml says what each key means."""
 
-    tokens: PositiveInt = 1_048_576
-    batch_size: PositiveInt = 4
-    length: PositiveInt = 512
-    accumulate: PositiveInt = 1
-    learning_rate: PositiveFloat = 3e-3
+    tokens: Tokens = 1_048_576
+    batch_size: Batch = 4
+    length: Length = 512
+    accumulate: Count = 1
+    learning_rate: Rate = 3e-3
     warmup_ratio: Fraction = 0.05
     final_learning_rate_ratio: Fraction = 0.1
-    weight_decay: NonNegativeFloat = 0.1
+    weight_decay: Decay = 0.1
     beta1: Momentum = 0.9
     beta2: Momentum = 0.95
-    clip_norm: PositiveFloat | None = 1.0
+    clip_norm: Norm | None = 1.0
     precision: Literal["fp32", "bf16"] = "fp32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    threads: PositiveInt | None = None
-    divergence_norm: PositiveFloat = 1e3
-    divergence_patience: PositiveInt = 20
-    checkpoint_every: PositiveInt = 50
-    validate_every: NonNegativeInt = 100
-    validation_batches: PositiveInt = 8
-    log_every: PositiveInt = 10
+    threads: Threads | None = None
+    divergence_norm: Norm = 1e3
+    divergence_patience: Count = 20
+    checkpoint_every: Count = 50
+    validate_every: CountOrNone = 100
+    validation_batches: Count = 8
+    log_every: Count = 10
 
     @property
     def tokens_per_update(self) -> int:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from harness.errors import ConfigError
+from harness.ranges import PathName, Text
 
 
 class Logger:
@@ -44,12 +45,12 @@ class WandbLogger(Logger):
 
     def __init__(
         self,
-        project: str = "liquidbench",
-        entity: str | None = None,
+        project: Text = "liquidbench",
+        entity: Text | None = None,
         mode: Literal["offline", "online", "disabled"] = "offline",
-        directory: str = "runs",
-        group: str | None = None,
-        tags: list[str] | None = None,
+        directory: PathName = "runs",
+        group: Text | None = None,
+        tags: list[Text] | None = None,
     ):
         self.project, self.entity, self.mode = project, entity, mode
         self.directory, self.group, self.tags = Path(directory), group, tags
