@@ -36,7 +36,7 @@ def locate(path: str, where: str) -> Callable:
     module, _, name = str(path).rpartition(".")
     try:
         found = getattr(importlib.import_module(module), name)
-        inspect.signature(found)
+        _ = inspect.signature(found), hints_of(found)
     except Exception as error:  # a module of the user's own may raise anything when it is imported
         raise ConfigError(
             f"{_key(where, '_target_')}={shown(path)} cannot be imported ({type(error).__name__}: {error}).",
@@ -44,6 +44,11 @@ def locate(path: str, where: str) -> Callable:
             "correct the path in the configuration file.",
         ) from error
     return found
+
+
+def hints_of(target: Callable) -> dict[str, Any]:
+    """The annotations of what a target takes, with their ranges."""
+    return get_type_hints(target.__init__ if inspect.isclass(target) else target, include_extras=True)
 
 
 def checked(node: dict, where: str, extra: Iterable[str] = (), annotation: Any = None) -> dict:
@@ -63,8 +68,9 @@ def checked(node: dict, where: str, extra: Iterable[str] = (), annotation: Any =
         if key in node:
             _converted(node[key], RESERVED[key], _key(where, key))
     target = locate(node["_target_"], where)
-    parameters = inspect.signature(target).parameters
-    hints = get_type_hints(target.__init__ if inspect.isclass(target) else target, include_extras=True)
+    parameters, hints = inspect.signature(target).parameters, hints_of(target)
+    if annotation is not None:
+        _check_made(target if inspect.isclass(target) else hints.get("return"), node, annotation, where)
     allowed = [key for key in parameters if key != "self"]
     result = {}
     for key, value in node.items():
@@ -76,9 +82,6 @@ def checked(node: dict, where: str, extra: Iterable[str] = (), annotation: Any =
             result[key] = _checked_value(value, hints.get(key), _key(where, key))
     if not node.get("_partial_"):
         _check_required(node, parameters, where)
-    if annotation is not None:
-        made = target if inspect.isclass(target) else hints.get("return")
-        _check_made(made, node, annotation, where)
     return result
 
 

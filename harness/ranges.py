@@ -14,7 +14,7 @@ from pydantic import AfterValidator, Field
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 """Every generator takes it as it is: numpy's knows no more."""
 Parameters = Annotated[int, Field(ge=1, le=10**12)]
-Layers = Annotated[int, Field(ge=1, le=256)]
+Layers = Annotated[int, Field(ge=1, le=128)]
 Dimension = Annotated[int, Field(ge=1, le=65_536)]
 """A width, a rank, a number of states or heads."""
 Factor = Annotated[int, Field(ge=1, le=64)]

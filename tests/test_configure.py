@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_type_hints
+from typing import Annotated, Any, Literal, get_args
 
 import pytest
 from pydantic import Field, PositiveInt, TypeAdapter
@@ -10,12 +10,13 @@ from pydantic import Field, PositiveInt, TypeAdapter
 import configs
 import run
 from harness import ranges
-from harness.configure import STRICT, checked, locate, readable
+from harness.configure import STRICT, checked, hints_of, locate, readable
 from harness.errors import ConfigError
 
 
 class Part:
-    pass
+    def __init__(self, width: PositiveInt = 1):
+        pass
 
 
 class SmallPart(Part):
@@ -109,8 +110,8 @@ def test_a_factory_may_leave_keys_to_its_caller():
 
 
 def test_nested_targets_are_checked_with_their_full_key():
-    node = {"_target_": TARGET, "width": {"_target_": TARGET, "_partial_": True, "width": 0}}
-    with pytest.raises(ConfigError, match=r"outer\.width\.width=0"):
+    node = {"_target_": TARGET, "width": 1, "part": {"_target_": SMALL, "width": 0}}
+    with pytest.raises(ConfigError, match=r"outer\.part\.width=0"):
         checked(node, "outer")
 
 
@@ -153,7 +154,7 @@ def numbers_without_range(node: Any, where: str = "") -> list[str]:
     if not isinstance(node, dict) or "_target_" not in node:
         return []
     target = locate(node["_target_"], where)
-    hints = get_type_hints(target.__init__ if isinstance(target, type) else target, include_extras=True)
+    hints = hints_of(target)
     found = []
     for key, value in node.items():
         found += numbers_without_range(value, f"{where}.{key}")
