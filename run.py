@@ -263,8 +263,10 @@ def signals_reported() -> Iterator[None]:
     def stop(number: int, frame) -> None:
         raise Stopped(number)
 
-    stopping = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) != signal.SIG_IGN]
-    before = {number: signal.signal(number, stop) for number in stopping}
+    handled = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: handler for number, handler in handled.items() if handler not in (signal.SIG_IGN, None)}
+    for number in before:
+        signal.signal(number, stop)
     try:
         yield
     except Stopped as stopped:
