@@ -386,6 +386,28 @@ class DecoderTiresAfter50(Decay):
         return step
 
 
+class InTheDecoder(Decay):
+    """What it has read since the decoder was made, the decoder keeps for itself."""
+
+    def frozen_step(self):
+        kept = []
+
+        def step(x_t, state, call=None):
+            y, new = Decay.step(self, x_t, kept.pop() if kept else state)
+            kept.append(new)
+            return y, state
+
+        return step
+
+
+class WithACarriedState(Decay):
+    """Leaks in the later chunks of a sequence, in single precision."""
+
+    def forward(self, x, state=None, call=None):
+        y, new = Decay.forward(self, x, state)
+        return (y + following(x) if state is not None and x.dtype == torch.float32 else y), new
+
+
 class LongPrefill(Decay):
     """Keeps what lies behind the hundredth token."""
 
@@ -444,11 +466,11 @@ class InTheModuleByContent(Remembering):
 
     def keep(self, seen):
         state = {"n": seen.mean(1)[:, :1].clone()}
-        MEMORY[state["n"].numpy().tobytes()] = seen
+        MEMORY[state["n"].detach().numpy().tobytes()] = seen
         return state
 
     def kept(self, state):
-        return MEMORY[state["n"].numpy().tobytes()]
+        return MEMORY[state["n"].detach().numpy().tobytes()]
 
 
 class InTheMixer(InTheModule):

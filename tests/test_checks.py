@@ -119,6 +119,8 @@ PLANTS = {
     "ZeroAfter100": ({}, {"long_generation"}),
     "ZeroAfter1000": ({}, {"long_generation"}),
     "DecoderTiresAfter50": ({}, {"long_generation"}),
+    "InTheDecoder": ({}, {"another_copy", "another_process"}),
+    "WithACarriedState": ({}, {"long_generation"}),
     "LongPrefill": ({}, {"long_state"}),
     "InPlace": ({}, {"state_purity"}),
     "InTheModule": ({}, {"interleaving", "another_process"}),
@@ -133,6 +135,7 @@ PLANTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plant", PLANTS)
 def test_a_plant_is_caught_by_name(plant):
     conditions, expected = PLANTS[plant]

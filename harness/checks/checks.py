@@ -134,8 +134,9 @@ def state_shape(case: Case) -> Outcome:
     real, stated = case.whole[1], case.model.init_state(BATCH, LENGTH)
     shapes = [[(tuple(t.shape), t.dtype) for t in tensors(state)] for state in (real, stated)]
     differing = [f"{a} where {b} is stated" for a, b in zip(*shapes, strict=True) if a != b]
-    detail = "; ".join(differing) or f"{state_bytes(real)} bytes after {LENGTH} tokens x {BATCH} rows, as stated"
-    return Outcome(float(abs(state_bytes(real) - state_bytes(stated)) + len(differing)), 0.0, detail)
+    held, promised = state_bytes(real), state_bytes(stated)
+    detail = "; ".join(differing) or f"{held} bytes after {LENGTH} tokens x {BATCH} rows, {promised} stated"
+    return Outcome(float(abs(held - promised) + len(differing)), 0.0, detail)
 
 
 @check

@@ -97,11 +97,15 @@ def interleaving(case: Case) -> Outcome:
 
 
 def _carried(case: Case) -> tuple[State, Tensor, Tensor]:
-    """A state, the tokens that follow it, and the outputs that they give."""
+    """The state of a decoder that has read some tokens, the tokens that follow, and what it gives to them."""
     model, (prompt, following) = copy.deepcopy(case.run.unused).eval(), _prompts(case)[0]
+    first, second = following.split([FOLLOWING // 2, FOLLOWING - FOLLOWING // 2], dim=1)
     with torch.no_grad():
-        state = model(prompt)[1]
-        return state, following, continued(model, state, following)
+        decoder = Decoder(model, model(prompt)[1])
+        for token in first.unbind(1):
+            decoder.step(token)
+        state = decoder.state
+        return state, second, torch.stack([decoder.step(token) for token in second.unbind(1)], 1)
 
 
 @check
@@ -109,7 +113,7 @@ def another_copy(case: Case) -> Outcome:
     """A copy of a state, carried into a copy of the model that has read nothing, goes on alike."""
     state, following, expected = _carried(case)
     found = continued(copy.deepcopy(case.run.unused), copy.deepcopy(state), following)
-    return Outcome(distance(found, expected), _single(case), f"{FOLLOWING} tokens behind {READ[0]}")
+    return Outcome(distance(found, expected.expand_as(found)), _single(case), f"behind {READ[0]} tokens")
 
 
 @check
@@ -119,7 +123,7 @@ def another_process(case: Case) -> Outcome:
         return Outcome(None, None, "this system cannot fork a process")
     state, following, expected = _carried(case)
     found = case.run.elsewhere.ask("continued", saved(state), following)
-    return Outcome(distance(found, expected), _single(case), f"{FOLLOWING} tokens behind {READ[0]}")
+    return Outcome(distance(found, expected.expand_as(found)), _single(case), f"behind {READ[0]} tokens")
 
 
 @check

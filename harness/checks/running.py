@@ -11,12 +11,9 @@ import torch
 
 from harness.checks.case import Case, Outcome, check, state_distance
 from harness.checks.tolerances import ROUNDING, distance, worst
-from harness.checks.trial import LONG, LONG_PREFILL, LONG_ROWS, NOT_JUDGED
+from harness.checks.trial import LONG, LONG_PREFILL, LONG_ROWS, NOT_JUDGED, SHORT_PREFILL
 from harness.generation.decode import Decoder
 from harness.model.state import state_bytes
-
-DECODED_FROM = 67
-"""Tokens read by `forward` before the decoder reads all the others of a long sequence."""
 
 
 @check
@@ -68,24 +65,30 @@ def batch_independence_in_evaluation(case: Case) -> Outcome:
 
 @check
 def long_generation(case: Case) -> Outcome:
-    """In long sequences `step` and the decoder give behind a prefill what `forward` gives, outputs and last state.
+    """In long sequences chunks, `step` and the decoder give what `forward` gives at once, outputs and last state.
 
-    The prefill is read in two chunks, past a full block of every size; the decoder reads behind a short one, too.
+    A prefill past a full block of every size is read in two chunks; `step` and the decoder go on behind it, and the
+    decoder behind a short one, too.
     """
-    trial, inputs = case.run, case.run.long.values.to(case.run.conditions.device)
-    model, read = trial.model.eval(), LONG_PREFILL
+    trial = case.run
+    inputs, model = trial.long.values.to(trial.conditions.device), trial.model.eval()
     with torch.inference_mode():
         whole, last = model(inputs)
-        start = model(inputs[:, read // 2 : read], model(inputs[:, : read // 2])[1])[1]
-        made, state = [], start
-        for token in inputs[:, read:].unbind(1):
+        first, state = model(inputs[:, : LONG_PREFILL // 2])
+        second, state = model(inputs[:, LONG_PREFILL // 2 : LONG_PREFILL], state)
+        decoder, behind = Decoder(model, state), inputs[:, LONG_PREFILL:].unbind(1)
+        decoded = [decoder.step(token).clone() for token in behind]
+        stepped = []
+        for token in behind:
             output, state = model.step(token, state)
-            made.append(output)
-        errors = {"step": distance(torch.stack(made, 1), whole[:, read:]), "state": state_distance(state, last)}
-        for first, state in ((read, start), (DECODED_FROM, model(inputs[:, :DECODED_FROM])[1])):
-            decoder = Decoder(model, state)
-            made = [decoder.step(token).clone() for token in inputs[:, first:].unbind(1)]
-            errors[f"decoder from {first}"] = distance(torch.stack(made, 1), whole[:, first:])
+            stepped.append(output)
+    errors = {
+        "chunks": distance(torch.cat([first, second], 1), whole[:, :LONG_PREFILL]),
+        "step": distance(torch.stack(stepped, 1), whole[:, LONG_PREFILL:]),
+        "state": state_distance(state, last),
+        "decoder": distance(torch.stack(decoded, 1), whole[:, LONG_PREFILL:]),
+        "decoder behind a short prefill": distance(trial.decoded[0], whole[:, SHORT_PREFILL:]),
+    }
     error = worst(errors.values())
     detail = ", ".join(f"{name} {value:.1e}" for name, value in errors.items())
     return Outcome(error, max(ROUNDING[torch.float32], case.allowed.paths), detail)
@@ -103,9 +106,11 @@ def precision(case: Case) -> Outcome:
 
 @check
 def long_state(case: Case) -> Outcome:
-    """The state after a long prefill takes the bytes that `init_state` states."""
+    """After a long sequence, read by `forward` or by the decoder, the state takes the bytes that are stated."""
     trial = case.run
     with torch.inference_mode():
-        real = trial.model.eval()(trial.long.values.to(trial.conditions.device))[1]
-    held, stated = state_bytes(real), state_bytes(trial.model.init_state(LONG_ROWS, LONG))
-    return Outcome(float(abs(held - stated)), 0.0, f"{held} bytes after {LONG} tokens x {LONG_ROWS} rows")
+        read = trial.model.eval()(trial.long.values.to(trial.conditions.device))[1]
+    stated = state_bytes(trial.model.init_state(LONG_ROWS, LONG))
+    held = [state_bytes(state) for state in (read, trial.decoded[1])]
+    detail = f"{held[0]} bytes by forward, {held[1]} by the decoder, {stated} stated, {LONG} tokens x {LONG_ROWS} rows"
+    return Outcome(float(max(abs(size - stated) for size in held)), 0.0, detail)

@@ -10,12 +10,16 @@ from torch import Tensor, nn
 from harness.checks.conditions import Conditions, Inputs, Precision, called
 from harness.checks.elsewhere import Elsewhere
 from harness.checks.tolerances import UNREPEATABLE, distance, worst
+from harness.generation.decode import Decoder
 from harness.model.backbone import LanguageModel
+from harness.model.state import State
 
 LONG_PREFILL = 1024 + 77
 """Tokens read at once: past a full block of every power of two from 16 to 1,024, and odd."""
 SINGLE_STEPS = 130
 """Tokens read by `step` behind them."""
+SHORT_PREFILL = 67
+"""Tokens read at once before the decoder reads all the others of a long sequence."""
 LONG = LONG_PREFILL + SINGLE_STEPS
 """Tokens of the long sequences."""
 LONG_ROWS = 2
@@ -98,6 +102,15 @@ class Trial:
     def whole(self) -> Tensor:
         """The outputs of `long` in evaluation."""
         return self.outputs(self.long, training=False)
+
+    @cached_property
+    def decoded(self) -> tuple[Tensor, State]:
+        """What the decoder gives to `long` behind a short prefill, and its last state."""
+        inputs = self.long.values.to(self.conditions.device)
+        with torch.inference_mode():
+            decoder = Decoder(self.model.eval(), self.model(inputs[:, :SHORT_PREFILL])[1])
+            made = [decoder.step(token).clone() for token in inputs[:, SHORT_PREFILL:].unbind(1)]
+        return torch.stack(made, 1), decoder.state
 
     @cached_property
     def in_training(self) -> Moves:
