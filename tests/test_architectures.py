@@ -11,9 +11,9 @@ from harness.checks.conditions import Conditions
 from harness.model.sizing import SizeConfig, solve
 
 
-def assert_it_passes(spec, precision="fp32"):
+def assert_it_passes(spec, precision="fp32", layers=2):
     """The checks at a small size; under bf16 those that its precision can change."""
-    size = SizeConfig(250_000, 2)
+    size = SizeConfig(125_000 * layers, layers)
     model = spec.build(256, size.n_layers, solve(spec, 256, size))
     ours = (check for check in CHECKS.values() if precision == "fp32" or check.__module__ == running.__name__)
     with pytest.MonkeyPatch.context() as patch:
@@ -39,9 +39,9 @@ def test_every_experiment_passes_the_checks(experiment, precision):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("changed", ["solver=dopri5", "solver=adaptive_heun", "parallel=newton"])
+@pytest.mark.parametrize("changed", ["solver=adaptive_heun", "parallel=newton"])
 def test_what_is_inexact_passes_the_checks(changed):
-    assert_it_passes(configs.spec("ltc", changed))
+    assert_it_passes(configs.spec("ltc", changed), layers=1)
 
 
 def test_two_files_are_all_an_architecture_needs(architecture):

@@ -8,22 +8,11 @@ from torch import Tensor
 from harness.checks.case import Case, Outcome, check
 from harness.checks.elsewhere import continued
 from harness.checks.tolerances import ROUNDING, distance, worst
-from harness.checks.trial import LONG_PREFILL, NOT_JUDGED
+from harness.checks.trial import FOLLOWING, NOT_JUDGED, PROMPTS
 from harness.generation.decode import Decoder
 from harness.model.backbone import LanguageModel
 from harness.model.mixer import Mixer
 from harness.model.state import State, StateError, examine, saved, tensors
-
-READ = (LONG_PREFILL, 600)
-"""Tokens of the two prompts."""
-FOLLOWING = 24
-"""Tokens read behind a prompt."""
-
-
-def _prompts(case: Case) -> list[tuple[Tensor, Tensor]]:
-    """Two prompts (1, T, ...) of different lengths, and what follows each."""
-    rows = case.run.long.values
-    return [(row[None, :read], row[None, read : read + FOLLOWING]) for row, read in zip(rows, READ, strict=True)]
 
 
 def _single(case: Case) -> float:
@@ -39,7 +28,7 @@ def _parts(model: LanguageModel, state: State) -> list[tuple[Mixer, State]]:
 @check
 def state_contents(case: Case) -> Outcome:
     """A state holds tensors, a few integers and caches that list their tensors: nothing that its bytes do not count."""
-    model, (prompt, following) = case.run.unused, _prompts(case)[1]
+    model, (prompt, following) = case.run.unused, case.run.prompts[1]
     model = copy.deepcopy(model).eval()
     with torch.no_grad():
         prefilled = model(prompt)[1]
@@ -59,7 +48,7 @@ def state_contents(case: Case) -> Outcome:
 @check
 def state_purity(case: Case) -> Outcome:
     """Neither `step`, nor the decoder, nor `forward` changes the state that it is given."""
-    model, (prompt, following) = copy.deepcopy(case.run.unused).eval(), _prompts(case)[1]
+    model, (prompt, following) = copy.deepcopy(case.run.unused).eval(), case.run.prompts[1]
     changed = []
     with torch.no_grad():
         state = model(prompt)[1]
@@ -82,10 +71,12 @@ def state_purity(case: Case) -> Outcome:
 @check
 def interleaving(case: Case) -> Outcome:
     """Two generations, a token of each in turn, give what each gives alone, by `step` and by the decoder."""
-    model, prompts = copy.deepcopy(case.run.unused).eval(), _prompts(case)
+    model, prompts = copy.deepcopy(case.run.unused).eval(), case.run.prompts
     with torch.no_grad():
-        alone = [continued(model, model(prompt)[1], following) for prompt, following in prompts]
-        states = [model(prompt)[1] for prompt, _ in prompts]
+        alone, states = [], []
+        for prompt, following in prompts:
+            states.append(model(prompt)[1])
+            alone.append(continued(model, states[-1], following))
         decoders = [Decoder(model, state) for state in states]
         made: list[list[Tensor]] = [[], []]
         for t in range(FOLLOWING):
@@ -93,27 +84,15 @@ def interleaving(case: Case) -> Outcome:
                 output, states[i] = model.step(following[:, t], states[i])
                 made[i].append(torch.stack([output, decoders[i].step(following[:, t])]))
     error = worst(distance(torch.stack(ours, 2), theirs) for ours, theirs in zip(made, alone, strict=True))
-    return Outcome(error, _single(case), f"two prompts of {READ} tokens, {FOLLOWING} behind each")
-
-
-def _carried(case: Case) -> tuple[State, Tensor, Tensor]:
-    """The state of a decoder that has read some tokens, the tokens that follow, and what it gives to them."""
-    model, (prompt, following) = copy.deepcopy(case.run.unused).eval(), _prompts(case)[0]
-    first, second = following.split([FOLLOWING // 2, FOLLOWING - FOLLOWING // 2], dim=1)
-    with torch.no_grad():
-        decoder = Decoder(model, model(prompt)[1])
-        for token in first.unbind(1):
-            decoder.step(token)
-        state = decoder.state
-        return state, second, torch.stack([decoder.step(token) for token in second.unbind(1)], 1)
+    return Outcome(error, _single(case), f"two prompts of {PROMPTS} tokens, {FOLLOWING} behind each")
 
 
 @check
 def another_copy(case: Case) -> Outcome:
     """A copy of a state, carried into a copy of the model that has read nothing, goes on alike."""
-    state, following, expected = _carried(case)
+    state, following, expected = case.run.carried
     found = continued(copy.deepcopy(case.run.unused), copy.deepcopy(state), following)
-    return Outcome(distance(found, expected.expand_as(found)), _single(case), f"behind {READ[0]} tokens")
+    return Outcome(distance(found, expected.expand_as(found)), _single(case), f"behind {PROMPTS[0]} tokens")
 
 
 @check
@@ -121,9 +100,9 @@ def another_process(case: Case) -> Outcome:
     """A state that is saved goes on alike in a process that was forked before the state existed."""
     if not case.run.elsewhere.exists:
         return Outcome(None, None, "this system cannot fork a process")
-    state, following, expected = _carried(case)
+    state, following, expected = case.run.carried
     found = case.run.elsewhere.ask("continued", saved(state), following)
-    return Outcome(distance(found, expected.expand_as(found)), _single(case), f"behind {READ[0]} tokens")
+    return Outcome(distance(found, expected.expand_as(found)), _single(case), f"behind {PROMPTS[0]} tokens")
 
 
 @check

@@ -73,7 +73,7 @@ def long_generation(case: Case) -> Outcome:
     trial = case.run
     inputs, model = trial.long.values.to(trial.conditions.device), trial.model.eval()
     with torch.inference_mode():
-        whole, last = model(inputs)
+        whole, last = trial.read
         first, state = model(inputs[:, : LONG_PREFILL // 2])
         second, state = model(inputs[:, LONG_PREFILL // 2 : LONG_PREFILL], state)
         decoder, behind = Decoder(model, state), inputs[:, LONG_PREFILL:].unbind(1)
@@ -108,9 +108,7 @@ def precision(case: Case) -> Outcome:
 def long_state(case: Case) -> Outcome:
     """After a long sequence, read by `forward` or by the decoder, the state takes the bytes that are stated."""
     trial = case.run
-    with torch.inference_mode():
-        read = trial.model.eval()(trial.long.values.to(trial.conditions.device))[1]
     stated = state_bytes(trial.model.init_state(LONG_ROWS, LONG))
-    held = [state_bytes(state) for state in (read, trial.decoded[1])]
+    held = [state_bytes(state) for state in (trial.read[1], trial.decoded[1])]
     detail = f"{held[0]} bytes by forward, {held[1]} by the decoder, {stated} stated, {LONG} tokens x {LONG_ROWS} rows"
     return Outcome(float(max(abs(size - stated) for size in held)), 0.0, detail)

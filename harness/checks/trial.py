@@ -23,6 +23,10 @@ SHORT_PREFILL = 67
 LONG = LONG_PREFILL + SINGLE_STEPS
 """Tokens of the long sequences."""
 LONG_ROWS = 2
+PROMPTS = (LONG_PREFILL, 600)
+"""Tokens of two generations' prompts."""
+FOLLOWING = 24
+"""Tokens read behind a prompt."""
 NOT_JUDGED = "not judged, since two equal calls differ: see repeatability"
 POINTS = 9
 """Positions of change tried in a batch of training, as far as four calls hold them."""
@@ -99,8 +103,16 @@ class Trial:
             return self.model(inputs.values.to(device), None, times)[0].detach().float().cpu()
 
     @cached_property
+    def read(self) -> tuple[Tensor, State]:
+        """The outputs of `long` in evaluation, in the weights' precision and at even times, and the last state."""
+        with torch.inference_mode():
+            return self.model.eval()(self.long.values.to(self.conditions.device))
+
+    @cached_property
     def whole(self) -> Tensor:
-        """The outputs of `long` in evaluation."""
+        """The outputs of `long` in evaluation, in the run's precision and at its own times."""
+        if self.conditions.precision == "fp32" and self.long.elapsed is None:
+            return self.read[0].float().cpu()
         return self.outputs(self.long, training=False)
 
     @cached_property
@@ -111,6 +123,24 @@ class Trial:
             decoder = Decoder(self.model.eval(), self.model(inputs[:, :SHORT_PREFILL])[1])
             made = [decoder.step(token).clone() for token in inputs[:, SHORT_PREFILL:].unbind(1)]
         return torch.stack(made, 1), decoder.state
+
+    @property
+    def prompts(self) -> list[tuple[Tensor, Tensor]]:
+        """Two prompts (1, T, ...) of different lengths, and the inputs (1, FOLLOWING, ...) behind each."""
+        rows = zip(self.long.values, PROMPTS, strict=True)
+        return [(row[None, :read], row[None, read : read + FOLLOWING]) for row, read in rows]
+
+    @cached_property
+    def carried(self) -> tuple[State, Tensor, Tensor]:
+        """The state of a decoder that has read a prompt and more, the inputs that follow, and what it gives to them."""
+        model, (prompt, following) = copy.deepcopy(self.unused).eval(), self.prompts[0]
+        first, second = following.split([FOLLOWING // 2, FOLLOWING - FOLLOWING // 2], dim=1)
+        with torch.no_grad():
+            decoder = Decoder(model, model(prompt)[1])
+            for token in first.unbind(1):
+                decoder.step(token)
+            state = decoder.state
+            return state, second, torch.stack([decoder.step(token) for token in second.unbind(1)], 1)
 
     @cached_property
     def in_training(self) -> Moves:
