@@ -38,10 +38,13 @@ def test_every_experiment_passes_the_checks(experiment, precision):
     assert_it_passes(run.build(run.resolve(run.compose([f"experiment={experiment}"]))["model"]), precision)
 
 
+INEXACT = [("solver=adaptive_heun", "fp32"), ("parallel=newton", "fp32"), ("parallel=newton", "bf16")]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("changed", ["solver=adaptive_heun", "parallel=newton"])
-def test_what_is_inexact_passes_the_checks(changed):
-    assert_it_passes(configs.spec("ltc", changed), layers=1)
+@pytest.mark.parametrize(("changed", "precision"), INEXACT)
+def test_what_is_inexact_passes_the_checks(changed, precision):
+    assert_it_passes(configs.spec("ltc", changed), precision, layers=1)
 
 
 def test_two_files_are_all_an_architecture_needs(architecture):

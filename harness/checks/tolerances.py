@@ -15,6 +15,8 @@ from harness.model.mixer import Inexactness, Mixer
 
 ROUNDING = {torch.float64: 1e-10, torch.float32: 1e-3, torch.bfloat16: 5e-2}
 """What rounding may come to over the layers and the tokens of a case, relative to the largest output."""
+TURNED = 1e-2
+"""What one rounding to bf16, turned by the least difference, may come to in the outputs of an inexact mixer."""
 UNREPEATABLE = {("cuda", "fp32"): 1e-5, ("cuda", "bf16"): 1e-2}
 """By device and precision, how far two equal calls may lie apart, as sums of a GPU in changing order; else 0."""
 
