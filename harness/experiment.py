@@ -76,7 +76,7 @@ class Experiment:
             }
             run.code = code.describe(config, _modules_of_kernels(_candidates(config), self.trainer.device_type))
             self.logger.start(names["name"], run.key, config)
-            with recording() as served:
+            with recording(say) as served:
                 result |= self._measured(model, run, say)
             device = model.head.weight.device
             kernels = served.on(device)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import configs
+import run
 from arch.gradients import Backprop
 from arch.ltc.mixer import LTC
 from arch.ltc.newton import Newton
@@ -160,6 +161,38 @@ def test_what_served_names_the_torch_code_of_training_beside_the_kernel_of_evalu
         with torch.no_grad():
             ltc(x)
     assert served.on(x.device)["liquid_scan"] == ["numba", "reference"]
+
+
+def test_a_fall_to_a_slow_loop_is_said_once_with_its_reason(operation):
+    said = []
+    with kernels.recording(said.append):
+        for size in (3, 3, 2, 5):
+            operation.choose("auto", torch.device("cpu"), torch.float32, size=size)
+        operation.choose("auto", torch.device("cuda"), torch.float32, size=2)
+        operation.choose("reference", torch.device("cpu"), torch.float32, size=3)
+        dataclasses.replace(operation, optional=True).choose("auto", torch.device("cpu"), torch.float32, size=3)
+    on_cpu, on_cuda = said
+    assert on_cpu.startswith("Slow: test_double runs as a loop in torch")
+    assert "absent needs no_such_module installed; plain: size is odd" in on_cpu
+    assert "kernel=fused" in on_cpu
+    assert "no kernel runs on cuda" in on_cuda
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("overrides", "lines"),
+    [(["model=ltc"], []), (["model=ltc_published"], []), (["model=ltc", "gradient=backprop"], ["gradient=backprop"])],
+    ids=" ".join,
+)
+def test_a_run_says_that_no_kernel_serves_it_before_it_evaluates(overrides, lines, tmp_path):
+    plain = run.resolve(run.compose([*overrides, "debug=tiny", f"records={tmp_path}"]))
+    said = []
+    run.build(run.own_keys(plain)).run(plain, said.append)
+    slow = [line for line in said[: said.index("Evaluating ...")] if line.startswith("Slow: liquid_scan")]
+    assert len(slow) == len(lines)
+    assert not [line for line in said if line.startswith("Slow: ") and line not in slow]
+    for line, reason in zip(slow, lines, strict=True):
+        assert reason in line
 
 
 @pytest.mark.parametrize("parallel", [Sequential(), Newton()], ids=["sequential", "newton"])

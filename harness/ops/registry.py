@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.util import find_spec
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 
@@ -23,6 +23,10 @@ FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 def always(**options) -> None:
     """Refuses nothing."""
+
+
+def silent(line: str) -> None:
+    """Says nothing."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,14 @@ class Kernel:
         return getattr(importlib.import_module(module), name)
 
 
+class Chosen(NamedTuple):
+    """The code that serves a call; slow_because: why no kernel does, where the reference stands in for one unasked."""
+
+    backend: str
+    function: Callable
+    slow_because: str = ""
+
+
 @dataclass(frozen=True)
 class Operation:
     """A named operation, its reference and its kernels.
@@ -72,7 +84,7 @@ class Operation:
     kernels: tuple[Kernel, ...] = field(default=())
     optional: bool = False
     samples: Samples | None = None
-    _chosen: dict[tuple, tuple[str, Callable]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _chosen: dict[tuple, Chosen] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self):
         OPERATIONS[self.name] = self
@@ -86,21 +98,23 @@ class Operation:
         key = (choice, device.type, dtype, tuple(options.items()))
         if key not in self._chosen:
             self._chosen[key] = self._choose(*key)
-        backend, function = self._chosen[key]
+        chosen = self._chosen[key]
         for recording in _recordings:
-            recording.calls.add((device.type, self.name, backend))
-        return function
+            recording.add(device.type, self.name, chosen)
+        return chosen.function
 
-    def _choose(self, choice: Choice, device: str, dtype: torch.dtype, options: tuple) -> tuple[str, Callable]:
-        """The chosen backend by name, and its function."""
+    def _choose(self, choice: Choice, device: str, dtype: torch.dtype, options: tuple) -> Chosen:
         refusals = []
         for kernel in self.kernels if choice != "reference" else ():
             refusal = kernel.refusal(device, dtype, **dict(options))
             if refusal is None:
-                return kernel.backend, kernel.load()
+                return Chosen(kernel.backend, kernel.load())
             refusals.append(refusal)
-        if choice != "fused" or self.optional:
-            return "reference", self.reference
+        if choice == "reference" or self.optional:
+            return Chosen("reference", self.reference)
+        if choice == "auto":
+            own = [why for why, kernel in zip(refusals, self.kernels, strict=True) if kernel.device == device]
+            return Chosen("reference", self.reference, "; ".join(own) or f"no kernel runs on {device}")
         asked = ", ".join([device, str(dtype).removeprefix("torch."), *(f"{key}={value}" for key, value in options)])
         raise ConfigError(
             f"kernel=fused cannot serve {self.name} ({asked}).",
@@ -121,9 +135,24 @@ _recordings: list["Recording"] = []
 
 @dataclass
 class Recording:
-    """What `choose` answered while it was being recorded: device types, operations and backends."""
+    """What `choose` answered while it was being recorded: device types, operations and backends.
 
+    say: receives a line for each operation that falls to its slow reference unasked, at the first call that does.
+    """
+
+    say: Callable[[str], None] = silent
     calls: set[tuple[str, str, str]] = field(default_factory=set)
+    _said: set[tuple[str, str]] = field(default_factory=set)
+
+    def add(self, device: str, operation: str, chosen: Chosen) -> None:
+        """Notes one answer."""
+        self.calls.add((device, operation, chosen.backend))
+        if chosen.slow_because and (operation, chosen.slow_because) not in self._said:
+            self._said.add((operation, chosen.slow_because))
+            self.say(
+                f"Slow: {operation} runs as a loop in torch, since no kernel serves it ({chosen.slow_because}). "
+                "Change what the kernel refuses; kernel=fused makes such a run an error."
+            )
 
     def on(self, device: torch.device) -> dict[str, list[str]]:
         """The backends that calls on this type of device were given, by operation."""
@@ -135,9 +164,9 @@ class Recording:
 
 
 @contextmanager
-def recording() -> Iterator[Recording]:
+def recording(say: Callable[[str], None] = silent) -> Iterator[Recording]:
     """Records which backends serve the calls of every thread until it ends, as autograd may call from its own."""
-    made = Recording()
+    made = Recording(say)
     _recordings.append(made)
     try:
         yield made
