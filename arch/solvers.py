@@ -5,7 +5,7 @@ well they solve the same problem. A solver sees a field through `split(h) -> (ra
 drive - rate * h; the field does not change while the token lasts.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from types import FunctionType
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -112,7 +112,16 @@ def exponential_partials(h, rate, drive, dt, decay, mean):
 FROZEN = ("semi_implicit", "exponential")
 """The solvers that freeze the gate over a step, one of the maps above a step."""
 FIXED = (*TABLEAUS, *FROZEN)
-"""The solvers of fixed steps, which every kernel serves."""
+"""The solvers of fixed steps."""
+
+
+def unserved(solver: str, maps: Collection[str]) -> str | None:
+    """Why kernels cannot serve a solver, or None where they can.
+
+    maps: the solvers of a frozen gate whose maps they compiled; the rules of TABLEAUS reach them as numbers.
+    """
+    known = (*TABLEAUS, *maps)
+    return None if solver in known else f"solver={solver} is none of those it computes, {', '.join(known)}"
 
 
 def bind(function: Callable, vocabulary: Mapping[str, Any]) -> Callable:

@@ -3,7 +3,7 @@
 import numpy as np
 
 from arch import solvers
-from arch.solvers import FROZEN, TABLEAUS, Solver
+from arch.solvers import TABLEAUS, Solver, unserved
 from harness.ops.toolbox import numba_math
 from harness.ops.toolbox.jit import inlined
 
@@ -17,14 +17,24 @@ exponential = inlined(solvers.bind(solvers.exponential, _VOCABULARY))
 exponential_partials = inlined(solvers.bind(solvers.exponential_partials, _VOCABULARY))
 
 SLOPE, SEMI_IMPLICIT, EXPONENTIAL = 0, 1, 2
+MAPS = {"semi_implicit": SEMI_IMPLICIT, "exponential": EXPONENTIAL}
+"""The maps compiled here, by solver; all rules of TABLEAUS evaluate SLOPE."""
 KEPT = {SLOPE: 0, SEMI_IMPLICIT: 1, EXPONENTIAL: 2}
 """Numbers that a map returns beside h', for its partial derivatives."""
 
 
+def refuses(solver: str) -> str | None:
+    """Why a solver of that name has no code here, or None where it has."""
+    return unserved(solver, MAPS)
+
+
 def method(solver: Solver) -> tuple[int, np.ndarray]:
-    """The map of a solver, and its tableau (stages + 1, stages): the rows of a, then b. Frozen gates have one stage."""
-    if solver.name in FROZEN:
-        return 1 + FROZEN.index(solver.name), np.zeros((2, 1))
+    """The map of a solver, and its tableau (stages + 1, stages): the rows of a, then b. Frozen gates have one stage.
+
+    Raises KeyError for a solver that `refuses` names.
+    """
+    if solver.name in MAPS:
+        return MAPS[solver.name], np.zeros((2, 1))
     tableau = TABLEAUS[solver.name]
     table = np.zeros((len(tableau.b) + 1, len(tableau.b)))
     for i, row in enumerate((*tableau.a, tableau.b)):

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from arch import solvers
-from arch.solvers import FROZEN, TABLEAUS, Solver
+from arch.solvers import TABLEAUS, Solver, unserved
 from harness.ops.toolbox.triton_math import exp, one, phi1, phi1_grad
 
 # Triton's interpreter looks for tl among a function's names too.
@@ -18,16 +18,26 @@ exponential = triton.jit(solvers.bind(solvers.exponential, _VOCABULARY))
 exponential_partials = triton.jit(solvers.bind(solvers.exponential_partials, _VOCABULARY))
 
 SLOPE, SEMI_IMPLICIT, EXPONENTIAL = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
+MAPS = {"semi_implicit": SEMI_IMPLICIT.value, "exponential": EXPONENTIAL.value}
+"""The maps compiled here, by solver; all rules of TABLEAUS evaluate SLOPE."""
+
+
+def refuses(solver: str) -> str | None:
+    """Why a solver of that name has no code here, or None where it has."""
+    return unserved(solver, MAPS)
 
 
 def method(solver: Solver) -> tuple[int, int, tuple[float, ...]]:
-    """The map of a solver, its stages and its tableau: the rows of a, each as long as b, then b, one after another."""
-    if solver.name in FROZEN:
-        return 1 + FROZEN.index(solver.name), 1, ()
+    """The map of a solver, its stages and its tableau: the rows of a, each as long as b, then b, one after another.
+
+    Raises KeyError for a solver that `refuses` names.
+    """
+    if solver.name in MAPS:
+        return MAPS[solver.name], 1, ()
     tableau = TABLEAUS[solver.name]
     stages = len(tableau.b)
     rows = ((*row, *[0.0] * (stages - len(row))) for row in (*tableau.a, tableau.b))
-    return 0, stages, tuple(weight for row in rows for weight in row)
+    return SLOPE.value, stages, tuple(weight for row in rows for weight in row)
 
 
 @triton.jit

@@ -159,12 +159,12 @@ class _Problem:
 
     def linearised(self, field: Field, h0: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
         """(F_t(h_{t-1}) - h_t, J_t) at the states h."""
-        run = LIQUID_TOKENS.choose(self.kernel, h.device, h.dtype)
+        run = LIQUID_TOKENS.choose(self.kernel, h.device, h.dtype, solver=self.solver.name)
         return run(self.solver, field, h0, self.elapsed, h)
 
     def vjp(self, field: Field, h0: Tensor, h: Tensor, g: Tensor) -> tuple[Tensor, ...]:
         """From the gradients g of all F_t to those of field.tensors()."""
-        run = LIQUID_TOKENS_VJP.choose(self.kernel, h.device, h.dtype)
+        run = LIQUID_TOKENS_VJP.choose(self.kernel, h.device, h.dtype, solver=self.solver.name)
         return run(self.solver, field, h0, self.elapsed, h, g)
 
     def sequential(self, field: Field, h0: Tensor, rows: Tensor) -> Tensor:

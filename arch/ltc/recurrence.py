@@ -16,10 +16,10 @@ from arch.field import Coupling, Field
 from arch.gradients import Adjoint, Checkpoint, Gradient
 from arch.ltc import newton
 from arch.ltc.newton import Newton, Tally
-from arch.ltc.scan import LIQUID_SCAN
+from arch.ltc.scan import LIQUID_SCAN, LIQUID_TOKEN
 from arch.solvers import Solver
 from harness.errors import ConfigError
-from harness.ops.registry import Choice
+from harness.ops.registry import Choice, Operation
 
 
 @dataclass(frozen=True)
@@ -81,21 +81,20 @@ class Recurrence:
         if self.parallel.name == "newton" and not timed:
             options = {"options": self.parallel, "kernel": self.kernel, "record": self.tally.add}
             return newton.newton_scan(self.solver, field, h, elapsed, **options)
-        return self._scan(field, self._facts(torch.is_grad_enabled(), timed))(self.solver, field, h, elapsed)
+        facts = self._facts(torch.is_grad_enabled(), timed)
+        return self._chosen(LIQUID_SCAN, field, facts)(self.solver, field, h, elapsed)
 
     def token(self, field: Field, h: Tensor, elapsed: Tensor | None) -> tuple[Tensor, Tensor]:
-        """As `sequence` for one token, T = 1, where float64 and gradients keep the torch code: the kernels' oracle."""
-        fast = not torch.is_grad_enabled() and field.a.dtype != torch.float64 and self.kernel != "reference"
-        if fast and self.served(field.a.device, field.a.dtype):
-            return self._scan(field, self._facts(False, False))(self.solver, field, h, elapsed)
-        return self.gradient.scan(self.solver, field, h, elapsed)
+        """As `sequence` for one token, T = 1."""
+        facts = self._facts(torch.is_grad_enabled(), timed=False)
+        return self._chosen(LIQUID_TOKEN, field, facts)(self.solver, field, h, elapsed)
 
     def _facts(self, differentiated: bool, timed: bool) -> dict:
         """Of one call. The adjoint's rk4 is another rule than the kernels', so it is refused without gradients too."""
         gradient = self.gradient.name if differentiated or isinstance(self.gradient, Adjoint) else "none"
         return {**self.facts, "gradient": gradient, "timed": timed}
 
-    def _scan(self, field: Field, facts: dict) -> Callable:
-        """The scan that the registry chooses; the reference is that of the gradient asked for."""
-        run = LIQUID_SCAN.choose(self.kernel, field.a.device, field.a.dtype, **facts)
-        return self.gradient.scan if run is LIQUID_SCAN.reference else run
+    def _chosen(self, operation: Operation, field: Field, facts: dict) -> Callable:
+        """What the registry chooses; the reference is that of the gradient asked for."""
+        run = operation.choose(self.kernel, field.a.device, field.a.dtype, **facts)
+        return self.gradient.scan if run is operation.reference else run

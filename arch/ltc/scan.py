@@ -3,6 +3,10 @@
 Every implementation has the signature of `reference`.
 """
 
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
 from torch import Tensor
 
 from arch.field import Coupling, Field, Gate
@@ -45,22 +49,48 @@ def numba_refuses(
 
     gradient: how the call is differentiated, or "none". timed: whether the elapsed time is differentiated.
     """
-    if solver not in FIXED:
-        return f"solver={solver} is none of the solvers of fixed steps, {', '.join(FIXED)}"
+    from arch.solvers_numba import refuses  # what was compiled says what is served; loaded once it is asked
+
+    return refuses(solver) or _way_refused(gradient, timed) or _heads_refused(coupling, head_dim)
+
+
+def triton_refuses(
+    solver: str,
+    coupling: Coupling,
+    d_state: int,
+    head_dim: int = 1,
+    gradient: str = "checkpoint",
+    timed: bool = False,
+) -> str | None:
+    """What the CUDA kernel has no code for; as `numba_refuses`."""
+    from arch.solvers_triton import refuses
+
+    if coupling in ("heads", "dense"):
+        return f"coupling={coupling} mixes channels, for which there is no Triton kernel"
+    return refuses(solver) or _way_refused(gradient, timed)
+
+
+def token_refuses(refuses: Callable[..., str | None]) -> Callable[..., str | None]:
+    """What a kernel of the scan leaves to torch of single tokens, by which checks judge the scan."""
+
+    def refused(gradient: str = "none", **facts) -> str | None:
+        return refuses(**facts) if gradient == "none" else "a single token is differentiated by torch"
+
+    return refused
+
+
+def _way_refused(gradient: str, timed: bool) -> str | None:
     if gradient not in ("checkpoint", "none"):
         return f"gradient={gradient} is another way to differentiate than the kernel's, which is checkpoint"
     if timed:
         return "it gives no gradient by elapsed; pass elapsed.detach() or set kernel=auto"
+    return None
+
+
+def _heads_refused(coupling: Coupling, head_dim: int) -> str | None:
     if coupling == "heads" and (head_dim < 4 or 64 % head_dim):
         return f"coupling=heads of head_dim={head_dim} does not fit its blocks, as 4 to 64 channels of a power of 2 do"
-    return "coupling=dense mixes all channels" if coupling == "dense" else None
-
-
-def triton_refuses(solver: str, coupling: Coupling, d_state: int, head_dim: int = 1, **call) -> str | None:
-    """What the CUDA kernel has no code for."""
-    if coupling == "heads":
-        return "coupling=heads mixes channels"
-    return numba_refuses(solver, coupling, d_state, head_dim, **call)
+    return None
 
 
 Kind = tuple[str, Gate, Coupling | int]
@@ -78,8 +108,10 @@ def sampled_field(draw: Draw, kind: Kind, sizes: tuple[int, int, int, int]) -> F
     a, A = normal(batch, T, D), normal(batch, T, D)
     B, C = (normal(batch, T, N), normal(batch, T, N)) if N else (None, None)
     inv_tau, omega = draw.unit(D, N or 1) / 2, draw.unit(D, N or 1) / 2
-    heads = (D // coupling, coupling, coupling) if isinstance(coupling, int) else (D,)
-    return Field(a, A, B, C, inv_tau, omega, None if coupling == "none" else draw.weight(*heads), gate)
+    if coupling == "none":
+        return Field(a, A, B, C, inv_tau, omega, None, gate)
+    shape = {"diagonal": (D,), "dense": (D, D)}.get(coupling) or (D // coupling, coupling, coupling)
+    return Field(a, A, B, C, inv_tau, omega, draw.weight(*shape), gate)
 
 
 def sample(
@@ -113,6 +145,8 @@ _FORMS: tuple[tuple[int, Gate, Coupling | int], ...] = (
     (2, "softplus", "none"),
     (2, "sigmoid", "diagonal"),
     (2, "softplus", 4),
+    (0, "sigmoid", "dense"),
+    (2, "softplus", "dense"),
 )
 """States, gate and coupling, which every solver is tested with."""
 _SHORT = {"batch": 1, "length": 2}
@@ -146,6 +180,30 @@ LIQUID_SCAN = Operation(
             {**_LARGE, "states": 16},
             {"kind": ("midpoint", "sigmoid", 32), **_LARGE},
             {"kind": ("exponential", "sigmoid", 64), "states": 0, **_LARGE},
+            {"kind": ("semi_implicit", "sigmoid", "dense"), "states": 0, "batch": 5, **_LARGE},
+            {"kind": ("rk4_38", "sigmoid", "dense"), "states": 3, "batch": 5, **_LARGE},
         ),
     ),
+)
+
+
+def token_sample(draw: Draw, **keywords) -> Sample:
+    """One token."""
+    call = sample(draw, length=1, **keywords)
+    return replace(call, options=call.options | {"gradient": "none"})
+
+
+# Checks run single tokens in float64, and differentiate them: both stay with torch, and the rest is the scan's.
+_SINGLE = (torch.float32,)
+LIQUID_TOKEN = Operation(
+    "liquid_token",
+    reference,
+    (
+        Kernel("numba", "cpu", "arch.ltc.scan_numba:liquid_scan", _SINGLE, token_refuses(numba_refuses)),
+        Kernel(
+            "triton", "cuda", "arch.ltc.scan_triton:liquid_scan", _SINGLE, token_refuses(triton_refuses), ("triton",)
+        ),
+    ),
+    optional=True,
+    samples=Samples(token_sample, {"batch": (1, 3), "channels": (1, 65), "states": (0, 2)}, ({}, {"states": 0})),
 )

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from arch.field import Field
-from arch.ltc.scan import Kind, sampled_field
-from arch.solvers import FIXED, Solver, make_solver
+from arch.ltc.scan import sample as scan_sample
+from arch.solvers import FIXED, Solver
 from harness.ops.linear_scan.scan import neighbours
 from harness.ops.registry import Kernel, Operation
 from harness.ops.samples import Draw, Sample, Samples
@@ -47,32 +47,37 @@ def _flow(solver: Solver, field: Field, elapsed: Tensor | None, before: Tensor) 
     return solver.integrate(flat, before.flatten(0, 1).unsqueeze(2), times).view(before.shape)
 
 
-def check(solver: Solver, field: Field, h0: Tensor, elapsed: Tensor | None, h: Tensor) -> None:
-    """Raises ValueError for a call that the kernels have no code for, or whose shapes do not fit together."""
-    if solver.name not in FIXED:
-        raise ValueError(
-            f"liquid_tokens: solver={solver.name} is none of the solvers of fixed steps, {', '.join(FIXED)}."
-        )
+def numba_refuses(solver: str) -> str | None:
+    """What the CPU kernels have no code for."""
+    from arch.solvers_numba import refuses  # what was compiled says what is served; loaded once it is asked
+
+    return refuses(solver)
+
+
+def triton_refuses(solver: str) -> str | None:
+    """What the CUDA kernels have no code for."""
+    from arch.solvers_triton import refuses
+
+    return refuses(solver)
+
+
+def check(solver: Solver, field: Field, h0: Tensor, elapsed: Tensor | None, h: Tensor, refuses) -> None:
+    """Raises ValueError for a call that a kernel refuses, or whose shapes do not fit together."""
+    reason = refuses(solver.name)
+    if reason is not None:
+        raise ValueError(f"liquid_tokens cannot serve this call: {reason}.")
     if h0.shape[-1] != 1 or field.B is not None or field.C is not None or field.coupled not in ("none", "diagonal"):
         raise ValueError("liquid_tokens takes one state a channel, no B and C, and coupling=none or diagonal.")
     field.check("liquid_tokens", h0, elapsed)
     expect("liquid_tokens", ("h", h, field.a.shape), ("omega", field.omega, field.inv_tau.shape))
 
 
-def sample(
-    draw: Draw,
-    batch=2,
-    length=3,
-    channels=5,
-    substeps=2,
-    kind: Kind = ("semi_implicit", "sigmoid", "diagonal"),
-    timed=True,
-) -> Sample:
-    """One call with states that do not solve it. timed: with elapsed times."""
-    field = sampled_field(draw, kind, (batch, length, channels, 0)).map(torch.detach)
-    elapsed = draw.unit(batch, length).detach() if timed else None
-    h0, h = draw.weight(batch, channels, 1).detach(), draw.normal(batch, length, channels).detach()
-    return Sample((make_solver(kind[0], substeps), field, h0, elapsed, h))
+def sample(draw: Draw, **keywords) -> Sample:
+    """One call of the scan (arch/ltc/scan.py), never differentiated, with states that do not solve it."""
+    call = scan_sample(draw, states=0, **keywords)
+    solver, field, h0, elapsed = call.arguments
+    field, h = field.map(torch.detach), draw.normal(*field.a.shape).detach()
+    return Sample((solver, field, h0.detach(), elapsed, h), {"solver": solver.name})
 
 
 def vjp_sample(draw: Draw, **keywords) -> Sample:
@@ -85,8 +90,8 @@ def _operation(name: str, reference: Callable, function: str, make: Callable[...
     """One of the two operations, which are tested by the same calls."""
     dtypes = (torch.float32, torch.float64)
     kernels = (
-        Kernel("numba", "cpu", f"arch.ltc.tokens_numba:{function}", dtypes),
-        Kernel("triton", "cuda", f"arch.ltc.tokens_triton:{function}", dtypes, needs=("triton",)),
+        Kernel("numba", "cpu", f"arch.ltc.tokens_numba:{function}", dtypes, numba_refuses),
+        Kernel("triton", "cuda", f"arch.ltc.tokens_triton:{function}", dtypes, triton_refuses, ("triton",)),
     )
     sizes = {"batch": (1, 3), "length": (1, 2, 63, 65), "channels": (1, 31, 65, 260), "substeps": (1, 2, 3)}
     kinds = ((s, *form) for s in FIXED for form in (("sigmoid", "none"), ("softplus", "diagonal")))
