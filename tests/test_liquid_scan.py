@@ -32,9 +32,9 @@ def oracle_step(solver, rates, h, dt):
 
 
 def couple(w, y):
-    """w (D,) channel by channel, or (heads, P, P) head by head; y (batch, D)."""
-    if w.dim() == 1:
-        return w * y
+    """w (D,) channel by channel, (heads, P, P) head by head, or (D, D); y (batch, D)."""
+    if w.dim() < 3:
+        return w * y if w.dim() == 1 else y @ w.t()
     return torch.einsum("hqp,bhp->bhq", w, y.unflatten(1, w.shape[:2])).flatten(1)
 
 
@@ -57,7 +57,7 @@ def oracle(solver, substeps, gate, a, A, B, C, inv_tau, omega, w, h, elapsed):
     return torch.stack(ys, dim=1), h
 
 
-def case(N, coupled, batch=2, T=4, D=7, dtype=torch.float64, seed=0):
+def case(N, coupled, batch=2, T=4, D=7, dtype=torch.float64, seed=0, dense=False):
     """The tensors of NAMES."""
     g = torch.Generator().manual_seed(seed)
 
@@ -65,7 +65,7 @@ def case(N, coupled, batch=2, T=4, D=7, dtype=torch.float64, seed=0):
         return torch.randn(*shape, generator=g, dtype=torch.float64).to(dtype)
 
     B, C = (normal(batch, T, N), normal(batch, T, N)) if N > 1 else (None, None)
-    w = normal(D) if coupled else None
+    w = normal(D, D) / D**0.5 if dense else normal(D) if coupled else None
     return (
         normal(batch, T, D),
         normal(batch, T, D),
@@ -94,14 +94,17 @@ def close(result, expected, tolerance):
         assert error <= tolerance, (error, want.shape)
 
 
-@pytest.mark.parametrize(("N", "substeps"), itertools.product([1, 16], [1, 12]))
-def test_training_keeps_no_more_than_twice_its_inputs_and_outputs(N, substeps, monkeypatch):
-    tensors = [x if x is None else x.float().requires_grad_() for x in case(N, True, batch=1, T=256, D=256)]
+@pytest.mark.parametrize(("N", "substeps", "dense"), [*itertools.product([1, 16], [1, 12], [False]), (1, 12, True)])
+def test_training_keeps_no_more_than_twice_its_inputs_and_outputs(N, substeps, dense, monkeypatch):
+    sizes = {"batch": 1, "T": 256, "D": 256, "dense": dense}
+    tensors = [x if x is None else x.float().requires_grad_() for x in case(N, True, **sizes)]
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
         y, last = liquid_scan("rk4", substeps, "sigmoid", *tensors, None)
-    made, original = [], torch.Tensor.new_empty
-    monkeypatch.setattr(torch.Tensor, "new_empty", lambda *args: made.append(original(*args)) or made[-1])
+    made = []
+    for name in ("new_empty", "new_zeros"):
+        original = getattr(torch.Tensor, name)
+        monkeypatch.setattr(torch.Tensor, name, lambda *args, of=original: made.append(of(*args)) or made[-1])
     gy, g_last = torch.ones_like(y), torch.ones_like(last)
     torch.autograd.backward([y, last], [gy, g_last])
     storages = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in [*kept, *made, gy]}
@@ -124,6 +127,16 @@ def test_exponential_is_exact_where_nothing_decays():
     a, A, _, _, inv_tau, omega, _, h0 = case(1, False)
     y, _ = liquid_scan("exponential", 1, "sigmoid", a, A, None, None, 0 * inv_tau, 0 * omega, None, h0, None)
     torch.testing.assert_close(y, h0[..., 0][:, None] + (torch.sigmoid(a) * A).cumsum(1), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("solver", ["semi_implicit", "exponential", "euler", "rk4_38"])
+@pytest.mark.parametrize("N", [1, 3])
+def test_a_dense_coupling_takes_blocks_and_groups_of_every_size_in_windows(solver, N, monkeypatch):
+    """67 channels are two blocks, 5 sequences two groups, and 35 tokens several windows of the backward."""
+    monkeypatch.setattr(module, "WINDOW", 7)
+    tensors = case(N, True, batch=5, T=35, D=67, dense=True)
+    tensors = [x * 0.3 if name in ("inv_tau", "omega") else x for name, x in zip(NAMES, tensors, strict=True)]
+    close(run(liquid_scan, solver, 2, "sigmoid", tensors), run(oracle, solver, 2, "sigmoid", tensors), 1e-11)
 
 
 @pytest.mark.parametrize("N", [1, 3])
@@ -166,7 +179,7 @@ def test_refuses_what_it_cannot_do():
 
     assert serves(torch.bfloat16, "rk4", "diagonal", 16)
     assert not serves(torch.float32, "dopri5", "none", 1)
-    assert not serves(torch.float32, "rk4", "dense", 1)
+    assert serves(torch.float32, "rk4", "dense", 16)
     assert LIQUID_SCAN.serves("cpu", torch.float32, solver="rk4", coupling="heads", d_state=1, head_dim=32)
     assert not LIQUID_SCAN.serves("cpu", torch.float32, solver="rk4", coupling="heads", d_state=1, head_dim=128)
 

@@ -88,6 +88,7 @@ def test_what_it_has_no_code_for_is_refused():
         call(torch.zeros(1, 5, 5), h0, None)
     refuses = next(kernel.refuses for kernel in LIQUID_SCAN.kernels if kernel.backend == "triton")
     assert "heads" in refuses("euler", "heads", 1, 32)
+    assert "dense" in refuses("euler", "dense", 1)
     assert "dopri5" in refuses("dopri5", "none", 1)
     assert refuses("rk4", "diagonal", 16) is None
 

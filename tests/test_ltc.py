@@ -123,6 +123,8 @@ def test_newtons_method_gives_the_sequential_states_and_tells_how_it_converged()
         {"reversal": "constant", "d_conv": 0, "expand": 2},
         {"d_state": 2, "reversal": "constant", "coupling": "heads"},
         {"leak": False, "d_conv": 1, "coupling": "none", "solver": Exponential()},
+        {"reversal": "constant", "d_conv": 0, "coupling": "dense"},
+        {"d_state": 2, "coupling": "dense", "solver": RungeKutta("rk4_38")},
     ],
     ids=str,
 )
@@ -141,7 +143,6 @@ def test_the_fused_token_is_the_step(options):
 
 def test_what_the_scan_does_not_take_a_token_does_not_either():
     for options in (
-        {"coupling": "dense"},
         {"kernel": "reference"},
         {"solver": ADAPTIVE["dopri5"], "gradient": Backprop()},
         {"solver": RungeKutta("rk4"), "gradient": Adjoint()},  # torchdiffeq's rk4 is another rule
@@ -265,7 +266,6 @@ def test_it_can_be_counted_without_being_made():
     [
         ({"coupling": "heads", "head_dim": 3}, "head_dim=3.*Remedy"),
         ({"gradient": Adjoint()}, "gradient=adjoint.*semi_implicit"),
-        ({"coupling": "dense", "kernel": "fused"}, "kernel=fused.*coupling=dense"),
         ({"gradient": Backprop(), "kernel": "fused"}, "kernel=fused.*gradient=backprop"),
         ({"solver": ADAPTIVE["dopri5"], "kernel": "fused"}, "kernel=fused.*solver=dopri5"),
         ({"coupling": "heads", "head_dim": 2, "kernel": "fused"}, "kernel=fused.*head_dim=2"),

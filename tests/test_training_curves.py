@@ -31,5 +31,5 @@ def test_the_reference_and_the_fused_kernel_give_the_same_training_curve(archite
 
 
 def test_a_kernel_that_cannot_serve_is_told_before_training():
-    with pytest.raises(ConfigError, match="coupling"):
-        configs.spec("ltc", "kernel=fused", "model.mixer.coupling=dense").build(tiny.VOCAB, 1, Width(32, 32))
+    with pytest.raises(ConfigError, match="gradient=backprop"):
+        configs.spec("ltc", "kernel=fused", "gradient=backprop").build(tiny.VOCAB, 1, Width(32, 32))

@@ -13,13 +13,16 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from arch.field import Field
+from arch.ltc import dense_numba
 from arch.ltc.scan import check, numba_refuses
-from arch.ltc.stage_numba import WIDTH, Plan, plan
+from arch.ltc.stage_numba import DENSE, WIDTH, Plan, plan
 from arch.ltc.walk_numba import backward, forward, table_of
 from arch.solvers import Solver
+from harness.ops.toolbox.numba_linear import group, panels
 from harness.ops.toolbox.threads import spread
 
 Place = tuple[int, int, int]
+WINDOW = 64  # tokens, at most, that the backward of a dense coupling takes before it adds up the gradient by W
 
 
 class Inputs(NamedTuple):
@@ -37,7 +40,7 @@ class Inputs(NamedTuple):
 
 
 def liquid_scan(solver: Solver, field: Field, h0: Tensor, elapsed: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The operation `liquid_scan` (arch/ltc/scan.py); no dense coupling and no gradient by elapsed.
+    """The operation `liquid_scan` (arch/ltc/scan.py); no gradient by elapsed.
 
     Computes in the widest of the inputs' types, float32 at least. Only a state in some tokens is kept for the backward,
     no more than `a` takes. Raises ValueError.
@@ -69,9 +72,15 @@ def _constant(dtype: torch.dtype, value: float, length: int) -> Tensor:
 
 
 def weight_rows(w: Tensor | None) -> Tensor | None:
-    """(heads, P, P) -> (2 P, D): row p holds W[h, q, p] in lane q of head h, row P + q holds it in lane p."""
+    """A coupling's weight as the kernels take it, one row after another.
+
+    Heads (heads, P, P) -> (2 P, D): row p holds W[h, q, p] in lane q of head h, row P + q holds it in lane p. Dense:
+    the panels of W^T, then those of W.
+    """
     if w is None or w.dim() == 1:
         return w
+    if w.dim() == 2:
+        return torch.stack([panels(w.t()), panels(w)])
     return torch.cat([w.permute(2, 0, 1).flatten(1), w.transpose(0, 1).flatten(1)])
 
 
@@ -109,7 +118,11 @@ def _forward(p: Plan, tableau: np.ndarray, inputs: Inputs, keep: bool) -> tuple[
     marks = (T - 1) // p.chunk if keep and p.projected else 0
     kept = a.new_empty(batch, marks * p.n_states, D)
     made = {"y": place(y, 0, 1), "last": place(last, 0, 1), "marks": place(kept, 0, 1)}
-    _run(forward, p, a.shape, tableau, table_of(**_places(p, inputs), **made), marks > 0)
+    table = table_of(**_places(p, inputs), **made)
+    if p.coupling == DENSE:
+        _run_groups(dense_numba.forward, p, a.shape, tableau, table, batch, T, D, marks > 0)
+    else:
+        _run(forward, p, a.shape, tableau, table, marks > 0)
     return y, last, kept if p.projected else y
 
 
@@ -134,22 +147,45 @@ class _LiquidScan(torch.autograd.Function):
         blocks = -(-D // int(WIDTH))
         g_a, g_A = a.new_empty(a.shape), a.new_empty(a.shape)
         parts = a.new_empty(2, batch, T, blocks * p.n_states if p.projected else 0)  # a block's beside another's
-        g_inv_tau, g_omega, g_h0 = a.new_empty(3, *h0.shape)
-        g_w = a.new_empty(batch, p.head or 1, D)
+        g_inv_tau, g_omega, g_h0 = a.new_zeros(3, *h0.shape)
         gy, g_last, inputs = rows(gy), rows(g_last), inputs._replace(w=weight_rows(w))
         given = {"y": place(gy, 0, 1), "last": place(g_last, 0, 1), "marks": _marks(p, kept)}
-        gradients = {"g_a": g_a, "g_A": g_A, "g_B": parts[0], "g_C": parts[1], "g_w": g_w}
+        gradients = {"g_a": g_a, "g_A": g_A, "g_B": parts[0], "g_C": parts[1]}
         gradients |= {"g_inv_tau": g_inv_tau, "g_omega": g_omega, "g_h0": g_h0}
-        places = {name: place(g, 0, 1) for name, g in gradients.items()}
-        _run(backward, p, a.shape, ctx.tableau, table_of(**_places(p, inputs), **given, **places))
+        places = _places(p, inputs) | given | {name: place(g, 0, 1) for name, g in gradients.items()}
+        g_w = (_backward_dense if p.coupling == DENSE else _backward)(p, ctx.tableau, a, w, places)
         g_B, g_C = parts.view(2, batch, T, blocks, -1).sum(3) if p.projected else (None, None)
         totals = [x.sum(0) for x in (g_inv_tau, g_omega)]
-        return None, None, g_a, g_A, g_B, g_C, *totals, None if w is None else _gradient_of(w, g_w.sum(0)), g_h0, None
+        return None, None, g_a, g_A, g_B, g_C, *totals, g_w, g_h0, None
 
 
-def _gradient_of(w: Tensor, rows: Tensor) -> Tensor:
-    """The gradient by w from its rows (P, D): row p holds that of W[h, q, p] in lane q of head h."""
-    return rows[0] if w.dim() == 1 else rows.view(len(rows), *w.shape[:2]).permute(1, 2, 0)
+def _backward(p: Plan, tableau: np.ndarray, a: Tensor, w: Tensor | None, places: dict[str, Place]) -> Tensor | None:
+    """Fills the gradients in their places; returns the one by w.
+
+    From its rows (P, D): row p holds that of W[h, q, p] in lane q of head h.
+    """
+    rows = a.new_empty(len(a), p.head, a.shape[2])
+    _run(backward, p, a.shape, tableau, table_of(**places, g_w=place(rows, 0, 1)))
+    if w is None:
+        return None
+    found = rows.sum(0)
+    return found[0] if w.dim() == 1 else found.view(p.head, *w.shape[:2]).permute(1, 2, 0)
+
+
+def _backward_dense(p: Plan, tableau: np.ndarray, a: Tensor, w: Tensor, places: dict[str, Place]) -> Tensor:
+    """The same, window by window: what W multiplied and the gradients by its products take no more than `a` does."""
+    (batch, T, D), stages = a.shape, p.substeps * p.stages
+    window = max(min(WINDOW, T // (2 * stages)) // p.chunk, 1) * p.chunk
+    both, g_w = a.new_empty(2, batch * min(window, T) * stages * D), torch.zeros_like(w)
+    for begin in range((T - 1) // window * window, -1, -window):
+        end = min(begin + window, T)
+        reads, arguments = (x[: batch * (end - begin) * stages * D].view(batch, -1, D) for x in both)
+        places |= {"reads": place(reads, 0, 1), "g_arguments": place(arguments, 0, 1)}
+        _run_groups(dense_numba.backward, p, a.shape, tableau, table_of(**places), batch, begin, end, D)
+        places["last"] = places["g_h0"]
+        with torch.autocast(a.device.type, enabled=False):  # a backward keeps the precision of its forward
+            g_w.addmm_(arguments.flatten(0, 1).t(), reads.flatten(0, 1))
+    return g_w
 
 
 def _marks(p: Plan, kept: Tensor) -> Place:
@@ -159,6 +195,14 @@ def _marks(p: Plan, kept: Tensor) -> Place:
 
 
 def _run(kernel, p: Plan, shape: torch.Size, tableau: np.ndarray, table: np.ndarray, *more) -> None:
+    """Runs a kernel of walk_numba.py over all blocks of channels of all sequences."""
     batch, T, D = shape
     work = batch * T * D * p.n_states * p.substeps * p.stages
     spread(kernel, batch * -(-D // int(WIDTH)), work, p, tableau, table, T, D, *more)
+
+
+def _run_groups(kernel, p: Plan, shape: torch.Size, tableau: np.ndarray, table: np.ndarray, *more) -> None:
+    """Runs a kernel of dense_numba.py over all groups of sequences."""
+    batch, T, D = shape
+    size = group(batch)
+    spread(kernel, -(-batch // size), batch * T * D * D * p.substeps * p.stages, size, p, tableau, table, *more)

@@ -1,7 +1,7 @@
 """The stages of the liquid scan on CPU and their vector-Jacobian products, and the scratch they work in.
 
-A task is one sequence and one block of WIDTH channels. All its rows lie in one buffer, reached through a pointer `s` by
-offsets in elements; WIDTH is a constant, so that the compiler sees how far apart two rows are. A stage is a few loops
+A block is WIDTH channels of one sequence. All its rows lie in one buffer, reached through a pointer `s` by offsets in
+elements; WIDTH is a constant, so that the compiler sees how far apart two rows are. A stage is a few loops
 over the channels of a block, which LLVM vectorises; loops over states, stages and substeps stand outside. A stage finds
 the states it starts from in its slot and leaves those of the next stage in the next slot. A row G_NAME is the loss's
 gradient by the row NAME.
@@ -34,7 +34,10 @@ from harness.ops.toolbox.jit import inlined
 from harness.ops.toolbox.numba_math import one, sigmoid, softplus, zero
 
 WIDTH = np.int64(64)
-NONE, DIAGONAL, HEADS = 0, 1, 2
+NONE, DIAGONAL, HEADS, DENSE = 0, 1, 2, 3
+COUPLINGS = {"none": NONE, "diagonal": DIAGONAL, "heads": HEADS, "dense": DENSE}
+CHUNK = {NONE: 4, DIAGONAL: 4, HEADS: 4, DENSE: 1}
+"""Tokens that the backward computes again at a time where every state is kept: many blocks at once fill the cache."""
 
 # Rows are NumPy integers: numba would compile every helper once more for each Python constant given to it.
 (
@@ -54,9 +57,9 @@ class Plan(NamedTuple):
 
     kind: int  # SLOPE, SEMI_IMPLICIT or EXPONENTIAL
     softplus: int  # else sigmoid
-    coupling: int  # NONE, DIAGONAL or HEADS
+    coupling: int  # NONE, DIAGONAL, HEADS or DENSE
     projected: int  # B and C given
-    head: int  # channels of a head
+    head: int  # channels of a head, 1 where there are none
     substeps: int
     stages: int
     looks_back: int  # a stage starts from other slopes than the last: slots keep theirs
@@ -74,20 +77,23 @@ def plan(solver: Solver, field: Field, n_states: int) -> tuple[Plan, np.ndarray]
 
     The states kept for the backward, one in `chunk` tokens, take no more than `a` does.
     """
-    head = {"none": 0, "diagonal": 1}.get(field.coupled) if field.coupled != "heads" else field.coupling.shape[-1]
-    return _plan(solver, field.gate, head, field.B is not None, n_states)
+    coupling = COUPLINGS[field.coupled]
+    head = field.coupling.shape[-1] if coupling == HEADS else 1
+    return _plan(solver, field.gate, coupling, head, field.B is not None, n_states)
 
 
 @cache
-def _plan(solver: Solver, gate: str, head: int, projected: bool, n_states: int) -> tuple[Plan, np.ndarray]:
+def _plan(
+    solver: Solver, gate: str, coupling: int, head: int, projected: bool, n_states: int
+) -> tuple[Plan, np.ndarray]:
     kind, tableau = method(solver)
     stages, back = tableau.shape[1], looks_back(tableau)
     blocks = int(SHARED + n_states * STATE)
-    slots = blocks + (3 * head * int(WIDTH) if head > 1 else 0)
+    slots = blocks + (3 * head * int(WIDTH) if coupling == HEADS else 0)
     state = (1 + KEPT[kind] + back) * int(WIDTH)
     layout = {"blocks": blocks, "slots": slots, "slot": int(X) + n_states * state, "state": state}
-    layout |= {"ring": stages + 1 if back else 2, "chunk": max(16, n_states) if projected else 4}
-    terms = {"softplus": int(gate == "softplus"), "coupling": min(head, HEADS), "projected": int(projected)}
+    layout |= {"ring": stages + 1 if back else 2, "chunk": max(16, n_states) if projected else CHUNK[coupling]}
+    terms = {"softplus": int(gate == "softplus"), "coupling": coupling, "projected": int(projected)}
     sizes = {"head": head, "substeps": solver.substeps, "stages": stages, "n_states": n_states}
     return Plan(kind=kind, looks_back=int(back), **terms, **sizes, **layout), tableau
 
@@ -266,12 +272,8 @@ def look_back(s, p, tableau, dt, first, slot, after, x, j, end):
 
 
 @inlined
-def stage(s, p, tableau, dt, B, C, token, first, slot, after, j, end):
-    """Stage j of a substep, from `slot` to `after`; token, first: the slots of the token's and the substep's first."""
-    f = token + GATE
-    if p.coupling != NONE:
-        coupled_gate(s, p, slot, C)
-        f = slot + GATE
+def advance(s, p, tableau, dt, B, f, first, slot, after, j, end):
+    """Stage j of a substep, from `slot` to `after`, its gate's row f given; first: the slot of the substep's first."""
     share, ahead = dt * tableau[p.stages, j], zero(dt)
     if j < p.stages - 1:
         ahead = dt * tableau[j + 1, j]
@@ -280,6 +282,16 @@ def stage(s, p, tableau, dt, B, C, token, first, slot, after, j, end):
         apply_map(s, p, f, slot + x, after + x, state, B[n], dt, ahead, share, j == 0, j == p.stages - 1)
         if p.looks_back:
             look_back(s, p, tableau, dt, first, slot, after, x, j, end)
+
+
+@inlined
+def stage(s, p, tableau, dt, B, C, token, first, slot, after, j, end):
+    """Stage j of a substep and its gate; token, first: the slots of the token's and the substep's first stage."""
+    f = token + GATE
+    if p.coupling != NONE:
+        coupled_gate(s, p, slot, C)
+        f = slot + GATE
+    advance(s, p, tableau, dt, B, f, first, slot, after, j, end)
 
 
 @inlined
@@ -360,15 +372,18 @@ def map_vjp(s, p, f, x, after, state, weight, dt, ahead, share):
 
 
 @inlined
-def gate_vjp(s, p, slot, f, C, gC):
-    """From G_GATE, which it clears, to G_PRE and through the state inside the gate to G_X."""
+def gate_vjp(s, f):
+    """From G_GATE, which it clears, to the gate's argument."""
     for c in range(WIDTH):
         g = s[G_GATE + c] * s[f + GATE_SLOPE - GATE + c]
         s[G_ARGUMENT + c] = g
         s[G_PRE + c] += g
         s[G_GATE + c] = zero(g)
-    if p.coupling == NONE:
-        return
+
+
+@inlined
+def coupling_vjp(s, p, slot, C, gC):
+    """From the gate's argument to G_X, through the state inside the gate."""
     read = slot + SLOT_READ if p.projected else slot + X
     if p.coupling == DIAGONAL:
         for c in range(WIDTH):
@@ -440,33 +455,68 @@ def gather_back(s, p, tableau, dt, slot, j):
 
 
 @inlined
+def slope_shares(s, p, tableau, dt, slot, j):
+    """What of stage j's slope, in `slot`, the next stage starts from and the substep ends with; all of G_END where it
+    gathers what other stages start from too."""
+    ahead = dt * tableau[j + 1, j] if j < p.stages - 1 else zero(dt)
+    if p.looks_back:
+        gather_back(s, p, tableau, dt, slot, j)
+        return ahead, one(dt)
+    return ahead, dt * tableau[p.stages, j]
+
+
+@inlined
+def maps_vjp(s, p, dt, B, gB, f, slot, after, ahead, share):
+    """Pulls all states' gradients back through a stage's map and its gate, whose row is f."""
+    for n in range(p.n_states):
+        x = X + n * p.state
+        g = map_vjp(s, p, f, slot + x, after + x, SHARED + n * STATE, B[n], dt, ahead, share)
+        if p.projected:
+            gB[n] += g
+    gate_vjp(s, f)
+
+
+@inlined
+def start_vjp(s, p):
+    """Adds G_X, by what a stage starts from, to the gradient by the substep's start, or puts it there."""
+    for n in range(p.n_states):
+        state = SHARED + n * STATE
+        if p.kind == SLOPE:
+            add_scaled(s, state + G_H, one(s[state + G_H]), state + G_X)
+        else:
+            copy(s, state + G_H, state + G_X)
+
+
+@inlined
+def keep_gradient(s, p, slot, gradient):
+    """Keeps a gradient by the states in a slot there, where earlier stages look back at it."""
+    if p.looks_back:
+        for n in range(p.n_states):
+            copy(s, slot + X + n * p.state + KEPT_SLOPE, SHARED + n * STATE + gradient)
+
+
+@inlined
+def end_vjp(s, p, slot):
+    """Begins the way back over a substep, whose last states are in `slot`."""
+    if p.kind == SLOPE:
+        for n in range(p.n_states):
+            copy(s, SHARED + n * STATE + G_END, SHARED + n * STATE + G_H)
+        keep_gradient(s, p, slot, G_H)
+
+
+@inlined
 def stage_vjp(s, p, tableau, dt, B, C, gB, gC, first, slot, after, j):
     """Pulls stage j's gradient back to the states it started from; `first`: the slot of the token's first stage."""
     f = first + GATE if p.coupling == NONE else slot + GATE
-    share, ahead = dt * tableau[p.stages, j], zero(dt)
-    if j < p.stages - 1:
-        ahead = dt * tableau[j + 1, j]
-    if p.looks_back:
-        gather_back(s, p, tableau, dt, slot, j)
-        share = one(dt)
+    ahead, share = slope_shares(s, p, tableau, dt, slot, j)
     if not p.projected and p.coupling == DIAGONAL:
         lone_stage_vjp(s, p, slot, dt, ahead, share)
     else:
-        for n in range(p.n_states):
-            x = X + n * p.state
-            g = map_vjp(s, p, f, slot + x, after + x, SHARED + n * STATE, B[n], dt, ahead, share)
-            if p.projected:
-                gB[n] += g
-        gate_vjp(s, p, slot, f, C, gC)
-        for n in range(p.n_states):
-            state = SHARED + n * STATE
-            if p.kind == SLOPE:
-                add_scaled(s, state + G_H, one(dt), state + G_X)
-            else:
-                copy(s, state + G_H, state + G_X)
-    if p.looks_back:
-        for n in range(p.n_states):
-            copy(s, slot + X + n * p.state + KEPT_SLOPE, SHARED + n * STATE + G_X)
+        maps_vjp(s, p, dt, B, gB, f, slot, after, ahead, share)
+        if p.coupling != NONE:
+            coupling_vjp(s, p, slot, C, gC)
+        start_vjp(s, p)
+    keep_gradient(s, p, slot, G_X)
 
 
 @inlined
@@ -474,12 +524,7 @@ def token_vjp(s, p, tableau, dt, B, C, gB, gC, slot):
     """Pulls G_H back over one token's substeps, whose last states are in `slot`; returns the slot of its first."""
     first = slot - p.substeps * p.stages * p.slot
     for _ in range(p.substeps):
-        if p.kind == SLOPE:
-            for n in range(p.n_states):
-                state = SHARED + n * STATE
-                copy(s, state + G_END, state + G_H)
-                if p.looks_back:
-                    copy(s, slot + X + n * p.state + KEPT_SLOPE, state + G_H)
+        end_vjp(s, p, slot)
         for j in range(p.stages - 1, -1, -1):
             stage_vjp(s, p, tableau, dt, B, C, gB, gC, first, slot - p.slot, slot, j)
             slot -= p.slot

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from arch.ltc.dense_numba import forward as forward_dense
 from arch.ltc.scan_numba import place, weight_rows
-from arch.ltc.stage_numba import WIDTH, plan
+from arch.ltc.stage_numba import DENSE, WIDTH, plan
 from arch.ltc.walk_numba import ROWS, forward, table_of
 from harness.model.mixer import UNTIMED
 from harness.ops.causal_conv.conv_numba import convolve_token
@@ -88,7 +89,10 @@ def _flow(row, reversal_at, h, h_new, y, width, states, p, tableau, table):
     for own, address in ((ROWS.h0, last), (ROWS.last, last + states * width * BYTES)):
         rows[own, 0], rows[own, 2] = address, width * BYTES
     _place(rows, ROWS.y, np.int64(y.ctypes.data), 0)
-    forward(0, (width + WIDTH - 1) // WIDTH, p, tableau, rows, 1, width, False)
+    if p.coupling == DENSE:
+        forward_dense(0, 1, 1, p, tableau, rows, 1, 1, width, False)
+    else:
+        forward(0, (width + WIDTH - 1) // WIDTH, p, tableau, rows, 1, width, False)
     for n in range(states):
         for c in range(width):
             h_new[c, n] = scratch[states + n, c]

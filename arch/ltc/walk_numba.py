@@ -1,6 +1,7 @@
 """The liquid scan's walks over time on CPU: a block of channels walks the time axis once, its state in L1.
 
-The backward walks in reverse and computes the tokens a few at a time again.
+The backward walks in reverse and computes the tokens a few at a time again. A task is one sequence and one block; where
+the gate sees all channels, blocks cannot go alone, and dense_numba.py has the walks.
 """
 
 from typing import NamedTuple
@@ -9,6 +10,7 @@ import numpy as np
 
 from arch.ltc.stage_numba import (
     COUPLING,
+    DENSE,
     DIAGONAL,
     G_COUPLING,
     G_H,
@@ -56,7 +58,7 @@ class Rows(NamedTuple):
     C: int
     inv_tau: int  # by state, as omega
     omega: int
-    w: int  # one row, or a head's rows by lane
+    w: int  # one row, or a head's rows by lane, or the panels of W^T and of W
     h0: int  # by (batch, state), as last
     dt: int  # one number a token
     y: int  # of the backward, the gradient given, as of last
@@ -70,6 +72,8 @@ class Rows(NamedTuple):
     g_omega: int
     g_w: int  # by (batch, a head's lane)
     g_h0: int
+    reads: int  # of the dense coupling, what W multiplies and the gradient by the product, by (batch, stage of a token)
+    g_arguments: int
 
 
 ROWS = Rows(*range(len(Rows._fields)))
@@ -100,6 +104,53 @@ def start(s, p, table, like, low, size, both):
         load(s, SHARED + n * STATE + OMEGA, row_of(table, like, ROWS.omega, 0, n, low), size)
 
 
+@inlined
+def token_of(table, like, b, t):
+    """What all channels share of one token: the pointers to its B and C, and its dt."""
+    B, C = row_of(table, like, ROWS.B, b, t, 0), row_of(table, like, ROWS.C, b, t, 0)
+    return B, C, row_of(table, like, ROWS.dt, b, t, 0)[0]
+
+
+@inlined
+def load_token(s, table, like, b, t, low, size):
+    """Loads what a block is given of one token."""
+    load(s, PRE, row_of(table, like, ROWS.a, b, t, low), size)
+    load(s, REVERSAL, row_of(table, like, ROWS.A, b, t, low), size)
+
+
+@inlined
+def load_states(s, p, table, like, tensor, b, first, low, size, slot):
+    """Loads a block's states from the rows of a tensor that begin at `first` into a slot."""
+    for n in range(p.n_states):
+        load(s, slot + X + n * p.state, row_of(table, like, tensor, b, first + n, low), size)
+
+
+@inlined
+def store_states(s, p, table, like, tensor, b, first, low, size, slot):
+    """The other way round."""
+    for n in range(p.n_states):
+        store(row_of(table, like, tensor, b, first + n, low), s, slot + X + n * p.state, size)
+
+
+@inlined
+def load_mark(s, p, table, like, b, begin, low, size, slot):
+    """Loads the states before the token `begin`, the first of a chunk."""
+    if begin == 0:
+        load_states(s, p, table, like, ROWS.h0, b, 0, low, size, slot)
+    else:
+        load_states(s, p, table, like, ROWS.marks, b, (begin // p.chunk - 1) * p.n_states, low, size, slot)
+
+
+@inlined
+def store_read_out(s, p, table, like, C, b, t, low, size, slot):
+    """Stores y of a token, whose last states are in a slot."""
+    y = slot + X
+    if p.projected:
+        y = READ
+        read_out(s, p, READ, slot, C)
+    store(row_of(table, like, ROWS.y, b, t, low), s, y, size)
+
+
 @kernel
 def forward(first, last, p, tableau, table, length, width, keep):
     """Runs the tasks first..last - 1, one sequence and block of channels each.
@@ -116,25 +167,15 @@ def forward(first, last, p, tableau, table, length, width, keep):
         buffer[:] = 0
         start(s, p, table, tableau, low, size, False)
         slot = np.int64(p.slots)
-        for n in range(p.n_states):
-            load(s, slot + X + n * p.state, row_of(table, tableau, ROWS.h0, b, n, low), size)
+        load_states(s, p, table, tableau, ROWS.h0, b, 0, low, size, slot)
         for t in range(length):
             if keep and t % p.chunk == 0 and t > 0:
-                mark = (t // p.chunk - 1) * p.n_states
-                for n in range(p.n_states):
-                    store(row_of(table, tableau, ROWS.marks, b, mark + n, low), s, slot + X + n * p.state, size)
-            load(s, PRE, row_of(table, tableau, ROWS.a, b, t, low), size)
-            load(s, REVERSAL, row_of(table, tableau, ROWS.A, b, t, low), size)
-            B, C = row_of(table, tableau, ROWS.B, b, t, 0), row_of(table, tableau, ROWS.C, b, t, 0)
-            dt = row_of(table, tableau, ROWS.dt, b, t, 0)[0]
+                store_states(s, p, table, tableau, ROWS.marks, b, (t // p.chunk - 1) * p.n_states, low, size, slot)
+            load_token(s, table, tableau, b, t, low, size)
+            B, C, dt = token_of(table, tableau, b, t)
             slot = token(s, p, tableau, dt, B, C, slot, end)
-            y = slot + X
-            if p.projected:
-                y = READ
-                read_out(s, p, READ, slot, C)
-            store(row_of(table, tableau, ROWS.y, b, t, low), s, y, size)
-        for n in range(p.n_states):
-            store(row_of(table, tableau, ROWS.last, b, n, low), s, slot + X + n * p.state, size)
+            store_read_out(s, p, table, tableau, C, b, t, low, size, slot)
+        store_states(s, p, table, tableau, ROWS.last, b, 0, low, size, slot)
     buffer[0] = 0  # the pointer does not keep it alive
 
 
@@ -142,41 +183,42 @@ def forward(first, last, p, tableau, table, length, width, keep):
 def recompute(s, p, tableau, table, like, b, low, size, begin, end):
     """Runs the tokens begin..end - 1 from the state kept before them, their stages one slot after another."""
     slot = np.int64(p.slots)
-    mark = (begin // p.chunk - 1) * p.n_states
-    for n in range(p.n_states):
-        row = (
-            row_of(table, like, ROWS.h0, b, n, low) if begin == 0 else row_of(table, like, ROWS.marks, b, mark + n, low)
-        )
-        load(s, slot + X + n * p.state, row, size)
+    load_mark(s, p, table, like, b, begin, low, size, slot)
     for t in range(begin, end):
-        load(s, PRE, row_of(table, like, ROWS.a, b, t, low), size)
-        load(s, REVERSAL, row_of(table, like, ROWS.A, b, t, low), size)
-        B, C = row_of(table, like, ROWS.B, b, t, 0), row_of(table, like, ROWS.C, b, t, 0)
-        dt = row_of(table, like, ROWS.dt, b, t, 0)[0]
+        load_token(s, table, like, b, t, low, size)
+        B, C, dt = token_of(table, like, b, t)
         slot = token(s, p, tableau, dt, B, C, slot, NO_END)
     return slot
 
 
 @inlined
-def pull_token(s, p, tableau, table, like, b, block, low, size, t, slot):
-    """Pulls the gradients back over one token, whose last states are in `slot`; returns the slot of its first ones."""
+def gradients_of(table, like, p, b, block, t):
+    """The pointers to a block's part of the gradients by a token's B and C."""
+    part = block * p.n_states
+    return row_of(table, like, ROWS.g_B, b, t, part), row_of(table, like, ROWS.g_C, b, t, part)
+
+
+@inlined
+def begin_pull(s, p, table, like, b, block, low, size, t, slot):
+    """Begins a block's way back over one token, whose last states are in `slot`."""
+    _, C, dt = token_of(table, like, b, t)
+    gB, gC = gradients_of(table, like, p, b, block, t)
     load(s, REVERSAL, row_of(table, like, ROWS.A, b, t, low), size)
     load(s, G_READ, row_of(table, like, ROWS.y, b, t, low), size)
     fill_zero(s, G_PRE)
     fill_zero(s, G_REVERSAL)
-    B, C = row_of(table, like, ROWS.B, b, t, 0), row_of(table, like, ROWS.C, b, t, 0)
-    part = block * p.n_states
-    gB, gC = row_of(table, like, ROWS.g_B, b, t, part), row_of(table, like, ROWS.g_C, b, t, part)
-    dt = row_of(table, like, ROWS.dt, b, t, 0)[0]
     for n in range(p.n_states):
         if p.projected:
             gB[n] = zero(dt)
             gC[n] = zero(dt)
     read_out_vjp(s, p, slot, G_H, C, gC)
-    slot = token_vjp(s, p, tableau, dt, B, C, gB, gC, slot)
+
+
+@inlined
+def end_pull(s, table, like, b, low, size, t):
+    """Stores the gradients that a block found over one token."""
     store(row_of(table, like, ROWS.g_a, b, t, low), s, G_PRE, size)
     store(row_of(table, like, ROWS.g_A, b, t, low), s, G_REVERSAL, size)
-    return slot
 
 
 @inlined
@@ -186,7 +228,7 @@ def finish(s, p, table, like, b, low, size):
         for i in range(p.head):
             row = p.blocks + (2 * p.head + i) * WIDTH
             store(row_of(table, like, ROWS.g_w, b, i, low), s, row, size)
-    else:
+    elif p.coupling != DENSE:
         store(row_of(table, like, ROWS.g_w, b, 0, low), s, G_COUPLING, size)
     for n in range(p.n_states):
         state = SHARED + n * STATE
@@ -214,6 +256,10 @@ def backward(first, last, p, tableau, table, length, width):
             end = min(begin + p.chunk, length)
             slot = recompute(s, p, tableau, table, tableau, b, low, size, begin, end)
             for t in range(end - 1, begin - 1, -1):
-                slot = pull_token(s, p, tableau, table, tableau, b, block, low, size, t, slot)
+                begin_pull(s, p, table, tableau, b, block, low, size, t, slot)
+                B, C, dt = token_of(table, tableau, b, t)
+                gB, gC = gradients_of(table, tableau, p, b, block, t)
+                slot = token_vjp(s, p, tableau, dt, B, C, gB, gC, slot)
+                end_pull(s, table, tableau, b, low, size, t)
         finish(s, p, table, tableau, b, low, size)
     buffer[0] = 0  # the pointer does not keep it alive
