@@ -6,11 +6,11 @@ import torch
 from arch.gradients import Adjoint
 from arch.solvers import TABLEAUS, Exponential, RungeKutta
 from harness.checks.oracles import find_oracle
-from test_ltc import ADAPTIVE, SOLVERS, inputs, mixer
+from test_ltc import ADAPTIVE, COUPLINGS, SOLVERS, inputs, mixer
 
 THIRD_PARTIES = [name for name in TABLEAUS if TABLEAUS[name].torchdiffeq]
 TRUSTED = [(name, coupling) for name in THIRD_PARTIES for coupling in ("diagonal", "dense")]
-TRUSTED += [("semi_implicit", "none"), ("semi_implicit", "diagonal"), ("exponential", "none")]
+TRUSTED += [("semi_implicit", coupling) for coupling in COUPLINGS] + [("exponential", "none")]
 
 
 @pytest.mark.parametrize(("name", "coupling"), TRUSTED)
@@ -43,7 +43,7 @@ def test_the_adjoint_runs_torchdiffeqs_own_rk4_and_says_so():
     assert 1e-8 < (ltc(x)[0] - classic).abs().max() < 1e-2  # the 3/8 rule: the same order, not the same bits
 
 
-@pytest.mark.parametrize("options", [{"coupling": "dense"}, {"gate": "softplus"}, {"d_state": 2}], ids=str)
+@pytest.mark.parametrize("options", [{"gate": "softplus"}, {"d_state": 2}], ids=str)
 def test_no_third_party_is_named_where_none_has_the_method(options):
     assert find_oracle(mixer(**options)) is None
-    assert find_oracle(mixer(coupling="diagonal", solver=Exponential())) is None
+    assert find_oracle(mixer(coupling="dense", solver=Exponential())) is None

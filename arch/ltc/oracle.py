@@ -3,8 +3,8 @@
 torchdiffeq integrates for the Runge-Kutta rules (the same tableaus), for the adaptive solvers (dopri5 at 1e-10) and for
 the exponential solver where the gate ignores the state (the flow is then linear and the solver exact). ncps, by the
 authors of the published cell, integrates for the semi-implicit solver: its fused step is ours for a cell of one synapse
-a neuron. Nobody else has the remaining pairs (heads and dense couplings of the semi-implicit solver, and the
-exponential solver under a coupling), where only the project's own oracle stands.
+a neuron. A gate that sees several channels is no synapse of ncps, so ncps is handed what it sees as an input, one fused
+step at a time. Nobody else has the exponential solver under a coupling, where only the project's own oracle stands.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from arch.field import Field
+from arch.field import Field, couple
 from arch.ltc.mixer import LTC
 from arch.solvers import normalised
 from harness.checks.oracles import Oracle, oracle_of
@@ -34,8 +34,7 @@ def integrator(mixer: LTC) -> Oracle | None:
         return Oracle(f"torchdiffeq {solver.torchdiffeq_method}", _forward(mixer, cross))
     if solver.name == "exponential" and mixer.coupling == "none":
         return Oracle("torchdiffeq dopri5 at 1e-10", _forward(mixer, _odeint(TIGHT, 1)))
-    one_synapse = mixer.coupling in ("none", "diagonal") and mixer.d_state == 1 and mixer.gate == "sigmoid"
-    if solver.name == "semi_implicit" and one_synapse:
+    if solver.name == "semi_implicit" and mixer.d_state == 1 and mixer.gate == "sigmoid":
         return Oracle("ncps LTCCell", _forward(mixer, _ncps(mixer)))
     return None
 
@@ -86,7 +85,8 @@ def _ncps(mixer: LTC) -> Callable[[Field, Tensor], Tensor]:
     """ncps' fused step of D neurons: (cm v / dt + w E s) / (cm / dt + gleak + w s), s = sigmoid(sigma (v - mu)).
 
     With cm = w = 1, gleak = 1/tau and vleak = 0 it is ours. A diagonal coupling is each neuron's synapse to itself,
-    with sigma = w and mu = -a / w; without a coupling a sensory synapse carries a. Both have A as their potential E.
+    with sigma = w and mu = -a / w; else a sensory synapse carries the gate's argument: a and, where the gate sees other
+    channels, for each fused step anew, what they add. All have A as their potential E.
     """
     from ncps.torch import LTCCell
     from ncps.wirings import Wiring
@@ -98,7 +98,9 @@ def _ncps(mixer: LTC) -> Callable[[Field, Tensor], Tensor]:
     for neuron in range(D):
         wiring.add_synapse(neuron, neuron, 1)
         wiring.add_sensory_synapse(neuron, neuron, 1)
-    cell = LTCCell(wiring, D, input_mapping=None, output_mapping=None, ode_unfolds=mixer.solver.substeps, epsilon=0.0)
+    mixed, substeps = mixer.coupling in ("heads", "dense"), mixer.solver.substeps
+    unfolds = 1 if mixed else substeps
+    cell = LTCCell(wiring, D, input_mapping=None, output_mapping=None, ode_unfolds=unfolds, epsilon=0.0)
 
     def cross(field: Field, h: Tensor) -> Tensor:
         cell.to(h.device)
@@ -106,12 +108,17 @@ def _ncps(mixer: LTC) -> Callable[[Field, Tensor], Tensor]:
         values = {"gleak": field.inv_tau[:, 0], "vleak": zero, "cm": one, "sigma": zero, "mu": zero, "erev": zero}
         values |= {"sensory_sigma": one, "sensory_mu": zero, "sensory_erev": field.A.diag_embed()}
         values |= {"w": zero, "sensory_w": one}
-        if field.coupling is not None:
+        if field.coupled == "diagonal":
             w = torch.where(field.coupling.abs() < 1e-9, 1e-9, field.coupling)
             values |= {"sigma": w, "mu": (-field.a / w).diag_embed(), "erev": field.A.diag_embed()}
             values |= {"w": one, "sensory_w": zero}
         cell._params.update(values)
         with torch.no_grad():
-            return cell(field.a, h[..., 0])[1].unsqueeze(-1)
+            if not mixed:
+                return cell(field.a, h[..., 0])[1].unsqueeze(-1)
+            for _ in range(substeps):
+                seen = field.a + couple(field.read_out(h), field.coupling)
+                h = cell(seen, h[..., 0], 1 / substeps)[1].unsqueeze(-1)
+            return h
 
     return cross
