@@ -19,12 +19,12 @@ from bench.timing import Call, Contestant
 
 SUBSTEPS = 6
 LOOP_TOKENS = 2**14  # of a loop, whose backward keeps every operation's result
-DENSE_TOKENS = 2**9  # of a dense cell in ncps, which keeps units^2 numbers an unfolding, a token and a sequence
+NCPS_TOKENS = 2**9  # of ncps' LTC, which keeps units^2 numbers an unfolding, a token and a sequence
 COMPILED_TOKENS = 8  # of one call of a compiled loop: more of them take minutes to compile
 
 
 def liquid_scan(device: torch.device) -> Comparison:
-    """The scan of a diagonal liquid cell from given a and A, and other packages' cells."""
+    """The scan of a diagonal liquid cell from given a and A, and other packages' diagonal cells."""
     fused = [
         _fused("fused, semi_implicit x 6", SemiImplicit(SUBSTEPS), device),
         _fused("fused, semi_implicit x 1", SemiImplicit(1), device),
@@ -38,18 +38,38 @@ def liquid_scan(device: torch.device) -> Comparison:
         Contestant("torch loop", lambda *size: _loop(*size, device), most_tokens=LOOP_TOKENS),
         Contestant(f"torch.compile, {COMPILED_TOKENS} tokens a call", _compiled(device), most_tokens=LOOP_TOKENS),
         Contestant("torchdiffeq rk4", lambda *size: _torchdiffeq(*size, device), most_tokens=LOOP_TOKENS),
-        Contestant("torch loop, dense cell", lambda *size: _dense(*size, device), most_tokens=LOOP_TOKENS),
-        Contestant("ncps LTC", lambda *size: _ncps_ltc(*size, device), needs=("ncps",), most_tokens=DENSE_TOKENS),
         Contestant("pararnn-torch ParaCfC", lambda *size: para_cfc(*size, device), needs=("pararnn",)),
     ]
     note = (
-        "The fused rows, the torch loop, torch.compile and torchdiffeq compute the diagonal cell from a and A given, "
-        "`projecting` finds these from x by a product of channels x 2 channels. ncps' LTC is the published dense cell, "
-        "units² operations a substep (semi_implicit x 6); `dense cell` is ours of that kind, in torch, with its "
-        "projections. ParaCfC is a diagonal CfC with a projection of its input, by Newton's method. torchdiffeq takes "
-        "one step of rk4 a token."
+        "The fused rows, the torch loop, torch.compile and torchdiffeq compute the diagonal cell, whose operations a "
+        "substep grow with the channels, from a and A given; `projecting` finds these from x by a product of "
+        "channels x 2 channels. ParaCfC is a diagonal CfC with a projection of its input, by Newton's method. "
+        "torchdiffeq takes one step of rk4 a token."
     )
     return Comparison("liquid scan", [*fused, *peers], note)
+
+
+def published_ltc(device: torch.device) -> Comparison:
+    """The layer of the published cell, O(units^2) a substep, and its authors' package."""
+
+    def ours(**options) -> Callable[[int, int, int], Call]:
+        return lambda batch, length, channels: layer(LTC(channels, **options), batch, length, channels, device)
+
+    cell = {"solver": SemiImplicit(SUBSTEPS), "coupling": "dense", "reversal": "constant", "d_conv": 0}
+    loop = ours(**cell, kernel="reference")
+    contestants = [
+        Contestant("fused", ours(**cell)),
+        Contestant("torch loop", loop, most_tokens=LOOP_TOKENS),
+        Contestant("ncps LTC", lambda *size: _ncps_ltc(*size, device), needs=("ncps",), most_tokens=NCPS_TOKENS),
+        Contestant("another cell: diagonal, fused", ours(**cell | {"coupling": "diagonal"})),
+    ]
+    note = (
+        "Every unit's gate sees all units: units² operations a substep (semi_implicit x 6). In ours it is one sigmoid "
+        "of their weighted sum, in ncps' the sum of one sigmoid a pair. Ours has a projection before and after it, "
+        "ncps' a sigmoid for each pair of input and unit. The last row is no peer but another cell, whose operations "
+        "grow with the units and not with their square."
+    )
+    return Comparison("published LTC", contestants, note)
 
 
 def cfc(device: torch.device) -> Comparison:
@@ -198,11 +218,6 @@ def _torchdiffeq(batch: int, length: int, channels: int, device: torch.device) -
         return odeint(lambda _, state: field.derivative(state), h, ends, method="rk4")[-1]
 
     return _scanning(partial(scan, cross), _field(batch, length, channels, device))
-
-
-def _dense(batch: int, length: int, channels: int, device: torch.device) -> Call:
-    mixer = LTC(channels, solver=SemiImplicit(SUBSTEPS), coupling="dense", reversal="constant", d_conv=0)
-    return layer(mixer, batch, length, channels, device)
 
 
 def _ncps_ltc(batch: int, length: int, channels: int, device: torch.device) -> Call:
