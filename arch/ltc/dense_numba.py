@@ -216,7 +216,9 @@ def group_pull(g, p, tableau, table, weight, read, made, t, row, slot):
     """
     for i in range(g.rows * g.blocks):
         s, r, k, low, size = block_of(g, tableau, i)
-        begin_pull(s, p, table, tableau, g.first + r, k, low, size, t, slot)
+        _, C, dt = token_of(table, tableau, g.first + r, t)
+        gB, gC = gradients_of(table, tableau, p, g.first + r, k, t)
+        begin_pull(s, p, table, tableau, dt, C, gB, gC, g.first + r, low, size, t, slot)
     for step in range(p.substeps - 1, -1, -1):
         for i in range(g.rows * g.blocks):
             end_vjp(block_of(g, tableau, i)[0], p, slot)

@@ -458,11 +458,13 @@ def gather_back(s, p, tableau, dt, slot, j):
 def slope_shares(s, p, tableau, dt, slot, j):
     """What of stage j's slope, in `slot`, the next stage starts from and the substep ends with; all of G_END where it
     gathers what other stages start from too."""
-    ahead = dt * tableau[j + 1, j] if j < p.stages - 1 else zero(dt)
+    share, ahead = dt * tableau[p.stages, j], zero(dt)
+    if j < p.stages - 1:
+        ahead = dt * tableau[j + 1, j]
     if p.looks_back:
         gather_back(s, p, tableau, dt, slot, j)
-        return ahead, one(dt)
-    return ahead, dt * tableau[p.stages, j]
+        share = one(dt)
+    return ahead, share
 
 
 @inlined

@@ -199,10 +199,8 @@ def gradients_of(table, like, p, b, block, t):
 
 
 @inlined
-def begin_pull(s, p, table, like, b, block, low, size, t, slot):
+def begin_pull(s, p, table, like, dt, C, gB, gC, b, low, size, t, slot):
     """Begins a block's way back over one token, whose last states are in `slot`."""
-    _, C, dt = token_of(table, like, b, t)
-    gB, gC = gradients_of(table, like, p, b, block, t)
     load(s, REVERSAL, row_of(table, like, ROWS.A, b, t, low), size)
     load(s, G_READ, row_of(table, like, ROWS.y, b, t, low), size)
     fill_zero(s, G_PRE)
@@ -256,9 +254,9 @@ def backward(first, last, p, tableau, table, length, width):
             end = min(begin + p.chunk, length)
             slot = recompute(s, p, tableau, table, tableau, b, low, size, begin, end)
             for t in range(end - 1, begin - 1, -1):
-                begin_pull(s, p, table, tableau, b, block, low, size, t, slot)
                 B, C, dt = token_of(table, tableau, b, t)
                 gB, gC = gradients_of(table, tableau, p, b, block, t)
+                begin_pull(s, p, table, tableau, dt, C, gB, gC, b, low, size, t, slot)
                 slot = token_vjp(s, p, tableau, dt, B, C, gB, gC, slot)
                 end_pull(s, table, tableau, b, low, size, t)
         finish(s, p, table, tableau, b, low, size)
