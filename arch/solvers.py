@@ -7,6 +7,7 @@ drive - rate * h; the field does not change while the token lasts.
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from types import FunctionType
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -122,6 +123,11 @@ def unserved(solver: str, maps: Collection[str]) -> str | None:
     """
     known = (*TABLEAUS, *maps)
     return None if solver in known else f"solver={solver} is none of those it computes, {', '.join(known)}"
+
+
+def refused_by(compiler: Literal["numba", "triton"], solver: str) -> str | None:
+    """The same of the kernels of one compiler, whose module is loaded once it is asked: what it compiled, it says."""
+    return import_module(f"arch.solvers_{compiler}").refuses(solver)
 
 
 def bind(function: Callable, vocabulary: Mapping[str, Any]) -> Callable:

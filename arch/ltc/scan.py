@@ -11,7 +11,7 @@ from torch import Tensor
 
 from arch.field import Coupling, Field, Gate
 from arch.gradients import Backprop
-from arch.solvers import FIXED, FROZEN, Solver, make_solver
+from arch.solvers import FIXED, FROZEN, Solver, make_solver, refused_by
 from harness.ops.registry import Kernel, Operation
 from harness.ops.samples import Draw, Sample, Samples
 
@@ -49,9 +49,7 @@ def numba_refuses(
 
     gradient: how the call is differentiated, or "none". timed: whether the elapsed time is differentiated.
     """
-    from arch.solvers_numba import refuses  # what was compiled says what is served; loaded once it is asked
-
-    return refuses(solver) or _way_refused(gradient, timed) or _heads_refused(coupling, head_dim)
+    return refused_by("numba", solver) or _way_refused(gradient, timed) or _heads_refused(coupling, head_dim)
 
 
 def triton_refuses(
@@ -63,11 +61,9 @@ def triton_refuses(
     timed: bool = False,
 ) -> str | None:
     """What the CUDA kernel has no code for; as `numba_refuses`."""
-    from arch.solvers_triton import refuses
-
     if coupling in ("heads", "dense"):
         return f"coupling={coupling} mixes channels, for which there is no Triton kernel"
-    return refuses(solver) or _way_refused(gradient, timed)
+    return refused_by("triton", solver) or _way_refused(gradient, timed)
 
 
 def token_refuses(refuses: Callable[..., str | None]) -> Callable[..., str | None]:

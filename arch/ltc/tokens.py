@@ -6,13 +6,14 @@ channels: the derivative of F_t is a diagonal, and one tangent finds it whole. N
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from arch.field import Field
 from arch.ltc.scan import sample as scan_sample
-from arch.solvers import FIXED, Solver
+from arch.solvers import FIXED, Solver, refused_by
 from harness.ops.linear_scan.scan import neighbours
 from harness.ops.registry import Kernel, Operation
 from harness.ops.samples import Draw, Sample, Samples
@@ -47,23 +48,9 @@ def _flow(solver: Solver, field: Field, elapsed: Tensor | None, before: Tensor) 
     return solver.integrate(flat, before.flatten(0, 1).unsqueeze(2), times).view(before.shape)
 
 
-def numba_refuses(solver: str) -> str | None:
-    """What the CPU kernels have no code for."""
-    from arch.solvers_numba import refuses  # what was compiled says what is served; loaded once it is asked
-
-    return refuses(solver)
-
-
-def triton_refuses(solver: str) -> str | None:
-    """What the CUDA kernels have no code for."""
-    from arch.solvers_triton import refuses
-
-    return refuses(solver)
-
-
-def check(solver: Solver, field: Field, h0: Tensor, elapsed: Tensor | None, h: Tensor, refuses) -> None:
-    """Raises ValueError for a call that a kernel refuses, or whose shapes do not fit together."""
-    reason = refuses(solver.name)
+def check(compiler: str, solver: Solver, field: Field, h0: Tensor, elapsed: Tensor | None, h: Tensor) -> None:
+    """Raises ValueError for a call that the kernels of a compiler refuse, or whose shapes do not fit together."""
+    reason = refused_by(compiler, solver.name)
     if reason is not None:
         raise ValueError(f"liquid_tokens cannot serve this call: {reason}.")
     if h0.shape[-1] != 1 or field.B is not None or field.C is not None or field.coupled not in ("none", "diagonal"):
@@ -90,8 +77,10 @@ def _operation(name: str, reference: Callable, function: str, make: Callable[...
     """One of the two operations, which are tested by the same calls."""
     dtypes = (torch.float32, torch.float64)
     kernels = (
-        Kernel("numba", "cpu", f"arch.ltc.tokens_numba:{function}", dtypes, numba_refuses),
-        Kernel("triton", "cuda", f"arch.ltc.tokens_triton:{function}", dtypes, triton_refuses, ("triton",)),
+        Kernel("numba", "cpu", f"arch.ltc.tokens_numba:{function}", dtypes, partial(refused_by, "numba")),
+        Kernel(
+            "triton", "cuda", f"arch.ltc.tokens_triton:{function}", dtypes, partial(refused_by, "triton"), ("triton",)
+        ),
     )
     sizes = {"batch": (1, 3), "length": (1, 2, 63, 65), "channels": (1, 31, 65, 260), "substeps": (1, 2, 3)}
     kinds = ((s, *form) for s in FIXED for form in (("sigmoid", "none"), ("softplus", "diagonal")))

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from arch.field import Field
-from arch.ltc.tokens import check, numba_refuses
+from arch.ltc.tokens import check
 from arch.solvers import Solver
 from arch.solvers_numba import (
     EXPONENTIAL,
@@ -293,7 +293,7 @@ def tokens_vjp(
 
 
 def _prepared(solver: Solver, field: Field, h0, elapsed, h) -> tuple[Plan, np.ndarray, list[Tensor]]:
-    check(solver, field, h0, elapsed, h, numba_refuses)
+    check("numba", solver, field, h0, elapsed, h)
     batch, T, D = field.a.shape
     kind, tableau = method(solver)
     width = -(-D // -(-D // WIDTH))  # blocks of equal width ...

@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from arch.field import Field
-from arch.ltc.tokens import check, triton_refuses
+from arch.ltc.tokens import check
 from arch.solvers import Solver
 from arch.solvers_triton import (
     SEMI_IMPLICIT,
@@ -61,7 +61,7 @@ def tokens_vjp(
 
 
 def _prepared(solver: Solver, field: Field, h0: Tensor, elapsed: Tensor | None, h: Tensor) -> list[Tensor]:
-    check(solver, field, h0, elapsed, h, triton_refuses)
+    check("triton", solver, field, h0, elapsed, h)
     dt = (h.new_ones(h.shape[:2]) if elapsed is None else elapsed) / solver.substeps
     w = torch.zeros_like(field.inv_tau) if field.coupling is None else field.coupling
     tensors = (field.a, field.A, field.inv_tau, field.omega, w, h0, h, dt)
