@@ -174,7 +174,7 @@ def test_no_token_is_told(architecture):
         build(architecture)(torch.zeros(2, 0, dtype=torch.long))
 
 
-@pytest.mark.parametrize("name", sorted(set(configs.MODELS) - {"transformer"}))
+@pytest.mark.parametrize("name", [name for name in configs.MODELS if not name.startswith("transformer")])
 def test_no_token_is_told_by_a_recurrence(name):
     block = build(name).blocks[0]
     for mixer in (block.mixer, *([block.channel_mixer] if name == "rwkv" else [])):

@@ -53,12 +53,12 @@ def tokens(length, batch=2, width=16):
     return torch.randn(batch, length, width, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("n_kv_heads", [None, 2, 1])
-def test_values_and_gradients_equal_attention_spelt_out(n_kv_heads):
-    mixer = attention(n_kv_heads=n_kv_heads)
+@pytest.mark.parametrize(("n_kv_heads", "window"), [(None, None), (2, None), (1, None), (2, 1), (None, 3), (1, 6)])
+def test_values_and_gradients_equal_attention_spelt_out(n_kv_heads, window):
+    mixer = attention(n_kv_heads=n_kv_heads, window=window)
     x = tokens(7).requires_grad_()
     weights = torch.randn(2, 7, 16, dtype=torch.float64)
-    fast, slow = mixer(x)[0], spelt_out(mixer, x)
+    fast, slow = mixer(x)[0], spelt_out(mixer, x, window)
     assert_close(fast, slow, rtol=0, atol=1e-12)
     leaves = [x, *mixer.parameters()]
     grads = [torch.autograd.grad((y * weights).sum(), leaves) for y in (fast, slow)]
@@ -68,19 +68,24 @@ def test_values_and_gradients_equal_attention_spelt_out(n_kv_heads):
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-5)])
 @pytest.mark.parametrize("n_kv_heads", [None, 2])
-def test_equals_llama(dtype, tolerance, n_kv_heads):
-    mixer = Attention(32, head_dim=8, n_kv_heads=n_kv_heads, rope_theta=500.0).to(dtype)
+@pytest.mark.parametrize(
+    ("window", "kind"), [(None, "LlamaAttention"), (1, "MistralAttention"), (32, "MistralAttention")]
+)
+def test_equals_llama_or_with_a_window_mistral(dtype, tolerance, n_kv_heads, window, kind):
+    mixer = Attention(32, head_dim=8, n_kv_heads=n_kv_heads, rope_theta=500.0, window=window).to(dtype)
     oracle = find_oracle(mixer)
+    assert kind in oracle.name
     assert oracle.tolerance <= tolerance
     x = torch.randn(2, 70, 32, dtype=dtype)
     assert_close(mixer(x)[0], oracle.forward(x), rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize("n_kv_heads", [None, 2])
+@pytest.mark.parametrize("window", [None, 1, 4, 11, 40])
 @pytest.mark.parametrize("recording", [False, True])
-def test_chunks_and_steps_equal_the_whole(n_kv_heads, recording, monkeypatch):
+def test_chunks_and_steps_equal_the_whole(n_kv_heads, window, recording, monkeypatch):
     monkeypatch.setattr(operation, "MASK_ELEMENTS", 40)  # so that a chunk takes several masks
-    mixer, x = attention(n_kv_heads=n_kv_heads), tokens(23)
+    mixer, x = attention(n_kv_heads=n_kv_heads, window=window), tokens(23)
     with torch.set_grad_enabled(recording):
         whole, last = mixer(x)
         state, parts = None, []
@@ -148,9 +153,41 @@ def test_state_bytes_are_those_of_the_context():
                 assert state_bytes(state) == 2 * a_token * (context + 1)
 
 
+def test_a_window_is_held_in_places_that_are_there_from_the_start():
+    mixer, x = attention(n_kv_heads=2, window=5), tokens(13)
+    for context in (0, 3, 5, 131_072):
+        assert state_bytes(mixer.init_state(1, context, dtype=torch.float64)) == 2 * 2 * 5 * 4 * 8
+    _, state = mixer(x)
+    assert state.position == 13
+    assert mixer.truncate_state(state, 2) is state
+    keys, _ = state.past()
+    for index, position in enumerate(range(8, 13)):
+        assert torch.equal(state.keys[:, :, position % 5], keys[:, :, index])
+    before = [t.clone() for t in tensors(state)]
+    mixer.step(x[:, 0], state)
+    assert all(torch.equal(a, b) for a, b in zip(before, tensors(state), strict=True))
+
+
+def test_a_token_does_not_see_beyond_its_window():
+    mixer, x = attention(window=4), tokens(15).requires_grad_()
+    y, _ = mixer(x)
+    for t in range(15):
+        (grad,) = torch.autograd.grad(y[:, t].sum(), x, retain_graph=True)
+        assert (grad.abs().sum((0, 2)) > 0).nonzero().flatten().tolist() == list(range(max(0, t - 3), t + 1))
+
+
+def test_the_blocks_of_a_window_take_no_longer_rows_than_two_windows(monkeypatch):
+    shapes, plain = [], operation._sdpa
+    monkeypatch.setattr(operation, "_sdpa", lambda q, k, *rest: shapes.append(k.shape) or plain(q, k, *rest))
+    attention(window=8)(tokens(100))
+    assert max(shape[2] for shape in shapes) == 16
+    assert sum(shape[0] * shape[2] for shape in shapes) <= 2 * (2 * 100 + 2 * 8)
+
+
+@pytest.mark.parametrize("window", [None, 2, 40])
 @pytest.mark.parametrize("n_kv_heads", [None, 2])
-def test_matmul_flops_are_those_of_one_step(n_kv_heads):
-    mixer = Attention(32, head_dim=8, n_kv_heads=n_kv_heads)
+def test_matmul_flops_are_those_of_one_step(n_kv_heads, window):
+    mixer = Attention(32, head_dim=8, n_kv_heads=n_kv_heads, window=window)
     for context in (1, 2, 300):
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             mixer.step(torch.randn(1, 32), mixer.init_state(1, context - 1))
@@ -165,8 +202,9 @@ def test_positions_stay_exact_far_along():
     assert_close(mixer(x, far)[0], near, rtol=0, atol=1e-9)  # rotary positions are relative
 
 
-def test_bfloat16_autocast_follows_float32():
-    mixer = Attention(32, head_dim=8, n_kv_heads=2)
+@pytest.mark.parametrize("window", [None, 5])
+def test_bfloat16_autocast_follows_float32(window):
+    mixer = Attention(32, head_dim=8, n_kv_heads=2, window=window)
     x = torch.randn(2, 12, 32)
     exact, _ = mixer(x)
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad():

@@ -42,6 +42,12 @@ class FixedCache:
         self.values.index_copy_(2, self.length, values.to(self.values))
         return FixedCache(self.keys, self.values, self.length + 1, self.position + 1)
 
+    def truncate(self, keep: int) -> KVCache:
+        """The last `keep` tokens, in a cache that grows again; positions go on counting."""
+        length = int(self.length)
+        keys, values = (tensor[:, :, max(0, length - keep) : length].clone() for tensor in (self.keys, self.values))
+        return KVCache.of(keys, values, int(self.position))
+
     @property
     def seen(self) -> Tensor:
         """Which places hold a token: (capacity,) of bool."""

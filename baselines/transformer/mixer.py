@@ -9,25 +9,28 @@ from torch import Tensor, nn
 
 from baselines.transformer.fixed_cache import FixedCache
 from baselines.transformer.kv_cache import KVCache
+from baselines.transformer.ring_cache import RingCache
 from harness.errors import ConfigError
 from harness.model.mixer import UNTIMED, Call, Flops, ProjectedMixer, step_operation
 from harness.ops.attention.attention import ATTENTION, weigh
 from harness.ops.registry import Choice
 from harness.ops.samples import Draw, Sample, Samples, randomised
-from harness.ranges import Base, Dimension
+from harness.ranges import Base, Dimension, Length
+
+Cache = KVCache | FixedCache | RingCache
 
 
 class Attention(ProjectedMixer):
-    """Multi-head attention whose state is the keys and values of every token seen.
+    """Multi-head attention whose state is the keys and values of every token seen, or of the last `window`.
 
+    window: tokens that a token sees, itself included (Jiang et al. 2023, arXiv:2310.06825); None for all. The state is
+    then constant: places for a window's tokens, from the start. Through n layers a token depends on n windows.
     head_dim: even, divides d_model. n_kv_heads: key-value heads, each shared by a group of query heads (Ainslie et al.
     2023, arXiv:2305.13245); None means one for each. rope_theta: base of the rotary frequencies (Su et al. 2021,
     arXiv:2104.09864). Projections start as N(0, 2 / (5 d_model)) (Nguyen and Salazar 2019, arXiv:1910.05895), the one
     into the residual stream smaller by sqrt(2 n_layers) (GPT-2). kernel: see harness/ops/registry.py; a sequence of one
     token needs no mask and is weighed by torch's own products whatever the choice.
     """
-
-    constant_state = False
 
     def __init__(
         self,
@@ -37,12 +40,14 @@ class Attention(ProjectedMixer):
         *,
         head_dim: Dimension = 32,
         n_kv_heads: Dimension | None = None,
+        window: Length | None = None,
         rope_theta: Base = 10_000.0,
         kernel: Choice = "auto",
         d_out: int | None = None,
     ):
         super().__init__(d_model, layer, n_layers, d_out)
         self.head_dim, self.rope_theta, self.kernel = head_dim, rope_theta, kernel
+        self.window, self.constant_state = window, window is not None
         self.n_heads = _count_heads(d_model, head_dim)
         self.n_kv_heads = _count_kv_heads(self.n_heads, n_kv_heads, head_dim)
         self.qkv = nn.Linear(d_model, (self.n_heads + 2 * self.n_kv_heads) * head_dim, bias=False)
@@ -55,44 +60,57 @@ class Attention(ProjectedMixer):
     def projection(self) -> nn.Linear:
         return self.out
 
-    def mix(self, x: Tensor, state: KVCache | None = None, call: Call = UNTIMED) -> tuple[Tensor, KVCache]:
-        position, past = (0, 0) if state is None else (state.position, state.length)
+    def mix(self, x: Tensor, state: Cache | None = None, call: Call = UNTIMED) -> tuple[Tensor, Cache]:
+        position = 0 if state is None else state.position
         queries, keys, values = self._project(x, position)
         if state is None:
-            state = KVCache.of(keys[:, :, :0], values[:, :, :0])
-        cache = state.append(keys, values)
-        if x.shape[1] == 1:
-            y = weigh(queries, cache.keys, cache.values)
+            state = self._empty(keys)
+        if isinstance(state, RingCache):
+            held = zip(state.past(), (keys, values), strict=True)
+            keys, values = (torch.cat([old.to(new), new], 2) for old, new in held)
+            cache: Cache = state.after(keys, values)
         else:
-            attend = ATTENTION.choose(self.kernel, queries.device, queries.dtype)
-            y = attend(queries, cache.keys, cache.values) if past else attend(queries, keys, values)
+            past, cache = state.length, state.append(keys, values)
+            if past or x.shape[1] == 1:
+                keys, values = cache.keys, cache.values
+        if x.shape[1] == 1:
+            seen = slice(max(0, keys.shape[2] - (self.window or keys.shape[2])), None)
+            y = weigh(queries, keys[:, :, seen], values[:, :, seen])
+        else:
+            y = ATTENTION.choose(self.kernel, queries.device, queries.dtype)(queries, keys, values, self.window)
         return y.transpose(1, 2).flatten(2), cache  # (B, heads, T, head_dim) -> (B, T, d_model)
 
-    def mix_step(
-        self,
-        x_t: Tensor,
-        state: KVCache | FixedCache,
-        call: Call = UNTIMED,
-    ) -> tuple[Tensor, KVCache | FixedCache]:
+    def mix_step(self, x_t: Tensor, state: Cache, call: Call = UNTIMED) -> tuple[Tensor, Cache]:
         queries, keys, values = self._project(x_t.unsqueeze(1), state.position)
         cache = state.append(keys, values)
-        unseen = ~cache.seen.unsqueeze(0) if isinstance(cache, FixedCache) else None
-        y = weigh(queries, cache.keys, cache.values, unseen)
+        if isinstance(cache.position, Tensor):
+            y = weigh(queries, cache.keys, cache.values, ~cache.seen.unsqueeze(0))
+        else:  # the order in which a ring lies does not matter: positions are in the keys
+            y = weigh(queries, cache.keys[:, :, : cache.length], cache.values[:, :, : cache.length])
         return y.flatten(1), cache  # (B, heads, 1, head_dim) -> (B, d_model)
 
     def frozen_step(self) -> Callable:
         return ATTENTION_STEP.choose(self.kernel, self.out.weight.device, self.out.weight.dtype)(self)
 
-    def init_state(self, batch: int, context: int = 0, device=None, dtype=None) -> KVCache:
+    def init_state(self, batch: int, context: int = 0, device=None, dtype=None) -> Cache:
+        if self.window is not None:
+            return RingCache.zeros((batch, self.n_kv_heads, self.window, self.head_dim), context, device, dtype)
         return KVCache.zeros(batch, self.n_kv_heads, context, self.head_dim, device=device, dtype=dtype)
 
-    def truncate_state(self, state: KVCache, keep: int) -> KVCache:
-        return state.truncate(keep)
+    def _empty(self, keys: Tensor) -> Cache:
+        """The cache before the first token, of the type of its keys (B, n_kv_heads, T, head_dim)."""
+        if self.window is None:
+            return KVCache.of(keys[:, :, :0], keys[:, :, :0])
+        return self.init_state(len(keys), 0, keys.device, keys.dtype)
 
-    def fixed_state(self, state: KVCache | FixedCache, room: int) -> FixedCache:
-        return FixedCache.of(state, room)
+    def truncate_state(self, state: Cache, keep: int) -> Cache:
+        return state if isinstance(state, RingCache) else state.truncate(keep)
+
+    def fixed_state(self, state: Cache, room: int) -> FixedCache | RingCache:
+        return state.fixed() if isinstance(state, RingCache) else FixedCache.of(state, room)
 
     def flops_per_token(self, context: int) -> Flops:
+        context = min(context, self.window or context)
         attention = self.n_heads * self.head_dim * context
         projections = self.qkv.weight.numel() + self.out.weight.numel()
         rotation = 3 * (self.n_heads + self.n_kv_heads) * self.head_dim
@@ -153,11 +171,13 @@ def _count_kv_heads(n_heads: int, n_kv_heads: int | None, head_dim: int) -> int:
     return n_kv_heads or n_heads
 
 
-def step_sample(draw: Draw, batch=2, past=7, head_dim=4, heads=2, shared_by=1) -> Sample:
-    """An attention of random weights, and one token behind a cache; `shared_by` query heads a key-value head."""
-    mixer = randomised(Attention(heads * shared_by * head_dim, head_dim=head_dim, n_kv_heads=heads), draw)
+def step_sample(draw: Draw, batch=2, past=7, head_dim=4, heads=2, shared_by=1, window=0) -> Sample:
+    """Random weights, and one token behind a cache; `shared_by` query heads a key-value head; window: 0 for none."""
+    attention = Attention(heads * shared_by * head_dim, head_dim=head_dim, n_kv_heads=heads, window=window or None)
+    mixer = randomised(attention, draw)
     keys, values = draw.normal(batch, heads, past, head_dim), draw.normal(batch, heads, past, head_dim)
-    return Sample((mixer,), token=(draw.normal(batch, mixer.d_model), KVCache.of(keys, values)))
+    cache = KVCache.of(keys, values) if not window else attention._empty(keys).after(keys, values)
+    return Sample((mixer,), token=(draw.normal(batch, mixer.d_model), cache))
 
 
 ATTENTION_STEP = step_operation(
@@ -165,7 +185,8 @@ ATTENTION_STEP = step_operation(
     "baselines.transformer.step_numba:attention_step",
     samples=Samples(
         step_sample,
-        {"batch": (1, 3), "past": (0, 1, 127, 129, 300), "head_dim": (2, 8, 18), "heads": (1, 3), "shared_by": (1, 2)},
-        ({}, {"past": 129, "shared_by": 2}, {"batch": 1, "past": 300, "head_dim": 16}),
+        {"batch": (1, 3), "past": (0, 1, 127, 129, 300), "head_dim": (2, 8, 18), "heads": (1, 3), "shared_by": (1, 2)}
+        | {"window": (0, 1, 8, 200)},
+        ({}, {"past": 129, "shared_by": 2}, {"batch": 1, "past": 300, "head_dim": 16}, {"window": 4}, {"window": 16}),
     ),
 )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from baselines.transformer.kv_cache import KVCache
+from baselines.transformer.ring_cache import RingCache
 from harness.model.mixer import UNTIMED
 from harness.ops.shapes import expect
 from harness.ops.toolbox.jit import helper, kernel
@@ -29,10 +30,11 @@ def attention_step(mixer) -> Callable:
     theta = float(mixer.rope_theta)
 
     def step(x_t: Tensor, state, call=UNTIMED, weights=weights) -> tuple[Tensor, object]:
-        if not isinstance(state, KVCache) or state.keys.dtype != torch.float32:
+        own = isinstance(state, KVCache) or (isinstance(state, RingCache) and isinstance(state.position, int))
+        if not own or state.keys.dtype != torch.float32:
             return mixer.step(x_t, state)
         x, batch = x_t.float().contiguous(), len(x_t)
-        cached = (batch, shared_by, state.length, size)
+        cached = (batch, shared_by, mixer.window or state.length, size)
         expect(
             "attention_step", ("x", x, (batch, width)), ("keys", state.keys, cached), ("values", state.values, cached)
         )
@@ -46,7 +48,8 @@ def attention_step(mixer) -> Callable:
         keys, values = cache.keys, cache.values
         y, places = torch.empty_like(x), (keys.data_ptr(), values.data_ptr(), *keys.stride()[:2])
         sizes = heads // shared_by, shared_by, cache.length, size
-        work = keys.numel() // 8  # a number read is less than an update: few tokens stay on one thread
+        # a number read is less than an update: few tokens stay on one thread
+        work = batch * shared_by * cache.length * size // 8
         spread(_attend, batch * shared_by, work, q_at, *places, *sizes)  # writes in the queries' place
         _product(q_at, out_at, y.data_ptr(), batch, width, heads * size)
         return y, cache

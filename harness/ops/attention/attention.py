@@ -1,7 +1,8 @@
 """The operation `attention`: softmax(Q K^T / sqrt(head_dim)) V, causal, behind any number of earlier tokens.
 
 Shapes: queries (B, n_heads, T, head_dim); keys, values (B, n_kv_heads, past + T, head_dim), where each key-value head
-serves a group of n_heads / n_kv_heads query heads. Query t sees the keys 0 .. past + t.
+serves a group of n_heads / n_kv_heads query heads. Query t sees the keys 0 .. past + t, the last `window` of them where
+a window is given.
 """
 
 import math
@@ -16,9 +17,9 @@ from harness.ops.samples import Draw, Sample, Samples
 MASK_ELEMENTS = 2**22  # queries of a later chunk are taken in groups whose mask is no larger than this
 
 
-def reference(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+def reference(queries: Tensor, keys: Tensor, values: Tensor, window: int | None = None) -> Tensor:
     """Spelt out: the matrix of scores, masked; returns (B, n_heads, T, head_dim)."""
-    return weigh(queries, keys, values, ~_seen(queries.shape[2], keys.shape[2], queries.device))
+    return weigh(queries, keys, values, ~_seen(queries.shape[2], keys.shape[2], queries.device, window))
 
 
 def weigh(queries: Tensor, keys: Tensor, values: Tensor, unseen: Tensor | None = None) -> Tensor:
@@ -32,9 +33,11 @@ def weigh(queries: Tensor, keys: Tensor, values: Tensor, unseen: Tensor | None =
     return (weights @ values).reshape(batch, n_heads, length, head_dim)
 
 
-def sdpa(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """torch's fused attention."""
+def sdpa(queries: Tensor, keys: Tensor, values: Tensor, window: int | None = None) -> Tensor:
+    """torch's fused attention; with a window in blocks of queries, each with the two blocks of keys that it sees."""
     length, total = queries.shape[2], keys.shape[2]
+    if window is not None and total > window:
+        return _banded(queries, keys, values, window)
     if length == total:
         return _sdpa(queries, keys, values, is_causal=True)
     group = max(1, MASK_ELEMENTS // total)
@@ -47,6 +50,32 @@ def sdpa(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     return torch.cat(parts, dim=2)
 
 
+def _banded(queries: Tensor, keys: Tensor, values: Tensor, window: int) -> Tensor:
+    """Attention to a window at a cost of T x 2 window: the queries in blocks of a window.
+
+    The first block, whose keys may begin within a window, is taken by itself. Then block b sees the keys of its own
+    window and of the one before, and the mask of every block is the same. What fills up the last block is cut off.
+    """
+    length, total, device = queries.shape[2], keys.shape[2], queries.device
+    first = min(length, window)
+    end = total - length + first
+    begin = max(0, end - first - window + 1)
+    mask = _seen(first, end - begin, device, window)
+    parts = [_sdpa(queries[:, :, :first], keys[:, :, begin:end], values[:, :, begin:end], mask)]
+    rest = length - first
+    if rest:
+        missing = -rest % window
+        blocks = [F.pad(queries[:, :, first:], (0, 0, 0, missing)).unflatten(2, (-1, window)).transpose(1, 2)]
+        for tensor in (keys, values):
+            padded = F.pad(tensor[:, :, end - window :], (0, 0, 0, missing))
+            blocks.append(padded.unfold(2, 2 * window, window).permute(0, 2, 1, 4, 3))  # (B, blocks, heads, 2 W, size)
+        mask = _seen(window, 2 * window, device, window)
+        q, k, v = (block.flatten(0, 1) for block in blocks)
+        y = _sdpa(q, k, v, mask).unflatten(0, blocks[0].shape[:2])
+        parts.append(y.transpose(1, 2).flatten(2, 3)[:, :, :rest])
+    return torch.cat(parts, dim=2)
+
+
 def _sdpa(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
     grouped = queries.shape[1] != keys.shape[1]
     return F.scaled_dot_product_attention(
@@ -54,15 +83,17 @@ def _sdpa(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = N
     )
 
 
-def _seen(length: int, total: int, device: torch.device) -> Tensor:
+def _seen(length: int, total: int, device: torch.device, window: int | None = None) -> Tensor:
     """Which of `total` tokens the last `length` see: (length, total) of bool."""
-    return torch.ones(length, total, dtype=torch.bool, device=device).tril(total - length)
+    seen = torch.ones(length, total, dtype=torch.bool, device=device).tril(total - length)
+    return seen if window is None else seen.triu(total - length - window + 1)
 
 
-def sample(draw: Draw, batch=2, length=5, past=3, kv_heads=2, group=2, head_dim=4) -> Sample:
-    """One call: `length` queries behind `past` tokens, each key-value head for `group` query heads."""
+def sample(draw: Draw, batch=2, length=5, past=3, kv_heads=2, group=2, head_dim=4, window=0) -> Sample:
+    """`length` queries behind `past` tokens, each key-value head for `group` query heads; window: 0 for none."""
     cached = (batch, kv_heads, past + length, head_dim)
-    return Sample((draw.normal(batch, kv_heads * group, length, head_dim), draw.normal(*cached), draw.normal(*cached)))
+    tensors = (draw.normal(batch, kv_heads * group, length, head_dim), draw.normal(*cached), draw.normal(*cached))
+    return Sample((*tensors, window or None))
 
 
 ATTENTION = Operation(
@@ -71,8 +102,9 @@ ATTENTION = Operation(
     tuple(Kernel("sdpa", device, "harness.ops.attention.attention:sdpa") for device in ("cpu", "cuda")),
     samples=Samples(
         sample,
-        {"batch": (1, 3), "length": (1, 2, 17, 33), "past": (0, 1, 7), "kv_heads": (1, 2), "group": (1, 3)},
-        ({}, {"past": 0}),
-        ({"length": 70, "past": 61, "head_dim": 32},),
+        {"batch": (1, 3), "length": (1, 2, 17, 33), "past": (0, 1, 7), "kv_heads": (1, 2), "group": (1, 3)}
+        | {"window": (0, 1, 2, 7, 16, 40)},
+        ({}, {"past": 0}, {"window": 2}, {"length": 13, "past": 0, "window": 4}),
+        ({"length": 70, "past": 61, "head_dim": 32}, {"length": 150, "past": 31, "head_dim": 32, "window": 32}),
     ),
 )
