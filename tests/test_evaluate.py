@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from harness.evaluation.evaluate import EvaluateConfig, evaluate
-from harness.evaluation.text import extrapolation, loss_by_position, stream_loss
+from harness.evaluation.text import extrapolation, loss_by_position, stream_loss, stream_rows
+from harness.model.context import ContextPolicy
 from harness.tasks.mqar import MQAR
 from harness.tasks.parity import Parity
 from harness.tasks.text import TextTask
@@ -85,10 +86,15 @@ class Carry(Bag):
         return state
 
 
+def trained_context_loss(model, stream, streams, train_length):
+    """The loss under the policy of the training length."""
+    return stream_loss(model, stream_rows(stream, streams, train_length), ContextPolicy(train_length), 1)
+
+
 @pytest.mark.parametrize("size", [997, 64, 17])
 def test_every_byte_but_the_first_of_each_row_is_scored_once(size):
     model, stream = Bigram(), STREAM[:size]
-    nats, scored = stream_loss(model, stream, 4, train_length=8)
+    nats, scored = trained_context_loss(model, stream, 4, train_length=8)
     rows = np.array_split(stream, min(4, size // 16))
     assert scored == size - len(rows)
     expected = sum(model.bits(row[:-1], row[1:]).sum() for row in rows)
@@ -97,7 +103,7 @@ def test_every_byte_but_the_first_of_each_row_is_scored_once(size):
 
 def test_a_growing_state_never_sees_beyond_the_training_length():
     model, stream, train_length = Bag(), STREAM[:203], 12
-    nats, scored = stream_loss(model, stream, 3, train_length)
+    nats, scored = trained_context_loss(model, stream, 3, train_length)
     expected = 0.0
     for row in np.array_split(stream, 3):
         for target in range(1, len(row)):
@@ -111,7 +117,7 @@ def test_a_growing_state_never_sees_beyond_the_training_length():
 
 def test_a_constant_state_carries_the_whole_row():
     model, stream = Carry(), STREAM[:101]
-    nats, _ = stream_loss(model, stream, 1, train_length=10)
+    nats, _ = trained_context_loss(model, stream, 1, train_length=10)
     assert nats == pytest.approx(sum(model.nats(stream[:t], stream[t]) for t in range(1, 101)), rel=1e-6)
 
 

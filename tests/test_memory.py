@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from harness.machine import memory
 from harness.machine.hardware import used_bytes
-from harness.machine.memory import reused_memory
+from harness.machine.memory import Increase, reused_memory
 
 SIZE = 64 * 2**20
 
@@ -27,3 +28,20 @@ def test_freed_memory_is_kept_inside_and_given_back_at_the_end():
         pytest.skip("this C library gives freed memory back whatever it is set to")
     assert resident() - before < SIZE // 2
     assert grown_by_a_freed_tensor() < SIZE // 2
+
+
+def test_an_increase_is_beyond_what_was_in_use_and_of_the_peak():
+    kept = torch.ones(SIZE, dtype=torch.uint8)
+    increase = Increase()
+    if increase.bytes() is None:
+        pytest.skip("this system does not let the peak be reset")
+    assert increase.bytes() < SIZE // 2
+    torch.ones(2 * SIZE, dtype=torch.uint8)
+    assert 2 * SIZE <= increase.bytes() + 2**20 < 3 * SIZE
+    assert Increase().bytes() < SIZE // 2
+    assert len(kept) == SIZE
+
+
+def test_an_increase_that_cannot_be_told_is_none(monkeypatch, tmp_path):
+    monkeypatch.setattr(memory, "CLEAR_REFS", tmp_path / "nowhere" / "clear_refs")
+    assert Increase().bytes() is None

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from harness.evaluation.passage import Passage, observe
+from harness.model.context import Context, ContextPolicy
 from harness.ranges import Batch, Count, Factors, Probability, ScoredBytes, Temperature, Tokens
 
 EVALUATION_SEED = 0
@@ -17,14 +19,17 @@ EVALUATION_SEED = 0
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """How much is evaluated.
+    """How much is evaluated, and with how much context.
 
+    context: tokens that a state which grows keeps, for the losses of the splits, for the text that is generated and for
+    the measurement alike (harness/model/context.py): train (the training length), full, or a number.
     streams: rows that a split is cut into, advanced side by side; also the train-length sequences of one batch.
     max_bytes: of each split, None for all of it. position_buckets, position_bytes: buckets, and bytes read for them.
     length_factors: lengths evaluated, in training lengths. extrapolation_bytes: read at the longest length.
     synthetic_examples: examples of a synthetic task at each length. sample_*: the text that is generated.
     """
 
+    context: Context = "train"
     streams: Batch = 16
     max_bytes: ScoredBytes | None = None
     position_buckets: Count = 10
@@ -36,6 +41,10 @@ class EvaluateConfig:
     sample_bytes: Count = 256
     sample_temperature: Temperature = 0.8
     sample_top_p: Probability = 0.95
+
+    def policy(self, train_length: int) -> ContextPolicy:
+        """The context policy of a run with this training length."""
+        return ContextPolicy.of(self.context, train_length)
 
 
 def evaluate(model, task: Any, config: EvaluateConfig, train_length: int, seed: int = 0) -> dict:
@@ -65,9 +74,12 @@ def _figures(model, task: Any, split: str, config: EvaluateConfig, train_length:
     batch_size = max(1, min(config.streams // factor, config.synthetic_examples))
     loss = torch.zeros((), dtype=torch.float64, device=device)
     scored, total = 0, 0
-    for index in range(math.ceil(config.synthetic_examples / batch_size)):
+    count = math.ceil(config.synthetic_examples / batch_size)
+    for index in range(count):
         batch = task.batch(split, index, batch_size, length, EVALUATION_SEED).to(device)
         outputs, _ = model(batch.inputs, None, batch.elapsed)
+        if (split, factor) == ("test", 1):
+            observe(Passage(index, count, batch, outputs))
         loss += task.loss(outputs, batch).double()
         scored += task.scored(batch)
         total += task.total(outputs, batch)

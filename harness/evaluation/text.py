@@ -8,23 +8,27 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from harness.evaluation.evaluate import EvaluateConfig
+from harness.evaluation.passage import Passage, Reading, observe
 from harness.generation.generate import sample_text
+from harness.model.context import ContextPolicy
 from harness.model.interface import IGNORE
 
 
 def text_figures(model, streams: dict[str, np.ndarray], config: EvaluateConfig, train_length: int, seed: int) -> dict:
     """The "evaluation" block of a text: the figures of its splits (bytes in reading order) and a sample."""
     result: dict = {}
+    policy = config.policy(train_length)
     for split in ("validation", "test"):
         stream = streams[split][: config.max_bytes]
-        nats, scored = stream_loss(model, stream, config.streams, train_length)
+        rows = stream_rows(stream, config.streams, train_length)
+        nats, scored = stream_loss(model, rows, policy, train_length // 2, observed=split == "test")
         result[split] = _figures(nats, scored, stream)
     test = streams["test"]
     result["test"]["loss_by_position"] = loss_by_position(model, test, config, train_length)
     result["extrapolation"] = extrapolation(model, test, config, train_length)
     prompt = test[: config.sample_prompt_bytes].tobytes()
     how = (config.sample_bytes, config.sample_temperature, config.sample_top_p, seed)
-    return result | {"sample": sample_text(model, prompt, *how)}
+    return result | {"sample": sample_text(model, prompt, *how, policy)}
 
 
 def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
@@ -34,28 +38,32 @@ def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
     return flat.view_as(targets)
 
 
-def stream_loss(model, stream: np.ndarray, streams: int, train_length: int) -> tuple[float, int]:
-    """The total nats of a stream of bytes read with context carried over, and the bytes that were scored.
+def stream_loss(model, rows: Tensor, policy: ContextPolicy, chunk: int, observed: bool = False) -> tuple[float, int]:
+    """The total nats of rows of bytes (S, R) read with context carried over, and the bytes that were scored.
 
-    The stream is cut in `streams` contiguous rows; every byte but the first of each row is predicted exactly once, in
-    chunks of half the training length. The state goes on from chunk to chunk. One that grows keeps half the training
-    length of tokens, so a prediction sees between a half and one training length of context: no distance is one that
-    training never showed, and none suffers the short contexts of separate windows. This strided sliding window is a
-    Transformer's best practice; a state of constant size needs no such care and simply carries all it remembers.
+    Every byte but the first of each row is predicted exactly once, in chunks of the policy's stride, or of `chunk`
+    where nothing is cut. The state goes on from chunk to chunk; one that grows is cut between them as the policy says.
+    With the training length as the window no distance is one that training never showed, and no prediction suffers the
+    short contexts of separate windows: this strided sliding window is a Transformer's best practice. A state of
+    constant size needs no such care and simply carries all it remembers. observed: shows the chunks to who observes.
     """
-    device = next(model.parameters()).device
-    rows = _rows(stream, streams, train_length).to(device)  # (S, R), IGNORE where a row is shorter
-    chunk = max(1, train_length // 2)
-    total, state = torch.zeros((), dtype=torch.float64, device=device), None
-    for start in range(0, rows.shape[1] - 1, chunk):
+    rows = rows.to(next(model.parameters()).device)
+    chunk = policy.stride or max(1, chunk)
+    starts = range(0, rows.shape[1] - 1, chunk)
+    total, state = torch.zeros((), dtype=torch.float64, device=rows.device), None
+    for index, start in enumerate(starts):
         tokens = rows[:, start : start + chunk + 1].long()
-        logits, state = model(tokens[:, :-1], state)
-        state = model.truncate_state(state, train_length - chunk)
-        total += token_losses(logits, tokens[:, 1:]).sum(dtype=torch.float64)
+        reading = Reading(tokens[:, :-1], tokens[:, 1:])
+        before = policy.cut(model, state, start)
+        logits, state = model(reading.inputs, before)
+        total += token_losses(logits, reading.targets).sum(dtype=torch.float64)
+        if observed:
+            observe(Passage(index, len(starts), reading, logits, before, start, policy))
     return total.item(), int((rows[:, 1:] != IGNORE).sum())
 
 
-def _rows(stream: np.ndarray, streams: int, train_length: int) -> Tensor:
+def stream_rows(stream: np.ndarray, streams: int, train_length: int) -> Tensor:
+    """A stream of bytes in contiguous rows (S, R), S at most `streams`; IGNORE at the end of a row that is shorter."""
     count = max(1, min(streams, len(stream) // (2 * train_length)))
     pieces = np.array_split(stream, count)  # their lengths differ by one at most, so padding is only ever a target
     rows = np.full((count, len(pieces[0])), IGNORE, dtype=np.int16)

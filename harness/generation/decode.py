@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from harness.model.backbone import LanguageModel
+from harness.model.context import FULL, ContextPolicy
 from harness.model.state import State, tensors
 
 WARMUP = 3
@@ -23,14 +24,18 @@ class Decoder:
     once, over one preallocated state, and replayed: a token then costs one launch, whatever the number of kernels. A
     state that grows is given a fixed shape with room first, and a new graph when that is used up. The state given is
     never written to.
+
+    policy: the context policy, which cuts a state that grows. read: tokens of each sequence that the state has read.
     """
 
     @torch.inference_mode()
-    def __init__(self, model: LanguageModel, state: State):
+    def __init__(self, model: LanguageModel, state: State, policy: ContextPolicy = FULL, read: int = 0):
         self.model, self.state = model, state
         self._step = model.frozen_step()
         self._replay: Callable[[Tensor], Tensor] | None = None
         self._room: float = 0
+        self.policy, self.read = policy, read
+        self._next_cut = math.inf if model.constant_state else policy.next_cut(read)
 
     @torch.inference_mode()
     def step(self, tokens: Tensor) -> Tensor:
@@ -39,19 +44,32 @@ class Decoder:
         On CUDA they lie in one buffer, which the next step overwrites.
         """
         if not self._captures(tokens):
+            self._cut()
+            self.read += 1
             logits, self.state = self._step(tokens, self.state)
             return logits
         self.prepare(tokens)
         self._room -= 1
+        self.read += 1
         assert self._replay is not None, "prepare captures where `_captures` says so"
         return self._replay(tokens)
 
     @torch.inference_mode()
     def prepare(self, tokens: Tensor) -> None:
         """Captures the graph where the next step would: a stopwatch calls it first."""
-        if self._captures(tokens) and not self._room:
+        if not self._captures(tokens):
+            return
+        self._cut()
+        if not self._room:
             with torch.cuda.device(tokens.device):
                 self._capture(tokens)
+
+    def _cut(self) -> None:
+        """Cuts the state where the policy does so before the next token."""
+        if self.read == self._next_cut:
+            self.state = self.policy.cut(self.model, self.state, self.read)
+            self._next_cut = self.policy.next_cut(self.read + 1)
+            self._room = 0
 
     def _captures(self, tokens: Tensor) -> bool:
         return tokens.device.type == "cuda" and self.model.capturable

@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 
 from harness.generation.decode import Decoder
+from harness.model.context import FULL, ContextPolicy
+from harness.model.state import State
 
 
 @torch.inference_mode()
@@ -15,21 +17,40 @@ def generate(
     top_p: float = 1.0,
     top_k: int | None = None,
     seed: int = 0,
+    policy: ContextPolicy = FULL,
 ) -> Tensor:
     """Continues each row of `prompt` (B, T), T at least 1; returns the new tokens (B, n_tokens).
 
     temperature: 0 takes the likeliest token. top_k, top_p: sample among the k likeliest, and among the likeliest whose
     probabilities reach p. Draws come from a private generator on the CPU, so the seed decides them on every device.
+    policy: how much of the past a state that grows keeps.
     """
     generator = torch.Generator().manual_seed(seed)
     tokens: list[Tensor] = []
-    logits, state = model(prompt)
-    logits, decoder = logits[:, -1], Decoder(model, state)  # (B, V)
+    logits, state = read(model, prompt, prompt.shape[1], policy)  # (B, V)
+    decoder = Decoder(model, state, policy, prompt.shape[1])
     while len(tokens) < n_tokens:
         tokens.append(choose(logits, temperature, top_p, top_k, generator))
         if len(tokens) < n_tokens:
             logits = decoder.step(tokens[-1])
     return torch.stack(tokens, dim=1) if tokens else prompt[:, :0]
+
+
+def read(model, tokens: Tensor, chunk: int, policy: ContextPolicy = FULL) -> tuple[Tensor, State]:
+    """Reads tokens (B, T) in chunks that carry the state; returns the last outputs (B, ...) and the state.
+
+    Chunks end where the policy cuts the state, so that every token sees what it sees in evaluation.
+    """
+    cuts = FULL if model.constant_state else policy
+    state, start = None, 0
+    while True:
+        stop = int(min(start + chunk, tokens.shape[1], cuts.next_cut(start + 1)))
+        logits, state = model(tokens[:, start:stop], cuts.cut(model, state, start))
+        last = logits[:, -1].clone()  # keeps one position, not the chunk's
+        del logits
+        if stop == tokens.shape[1]:
+            return last, state
+        start = stop
 
 
 def choose(logits: Tensor, temperature: float, top_p: float, top_k: int | None, generator: torch.Generator) -> Tensor:
@@ -47,8 +68,10 @@ def choose(logits: Tensor, temperature: float, top_p: float, top_k: int | None, 
     return order.gather(1, drawn)[:, 0].to(logits.device)
 
 
-def sample_text(model, prompt: bytes, n_bytes: int, temperature: float, top_p: float, seed: int) -> dict[str, str]:
+def sample_text(
+    model, prompt: bytes, n_bytes: int, temperature: float, top_p: float, seed: int, policy: ContextPolicy = FULL
+) -> dict[str, str]:
     """Continues a text: {"prompt", "text"}; bytes that are no UTF-8 show as the replacement character."""
     tokens = torch.tensor([list(prompt)], device=next(model.parameters()).device)
-    text = bytes(generate(model, tokens, n_bytes, temperature, top_p, seed=seed)[0].tolist())
+    text = bytes(generate(model, tokens, n_bytes, temperature, top_p, seed=seed, policy=policy)[0].tolist())
     return {"prompt": prompt.decode("utf-8", errors="replace"), "text": text.decode("utf-8", errors="replace")}

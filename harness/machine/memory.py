@@ -38,6 +38,36 @@ def peak_bytes(device: torch.device | str = "cpu") -> int | None:
     return _status_bytes("VmHWM")
 
 
+def resident_bytes() -> int | None:
+    """Bytes of the process's resident set now; None where the system does not tell."""
+    return _status_bytes("VmRSS")
+
+
+class Increase:
+    """The peak of the memory in use since this was made, beyond what was in use then.
+
+    Memory that was freed before is given back first: work that reused it would seem to take none.
+    """
+
+    def __init__(self, device: torch.device | str = "cpu"):
+        self.device = torch.device(device)
+        _give_back()
+        self._known = reset_peak(self.device)
+        self._before = torch.cuda.memory_allocated(self.device) if self.device.type == "cuda" else resident_bytes()
+
+    def bytes(self) -> int | None:
+        """None where the peak could not be reset: it would be that of all the process has ever done."""
+        peak = peak_bytes(self.device)
+        return max(0, peak - self._before) if self._known and peak is not None and self._before is not None else None
+
+
+def _give_back() -> None:
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (OSError, AttributeError, TypeError):  # another C library
+        return
+
+
 def _status_bytes(field: str) -> int | None:
     try:
         lines = STATUS.read_text().splitlines()

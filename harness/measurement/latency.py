@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from harness.generation.decode import Decoder
+from harness.generation.generate import read
 from harness.model.backbone import LanguageModel
-from harness.model.state import State
+from harness.model.context import FULL, ContextPolicy
 
 
 def synchronize(device: torch.device) -> None:
@@ -29,42 +30,28 @@ def prompt(model: LanguageModel, batch: int, length: int, device: torch.device) 
     return model.interface.inputs.random(batch, length, torch.Generator().manual_seed(0)).to(device)
 
 
-def prefill(model: LanguageModel, tokens: Tensor, chunk: int) -> tuple[Tensor, State]:
-    """Reads tokens (B, T) in chunks that carry the state; returns the last logits (B, vocab_size) and the state."""
-    state = None
-    for part in tokens.split(chunk, dim=1):
-        logits, state = model(part, state)
-        last = logits[:, -1].clone()  # keeps one position, not the chunk's
-        del logits
-    return last, state
-
-
-def time_prefill(model: LanguageModel, tokens: Tensor, chunk: int) -> tuple[float, float]:
+def time_prefill(model: LanguageModel, tokens: Tensor, chunk: int, policy: ContextPolicy = FULL) -> tuple[float, float]:
     """Returns the seconds of reading tokens (B, T), and of that and the first generated token."""
     start = now(tokens.device)
-    logits, state = prefill(model, tokens, chunk)
-    read = now(tokens.device)
+    logits, state = read(model, tokens, chunk, policy)
+    after = now(tokens.device)
     following, last = model.interface.following, tokens[:, -1]
-    following(model.step(following(logits, last), state)[0], last)
-    return (read - start) / 1e9, (now(tokens.device) - start) / 1e9
+    following(model.step(following(logits, last), policy.cut(model, state, tokens.shape[1]))[0], last)
+    return (after - start) / 1e9, (now(tokens.device) - start) / 1e9
 
 
-def time_decode(
-    model: LanguageModel, tokens: Tensor, state: State, warmup: int, steps: int, seconds: float
-) -> list[float]:
-    """Generates greedily from tokens (B,) and `state`; returns the milliseconds of each step, the choice included.
+def time_decode(decoder: Decoder, tokens: Tensor, warmup: int, steps: int, seconds: float) -> list[float]:
+    """Generates greedily from tokens (B,); returns the milliseconds of each step, the choice included.
 
     The first `warmup` steps are not returned. Stops after `steps` more, or after the one that passes `seconds`; where
     that happens during the warm-up, the last step alone is returned.
     """
     device = tokens.device
-    decoder = Decoder(model, state)
-    del state  # the decoder's own, which the first step lets go of
     decoder.prepare(tokens)
     times: list[float] = []
     start = before = now(device)
     while len(times) < warmup + steps and (not times or (before - start) / 1e9 <= seconds):
-        tokens = model.interface.following(decoder.step(tokens), tokens)
+        tokens = decoder.model.interface.following(decoder.step(tokens), tokens)
         after = now(device)
         times.append((after - before) / 1e6)
         before = after

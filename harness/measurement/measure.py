@@ -1,4 +1,4 @@
-"""The one instrument: state bytes, peak memory, prefill and decode speed of a model, by context."""
+"""The one instrument: state bytes, memory, prefill and decode speed of a model, by context."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,12 +8,16 @@ from time import perf_counter
 
 import torch
 
+from harness.generation.decode import Decoder
+from harness.generation.generate import read
 from harness.machine.hardware import available_bytes, device_name, used_bytes
 from harness.machine.memory import peak_bytes, reset_peak
 from harness.measurement import latency
 from harness.measurement.cost import dollars_per_million_tokens
 from harness.measurement.forecast import Forecast
+from harness.measurement.resident import Generation, generation_memory
 from harness.model.backbone import LanguageModel
+from harness.model.context import FULL, ContextPolicy
 from harness.model.state import state_bytes, tensors
 from harness.ranges import Batch, Count, CountOrNone, Dollars, Length, Lengths, Seconds
 
@@ -23,7 +27,7 @@ MEMORY_FRACTION = 0.8
 """The part of the free memory that a measurement may plan to use."""
 UNMEASURED = [
     "state_bytes",
-    "peak_memory_bytes",
+    "generation_memory_bytes",
     *("prefill_tokens_per_second", "first_token_ms", "prefill_samples"),
     *("decode_tokens_per_second", "decode_ms_p50", "decode_ms_p95", "decode_ms_p99", "decode_samples"),
 ]
@@ -36,6 +40,7 @@ class MeasureConfig:
     contexts: tokens read before generation starts. warmup: untimed steps at the head of every pass. decode_tokens:
     timed steps of a pass. repeats: passes (decode) and readings (prefill), as far as time allows.
     seconds_per_context: budget of one context; half of it is for decoding. prefill_chunk: tokens read at once.
+    memory_seconds: what the process that measures memory on a CPU may take, None to measure none.
     dollars_per_hour: the price of the machine, an assumption of the user's that the costs are scaled by.
     """
 
@@ -46,6 +51,7 @@ class MeasureConfig:
     repeats: Count = 3
     seconds_per_context: Seconds = 5.0
     prefill_chunk: Length = 2048
+    memory_seconds: Seconds | None = None
     dollars_per_hour: Dollars = 0.10
 
 
@@ -53,27 +59,29 @@ class StateMismatchError(RuntimeError):
     """An architecture whose `init_state` does not hold what reading the context really leaves."""
 
 
-def measure(model: LanguageModel, config: MeasureConfig, device: torch.device | str | None = None) -> dict:
+def measure(model: LanguageModel, config: MeasureConfig, policy: ContextPolicy = FULL) -> dict:
     """Returns the record's measurement block, but for the costs (see `cost`).
 
-    device: where the model lies, its own by default. Memory is the process's (CPU) or the allocator's (GPU). What
-    does not fit the time or the memory is null, and `skipped` says why. Leaves the model's training mode and the
-    random generators as they were. Raises StateMismatchError where `init_state` misstates the state.
+    policy: the context policy, under which a state that grows is held, read and generated from. Memory is what
+    generation takes beyond the loaded model: of a process of its own on a CPU, of the allocator on a GPU. What does not
+    fit the time or the memory is null, and `skipped` says why. Leaves the model's training mode and the random
+    generators as they were. Raises StateMismatchError where `init_state` misstates the state.
     """
-    device = torch.device(device or model.head.weight.device)
+    device = model.head.weight.device
     with _undisturbed(model, device), torch.inference_mode():
-        forecast = Forecast(linear=model.constant_state)
+        forecast = Forecast(linear=model.constant_state or policy.window is not None)
         contexts = sorted(set(config.contexts))
         if contexts:
-            _check_state(model, config, contexts[0], device)
-        rows = [_measure_context(model, config, context, device, forecast) for context in contexts]
+            _check_state(model, config, contexts[0], policy)
+        rows = [_measure_context(model, config, context, policy, forecast) for context in contexts]
+    memory = _memory(model, config, policy, rows)
     return {
         "device": device.type,
         "device_name": device_name(device),
         "threads": torch.get_num_threads(),
         "dtype": str(model.head.weight.dtype).removeprefix("torch."),
         "batch_size": config.batch_size,
-        "peak_memory_since": "context" if reset_peak(device) else "process start",
+        "generation_memory": memory,
         "contexts": rows,
     }
 
@@ -105,22 +113,23 @@ def _undisturbed(model: LanguageModel, device: torch.device) -> Iterator[None]:
                 module.training = mode
 
 
-def _check_state(model: LanguageModel, config: MeasureConfig, context: int, device: torch.device) -> None:
+def _check_state(model: LanguageModel, config: MeasureConfig, context: int, policy: ContextPolicy) -> None:
     """Holds `init_state` to a real prefill of the smallest context; warms the prefill up, too."""
-    tokens = latency.prompt(model, config.batch_size, context, device)
-    _, state = latency.prefill(model, tokens, config.prefill_chunk)
+    tokens = latency.prompt(model, config.batch_size, context, model.head.weight.device)
+    _, state = read(model, tokens, config.prefill_chunk, policy)
     real = [(tuple(tensor.shape), tensor.dtype) for tensor in tensors(state)]
-    stated = [(tuple(t.shape), t.dtype) for t in tensors(model.init_state(config.batch_size, context))]
+    held = policy.held(context)
+    stated = [(tuple(t.shape), t.dtype) for t in tensors(model.init_state(config.batch_size, held))]
     if real != stated:
         wrong = next((pair for pair in zip(real, stated, strict=False) if pair[0] != pair[1]), (len(real), len(stated)))
         raise StateMismatchError(
-            f"model={model.spec.name}: init_state(context={context}) differs from the state that reading {context} "
+            f"model={model.spec.name}: init_state(context={held}) differs from the state that reading {context} "
             f"tokens leaves: read {wrong[0]}, stated {wrong[1]}."
         )
 
 
 def _measure_context(
-    model: LanguageModel, config: MeasureConfig, context: int, device: torch.device, forecast: Forecast
+    model: LanguageModel, config: MeasureConfig, context: int, policy: ContextPolicy, forecast: Forecast
 ) -> dict:
     row = {"context": context} | dict.fromkeys(UNMEASURED) | {"skipped": None}
     skipped = []
@@ -128,7 +137,7 @@ def _measure_context(
     for part in (_decode, _prefill):
         left = config.seconds_per_context * (0.5 if part is _decode else 1.0) - (perf_counter() - started)
         try:
-            result = part(model, config, context, device, forecast, left)
+            result = part(model, config, context, policy, forecast, left)
         except (RuntimeError, MemoryError) as error:
             if not _is_out_of_memory(error):
                 raise
@@ -141,12 +150,21 @@ def _measure_context(
     return row
 
 
-def _decode(model, config: MeasureConfig, context: int, device, forecast: Forecast, seconds: float) -> dict | str:
-    """Holds the state after `context` tokens and generates from it: bytes, peak memory, latency."""
-    needed, free = STEP_COPIES * _stated_bytes(model, config.batch_size, context), available_bytes(device)
+def _decode(
+    model: LanguageModel,
+    config: MeasureConfig,
+    context: int,
+    policy: ContextPolicy,
+    forecast: Forecast,
+    seconds: float,
+) -> dict | str:
+    """Holds the state after `context` tokens and generates from it: bytes, latency, on a GPU memory."""
+    device, kept = model.head.weight.device, policy.held(context)
+    needed, free = STEP_COPIES * _stated_bytes(model, config.batch_size, kept), available_bytes(device)
     if needed > MEMORY_FRACTION * free:
         return f"needs about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"
     token = latency.prompt(model, config.batch_size, 1, device)[:, 0]
+    before = used_bytes(device)
     reset_peak(device)
     held = 0
     times: list[float] = []
@@ -155,22 +173,29 @@ def _decode(model, config: MeasureConfig, context: int, device, forecast: Foreca
         left = deadline - perf_counter()
         if number and left <= 0:
             break
-        states = [model.init_state(config.batch_size, context)]
-        held = state_bytes(states[0])
-        # popped: no name here may keep the first state alive, which a generation would have let go of
-        times += latency.time_decode(model, token, states.pop(), config.warmup, config.decode_tokens, left)
+        decoder = Decoder(model, model.init_state(config.batch_size, kept), policy, context)  # the state's only holder
+        held = state_bytes(decoder.state)
+        times += latency.time_decode(decoder, token, config.warmup, config.decode_tokens, left)
     spread = latency.percentiles(times)
     return {
         "state_bytes": held,
-        "peak_memory_bytes": peak_bytes(device),
+        "generation_memory_bytes": (peak_bytes(device) or 0) - before if device.type == "cuda" else None,
         "decode_tokens_per_second": config.batch_size * len(times) / sum(times) * 1e3,
         "decode_samples": len(times),
         **{f"decode_ms_{name}": value for name, value in spread.items()},
     }
 
 
-def _prefill(model, config: MeasureConfig, context: int, device, forecast: Forecast, seconds: float) -> dict | str:
+def _prefill(
+    model: LanguageModel,
+    config: MeasureConfig,
+    context: int,
+    policy: ContextPolicy,
+    forecast: Forecast,
+    seconds: float,
+) -> dict | str:
     """Reads `context` tokens for real, where the smaller contexts say that time and memory allow it."""
+    device = model.head.weight.device
     refusal = forecast.refusal(context, seconds, MEMORY_FRACTION * available_bytes(device))
     if refusal:
         return refusal
@@ -179,7 +204,7 @@ def _prefill(model, config: MeasureConfig, context: int, device, forecast: Forec
     reset_peak(device)
     timings: list[tuple[float, float]] = []
     while not timings or (len(timings) < config.repeats and sum(t[1] for t in timings) + timings[-1][1] <= seconds):
-        timings.append(latency.time_prefill(model, tokens, config.prefill_chunk))
+        timings.append(latency.time_prefill(model, tokens, config.prefill_chunk, policy))
     read = median(timing[0] for timing in timings)
     first_token = median(timing[1] for timing in timings)
     forecast.add(context, first_token, (peak_bytes(device) or 0) - before)
@@ -188,6 +213,22 @@ def _prefill(model, config: MeasureConfig, context: int, device, forecast: Forec
         "first_token_ms": first_token * 1e3,
         "prefill_samples": len(timings),
     }
+
+
+def _memory(model: LanguageModel, config: MeasureConfig, policy: ContextPolicy, rows: list[dict]) -> str:
+    """Enters what generation takes beyond the loaded model into the rows; returns how it was measured, or why not."""
+    if model.head.weight.device.type == "cuda":
+        return "the allocator's increase over the loaded model"
+    held = [row for row in rows if row["state_bytes"] is not None]
+    if not held or config.memory_seconds is None:
+        return "not measured: measure.memory_seconds is null" if held else "not measured: no state was held"
+    contexts = [row["context"] for row in held]
+    measured = generation_memory(model, Generation(config.batch_size, contexts, policy), config.memory_seconds)
+    if isinstance(measured, str):
+        return f"not measured: {measured}"
+    for row, increase in zip(held, measured, strict=True):
+        row["generation_memory_bytes"] = increase
+    return "the increase of the resident memory of a process of its own over the loaded model"
 
 
 def _stated_bytes(model: LanguageModel, batch: int, context: int) -> int:

@@ -60,7 +60,7 @@ class Ledger:
         self.update_seconds.append(seconds)
 
     def meter(self, joules: float | None, peak_bytes: int | None) -> None:
-        """Enters the energy of a stretch and the peak memory since the process took the run up."""
+        """Enters the energy of a stretch, and the peak memory since the process took the run up."""
         before = self.energy_joules
         self.energy_joules = None if joules is None or before is None else before + joules
         known = [peak for peak in (self.peak_memory_bytes, peak_bytes) if peak is not None]
@@ -93,6 +93,7 @@ class TrainingResult:
 
     load: how busy others kept the machine meanwhile. final_loss: nats per token, mean over the last updates.
     flops_per_token: forward and backward, by hand. lost_lines: of metrics.jsonl, which the curve then lacks.
+    peak_memory_bytes: beyond what was in use before training; None where the system does not let the peak be reset.
     """
 
     status: Literal["finished", "diverged"]

@@ -9,7 +9,7 @@ from torch import Tensor
 from harness.machine.energy import EnergyMeter
 from harness.machine.hardware import memory_errors_told
 from harness.machine.load import LoadMeter
-from harness.machine.memory import peak_bytes, reset_peak, reused_memory
+from harness.machine.memory import Increase, reused_memory
 from harness.machine.runtime import make_accelerator, seed_all, use_threads
 from harness.machine.signals import Held, held_back
 from harness.model.backbone import LanguageModel
@@ -55,11 +55,11 @@ def train(
         held_back() as signals,
         TrainingProgress(progress, config.updates, ledger.update, in_nats=task.targets.in_nats) as display,
     ):
-        reset_peak(trainer.device)
+        memory = Increase(trainer.device)
         while ledger.update < config.updates and ledger.divergence is None:
             with EnergyMeter(trainer.device) as meter, LoadMeter() as load:
                 trainer.advance(display, signals)
-            ledger.meter(meter.joules, peak_bytes(trainer.device))
+            ledger.meter(meter.joules, memory.bytes())
             ledger.meter_load(load)
             if ledger.divergence is None:
                 trainer.save()

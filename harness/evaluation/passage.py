@@ -1,0 +1,56 @@
+"""What an evaluation read and what the model answered, shown to the checks after training, which read it again."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from harness.model.context import FULL, ContextPolicy
+from harness.model.state import State
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Inputs and targets of one call of the model; like a harness.tasks.task.Batch."""
+
+    inputs: Tensor
+    targets: Tensor
+    elapsed: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Passage:
+    """One call of the model whose losses enter the test figure.
+
+    index: of `count` calls. batch: a Reading or a task's Batch. outputs: (B, T, ...). state: what the call started
+    from, None for nothing. read: tokens of each row read before. policy: under which the state was carried.
+    """
+
+    index: int
+    count: int
+    batch: Any
+    outputs: Tensor
+    state: State = None
+    read: int = 0
+    policy: ContextPolicy = FULL
+
+
+_observers: list[Callable[[Passage], None]] = []
+
+
+def observe(passage: Passage) -> None:
+    """Shows a passage to every observer."""
+    for observer in _observers:
+        observer(passage)
+
+
+@contextmanager
+def observing(observer: Callable[[Passage], None]) -> Iterator[None]:
+    """Shows the observer every passage of the evaluations inside. What it keeps of one stays in memory."""
+    _observers.append(observer)
+    try:
+        yield
+    finally:
+        _observers.remove(observer)
