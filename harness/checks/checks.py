@@ -160,9 +160,10 @@ def state_growth(case: Case) -> Outcome:
 
 @check
 def parameters(case: Case) -> Outcome:
-    """Trainable parameters, embeddings included, lie within the budget's tolerance."""
+    """All that can hold knowledge, embeddings included, lies within the budget's tolerance."""
     counts, budget = count(case.model), case.size.params
-    detail = f"{counts.total} trainable, {counts.non_embedding} of them non-embedding, for a budget of {budget}"
+    parts = f"{counts.trainable} trainable, {counts.frozen} frozen, {counts.buffers} in buffers and attributes"
+    detail = f"{counts.total} ({parts}), {counts.non_embedding} of them non-embedding, for a budget of {budget}"
     return Outcome(abs(counts.total - budget) / budget, case.size.tolerance, f"{case.spec.name}: {detail}")
 
 

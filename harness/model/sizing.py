@@ -11,6 +11,7 @@ from harness.machine.hardware import available_bytes
 from harness.model.backbone import LanguageModel, ModelSpec, Width
 from harness.model.block import GatedBlock
 from harness.model.interface import Interface
+from harness.model.inventory import irreproducible
 from harness.ranges import BudgetTolerance, Layers, Parameters
 
 TOLERANCE = 0.02
@@ -20,7 +21,7 @@ TRAINING_BYTES = 16
 
 @dataclass(frozen=True)
 class SizeConfig:
-    """The budget: trainable parameters in all (embeddings included) and backbone layers."""
+    """The budget: everything that can hold knowledge (see ParameterCounts), and backbone layers."""
 
     params: Parameters
     n_layers: Layers
@@ -35,23 +36,33 @@ class SizeConfig:
 
 @dataclass(frozen=True)
 class ParameterCounts:
-    """Parameters of a model: `total` = `embedding` (encoder and untied head) + `non_embedding`."""
+    """Numbers of a model that can hold knowledge: `total` = `trainable` + `frozen` + `buffers`.
+
+    frozen: parameters that are not trained. buffers: of buffers and plain attributes, those that a fresh build under
+    another seed does not reproduce. Also `total` = `embedding` (encoder and untied head) + `non_embedding`.
+    """
 
     total: int
     embedding: int
     non_embedding: int
+    trainable: int
+    frozen: int
+    buffers: int
 
     def to_dict(self) -> dict[str, int]:
         return asdict(self)
 
 
 def count(model: LanguageModel) -> ParameterCounts:
-    """Counts trainable parameters, a tied one once."""
-    trainable = {id(p): p.numel() for p in model.parameters() if p.requires_grad}
+    """Counts what can hold knowledge, a tied parameter once; on the meta device, parameters alone."""
+    trainable, frozen = (
+        sum(p.numel() for p in model.parameters() if p.requires_grad is kind) for kind in (True, False)
+    )
+    buffers = 0 if model.head.weight.is_meta else sum(held.numbers for held in irreproducible(model).values())
     ends = (*model.embedding.parameters(), *model.head.parameters())
-    embedding = {id(p): p.numel() for p in ends}
-    total, table = sum(trainable.values()), sum(embedding.values())
-    return ParameterCounts(total, table, total - table)
+    table = sum({id(p): p.numel() for p in ends}.values())
+    total = trainable + frozen + buffers
+    return ParameterCounts(total, table, total - table, trainable, frozen, buffers)
 
 
 Candidate = tuple[Width, int]
@@ -59,7 +70,7 @@ Candidate = tuple[Width, int]
 
 
 def solve(spec: ModelSpec, given: Interface | int, size: SizeConfig) -> Width:
-    """Returns the widths whose trainable parameters lie within `size.tolerance` of `size.params`.
+    """Returns the widths whose parameters lie within `size.tolerance` of `size.params`.
 
     given: the model's inputs and targets, as `ModelSpec.build` takes it. d_model runs over multiples of
     `spec.width_multiple`; where there is a channel mixer, its d_ff (any even number) takes up the rest, and of the
