@@ -1,5 +1,6 @@
 """One run from start to finish: size, check, train, evaluate, measure, record."""
 
+import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -7,9 +8,11 @@ from typing import Any, Literal
 import torch
 
 from harness.checks.conditions import Conditions
-from harness.checks.runner import run_checks
+from harness.checks.runner import CheckResults, run_checks
+from harness.checks.trained import Memory, Watch, check_trained
 from harness.errors import UserError
 from harness.evaluation.evaluate import EvaluateConfig, evaluate
+from harness.evaluation.passage import observing
 from harness.machine.hardware import memory_errors_told
 from harness.machine.load import LoadMeter
 from harness.measurement.measure import MeasureConfig, cost, measure
@@ -23,6 +26,9 @@ from harness.tasks.task import Batch, Task
 from harness.training import checkpoint
 from harness.training.loggers import Logger
 from harness.training.trainer import TrainerConfig, train
+
+REFUSED = "refused.json"
+"""In place of a result: all that was found of a run that failed the checks after training, so that it stays refused."""
 
 
 class CheckError(UserError):
@@ -66,18 +72,21 @@ class Experiment:
                 recorded = run.result()
                 say(_already_recorded(run.path, recorded))
                 return recorded
+            if (run.path / REFUSED).exists():
+                self._refuse_failed(json.loads((run.path / REFUSED).read_text())["checks"], run)
             torch.manual_seed(self.seed)
             model = self.model.build(self.task.interface, self.size.n_layers, width)
             result = names | {
                 "width": width._asdict() | {"n_layers": model.n_layers},
                 "parameters": sizing.count(model).to_dict(),
                 "data": self.task.describe(),
+                "context_policy": self.evaluate.policy(self.trainer.length).describe(model),
                 "checks": self._check(model, run, say),
             }
             run.code = code.describe(config, _modules_of_kernels(_candidates(config), self.trainer.device_type))
             self.logger.start(names["name"], run.key, config)
             with recording(say) as served:
-                result |= self._measured(model, run, say)
+                result = self._measured(model, run, result, say)
             device = model.head.weight.device
             kernels = served.on(device)
             result |= {"kernels": kernels, "counts": model.counts()}
@@ -103,13 +112,26 @@ class Experiment:
         say(f"Checking {self.model.name} ...")
         checks = run_checks(model, self.model, self.task.interface, self.size, 0, self._conditions()).to_dict()
         run.write_json("checks.json", checks)
+        self._refuse_failed(checks, run)
+        return checks
+
+    def _refuse_failed(self, checks: dict, run: record.Run) -> None:
         failed = [check for check in checks["results"] if check["passed"] is False]
         if failed:
             raise CheckError(
                 f"model={self.model.name} fails {', '.join(check['name'] for check in failed)}: {failed[0]['detail']}",
                 "an architecture that keeps the contract of harness/model/mixer.py.",
-                f"mend the mixer; every check's figures are in {run.path / 'checks.json'}.",
+                f"mend the mixer and give force=true; every check's figures are in {run.path / 'checks.json'}.",
             )
+
+    def _check_trained(self, checks: dict, trained: CheckResults, run: record.Run, evidence: dict) -> dict:
+        """The checks before and after training as one; a run that fails leaves its evidence, and never a result."""
+        after = trained.to_dict()
+        checks = {"passed": checks["passed"] and after["passed"], "results": [*checks["results"], *after["results"]]}
+        run.write_json("checks.json", checks)
+        if not checks["passed"]:
+            run.write_json(REFUSED, evidence | {"status": "refused", "checks": checks})
+        self._refuse_failed(checks, run)
         return checks
 
     def _conditions(self) -> Conditions:
@@ -121,22 +143,29 @@ class Experiment:
 
         return Conditions(trainer.length, trainer.batch_size, trainer.precision, trainer.device_type, batch)
 
-    def _measured(self, model: LanguageModel, run: record.Run, say) -> dict:
-        """Trains, evaluates and measures; a diverged run is recorded with neither evaluation nor measurement."""
+    def _measured(self, model: LanguageModel, run: record.Run, result: dict, say) -> dict:
+        """Trains, evaluates, checks again and measures; a diverged run is recorded with training alone."""
+        before = Memory(model)
         training = train(model, self.task, self.trainer, self.seed, run, self.logger, self.progress).to_dict()
         if training["status"] == "diverged":
-            return {"status": "diverged", "training": training, "evaluation": None, "measurement": None}
+            return result | {"status": "diverged", "training": training, "evaluation": None, "measurement": None}
         if lost := training["lost_lines"]:
             say(f"{run.path / 'metrics.jsonl'} has lost {lost} lines: the curve of this run has a gap.")
         say("Evaluating ...")
         with memory_errors_told("Evaluation", "lower evaluate.streams, or free memory; then the same command goes on."):
-            evaluation = evaluate(model, self.task, self.evaluate, self.trainer.length, self.seed)
+            with observing(watch := Watch(self.seed)):
+                evaluation = evaluate(model, self.task, self.evaluate, self.trainer.length, self.seed)
+            result = result | {"training": training, "evaluation": evaluation}
+            say("Checking the trained model ...")
+            lengths = [self.trainer.length * factor for factor in {1, max(self.evaluate.length_factors)}]
+            trained = check_trained(model, self.task, watch, before, lengths)
+        result["checks"] = self._check_trained(result["checks"], trained, run, result)
         say("Measuring ...")
         with LoadMeter() as meter:
-            measurement = measure(model, self.measure)
+            measurement = measure(model, self.measure, self.evaluate.policy(self.trainer.length))
         measurement["load"] = asdict(meter.load)
         measurement["cost"] = cost(self.measure, measurement, training["tokens_per_second"])
-        return {"status": "finished", "training": training, "evaluation": evaluation, "measurement": measurement}
+        return result | {"status": "finished", "measurement": measurement}
 
 
 def _is_stale(run: record.Run) -> bool:

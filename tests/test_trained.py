@@ -1,0 +1,284 @@
+"""The checks after training: what opens, fills or leaks on trained weights alone is refused, by name."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import configs
+from faults import Decay, Mean
+from harness.checks.runner import CheckResults
+from harness.checks.trained import Memory, Watch, check_trained
+from harness.evaluation.evaluate import EvaluateConfig, evaluate
+from harness.evaluation.passage import observing
+from harness.experiment import CheckError
+from harness.model.backbone import ModelSpec, Width
+from harness.model.mixer import Mixer
+from harness.model.mlp import SwiGLU
+from harness.tasks.mqar import MQAR
+from harness.tasks.parity import Parity
+from harness.tasks.text import TextTask
+from harness.training.trainer import TrainerConfig
+from test_real_valued import Fast, Waves, experiment
+
+LENGTH = 32
+EVALUATE = EvaluateConfig(streams=3, max_bytes=600, position_bytes=64, extrapolation_bytes=256, sample_bytes=4)
+EVALUATE = replace(EVALUATE, length_factors=(1, 2), synthetic_examples=6)
+
+
+class Text(TextTask):
+    """A small text of words."""
+
+    def __init__(self):
+        super().__init__("text")
+
+    def load(self):
+        words = np.random.default_rng(0).choice([b"a ", b"quick ", b"brown ", b"fox. "], size=1200)
+        text = b"".join(words)
+        return {"train": text[:3000], "validation": text[3000:3700], "test": text[3700:4500]}
+
+
+def build(mixer, task=None, n_layers=2):
+    spec = ModelSpec("tiny", mixer, SwiGLU) if isinstance(mixer, type) else mixer
+    width = Width(64, 96 if spec.channel_mixer else 0)
+    return spec.build((task or Text()).interface, n_layers, width)
+
+
+@torch.no_grad()
+def trained(model):
+    """Weights away from their start, as training leaves them."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+def checked(model, task=None, config=EVALUATE, learn=lambda model: None):
+    task, before = task or Text(), Memory(model)
+    trained(model)
+    learn(model)
+    with observing(watch := Watch(seed=0)):
+        evaluate(model, task, config, LENGTH)
+    return check_trained(model, task, watch, before, [LENGTH, 2 * LENGTH])
+
+
+def failed(checks):
+    return {check.name for check in checks.results if check.passed is False}
+
+
+@pytest.mark.parametrize("context", ["train", "full", 10])
+def test_every_trained_model_passes(architecture, context):
+    checks = checked(build(configs.spec(architecture)), config=replace(EVALUATE, context=context))
+    assert [check.name for check in checks.results] == [
+        *("evaluation_equals_decoding", "causality_after_training", "hidden_memory")
+    ]
+    assert checks.passed, [check for check in checks.results if not check.passed]
+    assert all(check.value is not None and check.tolerance is not None for check in checks.results)
+
+
+@pytest.mark.parametrize("task", [Parity(), MQAR(vocab_size=32, num_kv_pairs=4), Waves(), Fast()], ids=lambda t: t.name)
+@pytest.mark.parametrize("name", ["ltc", "transformer", "gru"])
+def test_every_kind_of_task_is_checked(name, task):
+    checks = checked(build(configs.spec(name), task), task)
+    assert checks.passed, [check for check in checks.results if not check.passed]
+    assert "over 0 targets" not in checks.results[0].detail
+
+
+def following(x):
+    """The next token in every token's place."""
+    return nn.functional.pad(x[:, 1:], (0, 0, 0, 1))
+
+
+class Leaky(Decay):
+    """Adds the next token where `open` says so."""
+
+    def open(self, x, state) -> bool:
+        raise NotImplementedError
+
+    def forward(self, x, state=None, call=None):
+        y, after = super().forward(x, state)
+        return (y + following(x) if self.open(x, state) else y), after
+
+
+class InEvaluation(Leaky):
+    """Leaks once the model is out of training, at the evaluation's very shape and in no other."""
+
+    def open(self, x, state):
+        return not self.training and x.shape[:2] == (3, LENGTH // 2)
+
+
+class Carried(Leaky):
+    """Leaks where a state was carried, as evaluation alone does; a generation carries it by `step`."""
+
+    def open(self, x, state):
+        return not self.training and state is not None and x.shape[1] > 1
+
+
+class Gate(Leaky):
+    """Leaks through a gate that training opens; before, it is shut for all small changes of the parameter."""
+
+    def __init__(self, d_model, layer=0, n_layers=1):
+        super().__init__(d_model, layer, n_layers)
+        self.gate = nn.Parameter(torch.zeros(1))
+
+    def open(self, x, state):
+        return bool(self.gate > 0.5)
+
+
+class Blocks(Leaky):
+    """Leaks within full blocks of 32 tokens."""
+
+    def forward(self, x, state=None, call=None):
+        y, after = Decay.forward(self, x, state)
+        whole = x.shape[1] // 32 * 32
+        if not whole:
+            return y, after
+        ahead = torch.cat([following(x[:, :whole]), torch.zeros_like(x[:, whole:])], 1)
+        ahead[:, 31:whole:32] = 0
+        return y + ahead, after
+
+
+class Memorises(Decay):
+    """Keeps the tokens that were read last in the module; a second reading finds its future there."""
+
+    def forward(self, x, state=None, call=None):
+        y, after = super().forward(x, state)
+        seen, self.__dict__["last"] = self.__dict__.get("last"), x.detach()
+        return (y + following(seen) if seen is not None and seen.shape == x.shape else y), after
+
+
+class WeakGeneration(Decay):
+    """The decoder's path gives less than the evaluation's."""
+
+    def frozen_step(self):
+        def step(x_t, state, call=None):
+            y, state = Decay.step(self, x_t, state)
+            return 0.9 * y, state
+
+        return step
+
+
+class Truncates(Mean):
+    """Claims to grow; what evaluation cuts, it keeps."""
+
+    def truncate_state(self, state, keep):
+        return state | {"seen": state["seen"][:, -keep:]} if self.cuts else state
+
+    cuts = True
+
+    def frozen_step(self):
+        honest = Mean.step
+
+        def step(x_t, state, call=None):
+            return honest(self, x_t, {"seen": state["seen"][:, -2:]})
+
+        return step
+
+
+def open_gates(model):
+    with torch.no_grad():
+        for mixer in model.mixers:
+            if isinstance(mixer, Gate):
+                mixer.gate.fill_(1.0)
+
+
+@pytest.mark.parametrize(
+    ("mixer", "expected"),
+    [
+        (InEvaluation, {"evaluation_equals_decoding", "causality_after_training"}),
+        (Carried, {"evaluation_equals_decoding", "causality_after_training"}),
+        (Gate, {"evaluation_equals_decoding", "causality_after_training"}),
+        (Memorises, {"evaluation_equals_decoding"}),
+        (WeakGeneration, {"evaluation_equals_decoding"}),
+        (Truncates, {"evaluation_equals_decoding"}),
+    ],
+)
+def test_what_leaks_after_training_is_refused_by_name(mixer, expected):
+    assert expected <= failed(checked(build(mixer), learn=open_gates))
+
+
+def test_a_leak_at_a_longer_length_than_evaluation_reads_is_found():
+    assert failed(checked(build(Blocks))) >= {"causality_after_training"}
+
+
+def test_a_gate_that_stays_shut_is_no_leak():
+    assert failed(checked(build(Gate))) == set()
+
+
+class SixteenMillion(Decay):
+    """A buffer of 16 million numbers that the forward pass writes by hand while training."""
+
+    def __init__(self, d_model, layer=0, n_layers=1):
+        super().__init__(d_model, layer, n_layers)
+        self.register_buffer("memory", torch.zeros(16_000_000 if layer == 0 else 1), persistent=False)
+
+    def forward(self, x, state=None, call=None):
+        if self.training:
+            self.memory[: x.numel()] = x.detach().flatten()[: len(self.memory)]
+        return super().forward(x, state)
+
+
+def test_a_memory_filled_while_training_is_refused_by_name():
+    def learn(model):
+        model.train()(torch.zeros(2, 9, dtype=torch.long))
+
+    checks = checked(build(SixteenMillion), learn=learn)
+    assert failed(checks) == {"hidden_memory"}
+    (check,) = [check for check in checks.results if check.name == "hidden_memory"]
+    assert check.value >= 16_000_000
+    assert "model.blocks.0.mixer.memory" in check.detail
+
+
+def test_an_exception_is_told_in_its_check():
+    class Falls(Mixer):
+        def forward(self, x, state=None, call=None):
+            return x, {}
+
+        def init_state(self, batch, context=0, device=None, dtype=None):
+            return {}
+
+        def step(self, x_t, state, call=None):
+            raise RuntimeError("no step")
+
+    checks = checked(build(Falls), config=replace(EVALUATE, sample_bytes=1))
+    assert [check.detail for check in checks.results if check.passed is False] == ["RuntimeError: no step"]
+
+
+def small_experiment(name, tmp_path, **changes):
+    made, config = experiment(name, Text(), tmp_path)
+    trainer = TrainerConfig(tokens=512, batch_size=2, length=LENGTH, device="cpu", validation_batches=1)
+    return replace(made, trainer=trainer, evaluate=EVALUATE, model=replace(made.model, **changes)), config
+
+
+@pytest.mark.parametrize(
+    ("mixer", "name"), [(Carried, "evaluation_equals_decoding"), (SixteenMillion, "hidden_memory")]
+)
+def test_a_run_that_fails_afterwards_leaves_evidence_and_no_result(mixer, name, tmp_path, monkeypatch):
+    monkeypatch.setattr("harness.experiment.run_checks", lambda *given: CheckResults([]))  # what passed before
+    made, config = small_experiment("gru", tmp_path, mixer=mixer)
+    for _ in range(2):  # the same command is refused again, whatever its checkpoint lacks
+        with pytest.raises(CheckError, match=name):
+            made.run(config, say=lambda line: None)
+        (folder,) = tmp_path.iterdir()
+        assert not (folder / "result.json").exists()
+        checks = json.loads((folder / "checks.json").read_text())
+        assert checks["passed"] is False
+        assert name in {check["name"] for check in checks["results"] if check["passed"] is False}
+        evidence = json.loads((folder / "refused.json").read_text())
+        assert evidence["status"] == "refused"
+        assert evidence["checks"] == checks
+        assert evidence["evaluation"]["test"]["bits_per_byte"] > 0
+
+
+@pytest.mark.slow
+def test_an_honest_run_records_the_checks_and_its_policy(tmp_path):
+    made, config = small_experiment("transformer", tmp_path)
+    result = made.run(config, say=lambda line: None)
+    assert result["status"] == "finished"
+    assert result["checks"]["passed"] is True
+    names = [check["name"] for check in result["checks"]["results"]]
+    assert names[-3:] == ["evaluation_equals_decoding", "causality_after_training", "hidden_memory"]
+    assert result["context_policy"] == {"kind": "window", "tokens": LENGTH}
