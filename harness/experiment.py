@@ -29,6 +29,7 @@ from harness.training.trainer import TrainerConfig, train
 
 REFUSED = "refused.json"
 """In place of a result: all that was found of a run that failed the checks after training, so that it stays refused."""
+TRAIN_ANEW = "mend the mixer and give force=true, for its checkpoint was trained by what failed"
 
 
 class CheckError(UserError):
@@ -73,7 +74,7 @@ class Experiment:
                 say(_already_recorded(run.path, recorded))
                 return recorded
             if (run.path / REFUSED).exists():
-                self._refuse_failed(json.loads((run.path / REFUSED).read_text())["checks"], run)
+                self._refuse_failed(json.loads((run.path / REFUSED).read_text())["checks"], run, TRAIN_ANEW)
             torch.manual_seed(self.seed)
             model = self.model.build(self.task.interface, self.size.n_layers, width)
             result = names | {
@@ -115,13 +116,13 @@ class Experiment:
         self._refuse_failed(checks, run)
         return checks
 
-    def _refuse_failed(self, checks: dict, run: record.Run) -> None:
+    def _refuse_failed(self, checks: dict, run: record.Run, remedy: str = "mend the mixer") -> None:
         failed = [check for check in checks["results"] if check["passed"] is False]
         if failed:
             raise CheckError(
                 f"model={self.model.name} fails {', '.join(check['name'] for check in failed)}: {failed[0]['detail']}",
                 "an architecture that keeps the contract of harness/model/mixer.py.",
-                f"mend the mixer and give force=true; every check's figures are in {run.path / 'checks.json'}.",
+                f"{remedy}; every check's figures are in {run.path / 'checks.json'}.",
             )
 
     def _check_trained(self, checks: dict, trained: CheckResults, run: record.Run, evidence: dict) -> dict:
@@ -131,7 +132,7 @@ class Experiment:
         run.write_json("checks.json", checks)
         if not checks["passed"]:
             run.write_json(REFUSED, evidence | {"status": "refused", "checks": checks})
-        self._refuse_failed(checks, run)
+        self._refuse_failed(checks, run, TRAIN_ANEW)
         return checks
 
     def _conditions(self) -> Conditions:
