@@ -1,6 +1,7 @@
 """A record's code: what makes a run's figures, by syntax tree, and what has changed since."""
 
 import importlib
+import json
 import shutil
 import subprocess
 import sys
@@ -45,6 +46,32 @@ def test_it_does_not_depend_on_what_else_the_process_has_run(described):
     other_logger = code.describe(configs.resolved("model=ltc", "logger=wandb"), ["arch.ltc.scan_numba"])
     assert other_logger == described
     assert code.describe(configs.resolved("model=gru"))["digest"] != described["digest"]
+
+
+WHOLE_RUN = """
+import json, sys
+from pathlib import Path
+import run
+sys.argv = ["run.py", *sys.argv[1:]]
+run.main()
+(path,) = Path(sys.argv[1].partition("=")[2]).glob("*/result.json")
+named = set(json.loads(path.read_text())["code"]["modules"])
+ours = {name for name in sys.modules if name.partition(".")[0] in ("arch", "baselines", "harness")}
+print(json.dumps([sorted(ours - named), sorted(named - ours)]))
+"""
+
+
+@pytest.mark.slow
+def test_a_record_names_all_that_its_run_imported_and_no_more(tmp_path):
+    """In a process of its own, where nothing but this run has imported anything."""
+    (tmp_path / "corpus.txt").write_text("the quick brown fox jumps over the lazy dog. " * 400)
+    arguments = [f"records={tmp_path / 'runs'}", "model=gru", "debug=tiny", "trainer.tokens=512", "task=text"]
+    command = [sys.executable, "-c", WHOLE_RUN, *arguments, f"task.path={tmp_path / 'corpus.txt'}"]
+    done = subprocess.run(command, cwd=run.ROOT, capture_output=True, text=True, check=True)
+    left_out, never_imported = json.loads(done.stdout.splitlines()[-1])
+    assert never_imported == []
+    composing = ("harness.configure", "baselines.recurrent.oracle")  # and what an oracle says, which is a check's
+    assert [name for name in left_out if name not in composing and not name.startswith(code.NO_FIGURES)] == []
 
 
 @pytest.fixture

@@ -415,6 +415,7 @@ def test_a_run_of_older_code_is_told_and_repeated_only_when_asked(monkeypatch, r
         assert json.loads(recorded.read_text())["code"] == made
 
 
+@pytest.mark.slow
 def test_a_lost_curve_is_told(monkeypatch, recorded, capsys):
     curve = recorded.with_name("metrics.jsonl")
     lines = curve.read_text()
