@@ -62,7 +62,7 @@ FAULTS = {
     "HiddenFuture": {"causality_by_perturbation", "scan_gradients", *PATHS, *RUNNING},
     "BatchMean": {"batch_independence", "causality", *RUNNING, *ROWS},
     "WrongStep": {"prefill_and_step", "scan", "scan_gradients"},
-    "Forgetful": {"chunks"},
+    "Forgetful": {"chunks", *LONG_PATHS},
     "WrongGradient": {"scan_gradients"},
     "WrongGeneration": {"generation", *LONG_PATHS},
     "SecretlyGrowing": {"state_growth"},
