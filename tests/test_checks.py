@@ -71,7 +71,7 @@ FAULTS = {
     "WrongFlops": {"flops"},
     "ContextFlops": {"flops"},
     "Disagrees": {"oracle"},
-    "Raises": {"prefill_and_step", "scan", "scan_gradients", "generation", "flops", *PURITY, *LONG_PATHS},
+    "Raises": {"prefill_and_step", "scan", "scan_gradients", "generation", "flops", "long_state", *PURITY, *LONG_PATHS},
 }
 
 

@@ -97,10 +97,10 @@ def _read(content: bytes) -> Any:
     return torch.load(io.BytesIO(content), weights_only=False)
 
 
-def continued(model: LanguageModel, state: State, tokens: Tensor) -> Tensor:
-    """Outputs (2, B, T, out_width) of tokens (B, T) read behind `state` by `step`, and by the decoder."""
+def continued(model: LanguageModel, state: State, tokens: Tensor, decoder: Decoder | None = None) -> Tensor:
+    """Outputs (2, B, T, out_width) of tokens (B, T) behind `state`, by `step` and `decoder`, a new one where None."""
     model.eval()
-    decoder, logits = Decoder(model, state), []
+    decoder, logits = decoder or Decoder(model, state), []
     with torch.no_grad():
         for token in tokens.unbind(1):
             logit, state = model.step(token, state)

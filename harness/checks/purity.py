@@ -92,7 +92,7 @@ def another_copy(case: Case) -> Outcome:
     """A copy of a state, carried into a copy of the model that has read nothing, goes on alike."""
     state, following, expected = case.run.carried
     found = continued(copy.deepcopy(case.run.unused), copy.deepcopy(state), following)
-    return Outcome(distance(found, expected.expand_as(found)), _single(case), f"behind {PROMPTS[0]} tokens")
+    return Outcome(distance(found, expected), _single(case), f"behind {PROMPTS[0]} tokens")
 
 
 @check
@@ -102,7 +102,7 @@ def another_process(case: Case) -> Outcome:
         return Outcome(None, None, "this system cannot fork a process")
     state, following, expected = case.run.carried
     found = case.run.elsewhere.ask("continued", saved(state), following)
-    return Outcome(distance(found, expected.expand_as(found)), _single(case), f"behind {PROMPTS[0]} tokens")
+    return Outcome(distance(found, expected), _single(case), f"behind {PROMPTS[0]} tokens")
 
 
 @check

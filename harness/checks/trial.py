@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.checks.conditions import Conditions, Inputs, Precision, called
-from harness.checks.elsewhere import Elsewhere
+from harness.checks.elsewhere import Elsewhere, continued
 from harness.checks.tolerances import UNREPEATABLE, distance, worst
 from harness.generation.decode import Decoder
 from harness.model.backbone import LanguageModel
@@ -132,15 +132,18 @@ class Trial:
 
     @cached_property
     def carried(self) -> tuple[State, Tensor, Tensor]:
-        """The state of a decoder that has read a prompt and more, the inputs that follow, and what it gives to them."""
+        """The state of a decoder that has read a prompt and more, the inputs that follow, and what `continued` gives.
+
+        What the decoder gives comes from the very decoder that read all that.
+        """
         model, (prompt, following) = copy.deepcopy(self.unused).eval(), self.prompts[0]
         first, second = following.split([FOLLOWING // 2, FOLLOWING - FOLLOWING // 2], dim=1)
         with torch.no_grad():
             decoder = Decoder(model, model(prompt)[1])
             for token in first.unbind(1):
                 decoder.step(token)
-            state = decoder.state
-            return state, second, torch.stack([decoder.step(token) for token in second.unbind(1)], 1)
+        state = decoder.state
+        return state, second, continued(model, state, second, decoder)
 
     @cached_property
     def in_training(self) -> Moves:
