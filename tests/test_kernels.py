@@ -178,6 +178,17 @@ def test_a_fall_to_a_slow_loop_is_said_once_with_its_reason(operation):
     assert "no kernel runs on cuda" in on_cuda
 
 
+def test_every_architecture_trains_and_infers_by_kernels_on_the_cpu(architecture):
+    """In float32, as conf/model has it, none of them falls to a loop in torch."""
+    net, said = _model(architecture, "auto", torch.float32), []
+    tokens = torch.randint(256, (2, 6))
+    with kernels.recording(said.append):
+        net.train()(tokens)[0].sum().backward()
+        with torch.no_grad():
+            net.eval()(tokens)
+    assert said == []
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "lines"),
