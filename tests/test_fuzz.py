@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import run
@@ -76,19 +76,33 @@ def keys(option: str) -> list[str]:
     return keys_of(OmegaConf.to_container(composed(option)))
 
 
-def values() -> st.SearchStrategy:
+def near(value) -> list:
+    """What could stand in the place of a value of conf/, more or less."""
+    if isinstance(value, bool):
+        return [True, False]
+    if isinstance(value, int):
+        return [1, 2, value // 2, value + 1, 2 * value, 10 * value]
+    if isinstance(value, float):
+        return [value / 10, value / 2, 2 * value, 0.0, 0.5, 1.0, 1]
+    if isinstance(value, ListConfig):
+        return [list(value), list(value)[:1], list(value)[::-1], list(value) * 2]
+    return [None, 1, 7, 0.5] if value is None else [value]
+
+
+def anything() -> st.SearchStrategy:
     """A value of any type, most often one at an edge."""
-    anything = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=20))
-    return st.one_of(
-        st.sampled_from(EDGES), st.integers(0, 300), st.floats(0, 2), anything, st.lists(anything, max_size=3)
-    )
+    plain = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=20))
+    return st.one_of(st.sampled_from(EDGES), st.sampled_from(EDGES), plain, st.lists(plain, max_size=3))
 
 
 @st.composite
 def changes(draw) -> tuple[str, list]:
-    """A choice of a group, and values for one to three of the configuration's keys."""
-    option = draw(st.sampled_from(OPTIONS))
-    changed = draw(st.lists(st.tuples(st.sampled_from(keys(option)), values()), min_size=1, max_size=3))
+    """A choice of a group, and values for one to three of the configuration's keys: one in four of any type."""
+    option, changed = draw(st.sampled_from(OPTIONS)), []
+    for key in draw(st.lists(st.sampled_from(keys(option)), min_size=1, max_size=3)):
+        value = OmegaConf.select(composed(option), key)
+        wild = draw(st.integers(0, 3)) == 0
+        changed.append((key, draw(anything() if wild else st.sampled_from(near(value)))))
     return option, changed
 
 
