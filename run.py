@@ -40,12 +40,16 @@ BASIC = f"{BasicSweeper.__module__}.{BasicSweeper.__name__}"
 """Hydra's own sweeper, whose jobs are known before the first one starts."""
 
 
+NOT_COMPOSED = (HydraException, OmegaConfBaseException, ValueError, RecursionError)
+"""What Hydra raises for a command it cannot compose; a ValueError for trainer=null, or for a number of 5,000 digits."""
+
+
 def compose(overrides: list[str]) -> DictConfig:
     """Composes one run's configuration; raises ConfigError for what Hydra cannot compose."""
     with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         try:
             return hydra.compose("config", overrides)
-        except (HydraException, OmegaConfBaseException) as error:
+        except NOT_COMPOSED as error:
             raise composition_error(error, overrides) from error
 
 
@@ -78,7 +82,7 @@ def resolve(config: DictConfig) -> dict:
 
 def composition_error(error: Exception, overrides: list[str]) -> ConfigError:
     """A failed composition as one paragraph; a group given to a model that lacks it gets its own remedy."""
-    first = " ".join(str(error).split())
+    first = " ".join(str(error).split())[:500]
     chosen = next((o for o in overrides if o.startswith("model=")), "the model chosen")
     for group, models in groups_of_models().items():
         lacking = chosen.removeprefix("model=") not in models
@@ -90,7 +94,7 @@ def composition_error(error: Exception, overrides: list[str]) -> ConfigError:
                 f"remove {group}=, or choose such a model.",
             )
     return ConfigError(
-        f"The configuration cannot be composed: {first}",
+        f"The configuration cannot be composed from {' '.join(overrides)[:300]!r}: {first}",
         "groups, options and keys that conf/ defines.",
         "`python run.py --help` lists the groups with their options and every key.",
     )
@@ -135,7 +139,7 @@ def planned(overrides: list[str], sweeps: bool = False) -> Plan:
             grid = parser.parse_overrides([f"{key}={values}" for key, values in (sweeper.params or {}).items()])
             # the command line overrides the grid of a sweep's file
             (jobs,) = BasicSweeper.split_arguments([*grid, *given], max_batch_size=None)
-        except (HydraException, OmegaConfBaseException) as error:
+        except NOT_COMPOSED as error:
             raise composition_error(error, overrides) from error
     return Plan(jobs, len(jobs), sweeps, folder)
 

@@ -125,7 +125,6 @@ BAD_INPUTS = {
     "unwritable folder": (["records={}/file/runs"], ["file/runs"]),
     "size beyond memory": (["size.params=1000000000000"], ["size.params=1000000000000", "16,000 GB"]),
     "more layers than parameters": (["size.params=1000", "size.n_layers=128"], ["size.n_layers=128", "nearest"]),
-    "batches beyond memory": (["task=parity", "trainer.batch_size=65536", "trainer.length=65536"], ["65,536 x 65,536"]),
     "unreachable size": (["model=transformer", "size.params=1000"], ["size.params=1000", "nearest"]),
     "gate around a mixer with its own": (["model=rwkv", "block=gated"], ["TimeMix", "block=transformer"]),
     "adjoint of a solver without one": (["model=ltc", "solver=exponential", "gradient=adjoint"], ["adjoint"]),

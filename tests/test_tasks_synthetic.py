@@ -91,6 +91,14 @@ def test_mqar_gaps_follow_the_power_law():
     assert ((counts - expected) ** 2 / expected).sum() < 27.9  # chi-squared, 9 degrees of freedom, p = 0.001
 
 
+def test_a_batch_beyond_memory_is_refused():
+    for task in (Parity(), MQAR()):
+        with pytest.raises(ConfigError, match=r"Batches of 65,536 x 65,536 tokens .*lower trainer\.batch_size"):
+            task.check(65_536, 65_536)
+    with pytest.raises(ConfigError, match=r"of 1,048,576 kinds"):
+        MQAR(vocab_size=2**20).check(256, 512)
+
+
 def test_mqar_tells_what_does_not_fit():
     with pytest.raises(ConfigError, match=r"num_kv_pairs=40 .*set task.vocab_size=82"):
         MQAR(vocab_size=64, num_kv_pairs=40)
