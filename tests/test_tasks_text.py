@@ -222,6 +222,20 @@ def test_no_text_of_a_folder_stands_in_two_splits(tmp_path):
     assert sum(part.tobytes().count(b"document") for part in parts.values()) == 5
 
 
+def test_a_collection_of_the_other_files_is_left_out_but_not_a_shared_head(tmp_path):
+    head = "All of these carry one and the same licence at their head.\n"
+    texts = [head + "".join(f"Line {line} of document {index} says little.\n" for line in range(9)) for index in "abcd"]
+    for index, text in enumerate(texts):
+        (tmp_path / f"{index}.txt").write_text(text)
+    (tmp_path / "all.txt").write_text("".join(texts[:3]))
+    (tmp_path / "edited.txt").write_text(texts[3] + "A line more than the fourth document has.\n")
+    task = LocalText(str(tmp_path))
+    files = task.describe()["files"]
+    assert files["taken"]["names"] == ["0.txt", "1.txt", "2.txt", "3.txt"]
+    reason = "with more than half of its lines in others"
+    assert files["left_out"] == {reason: {"count": 2, "names": ["all.txt", "edited.txt"]}}
+
+
 def test_what_is_left_out_does_not_change_the_corpus(tmp_path):
     clean, littered = tmp_path / "clean", tmp_path / "littered"
     clean.mkdir()

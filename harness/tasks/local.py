@@ -12,6 +12,8 @@ from harness.tasks.text import JOIN, TextTask, by_document, by_fraction
 
 NAMED_IN_RECORD = 100
 NAMED_ON_SCREEN = 3
+TELLING_LINE = 32
+"""Bytes from which on a line that stands in two files is taken for a copy; shorter ones recur by themselves."""
 
 
 @dataclass
@@ -50,7 +52,8 @@ class LocalText(TextTask):
     `pattern`, searched recursively, in the order of their names) is split by document, one of every `holdout_every`
     in validation and one in test; a folder of fewer than three texts is joined and cut as one. Of a folder, hidden
     files and folders, links to folders, files that are not UTF-8 or hold white space alone, and every copy of a text
-    taken before are left out; the record and the screen say which.
+    taken before are left out, as are files whose lines mostly stand in texts taken before (a collection of them, an
+    edited copy); the record and the screen say which.
     """
 
     def __init__(
@@ -102,7 +105,9 @@ class LocalText(TextTask):
         """The texts of a folder, in the order of their paths. Raises TaskError where there is none."""
         self.survey = survey = Survey()
         paths, matching = visible_files(folder, survey), _matching(folder, self.pattern)
-        documents, seen = [], set()
+        documents: list[bytes] = []
+        seen: set[bytes] = set()
+        lines: set[int] = set()
         for path in paths:
             name = _name(path, folder)
             if path not in matching:
@@ -118,8 +123,11 @@ class LocalText(TextTask):
                 survey.leave_out(name, "without text")
             elif text in seen:
                 survey.leave_out(name, "with the text of another")
+            elif _known_part(own := _telling_lines(data), lines) > 0.5:
+                survey.leave_out(name, "with more than half of its lines in others")
             else:
                 seen.add(text)
+                lines.update(map(hash, own))
                 survey.taken.append(name)
                 documents.append(data)
         if not documents:
@@ -129,6 +137,15 @@ class LocalText(TextTask):
                 "correct task.path (relative to the current folder), or task.pattern for other file names.",
             )
         return documents
+
+
+def _telling_lines(data: bytes) -> list[bytes]:
+    return [line for line in map(bytes.strip, data.splitlines()) if len(line) >= TELLING_LINE]
+
+
+def _known_part(own: list[bytes], lines: set[int]) -> float:
+    """The part of a file's telling bytes that stands in lines whose hashes are known."""
+    return sum(len(line) for line in own if hash(line) in lines) / max(1, sum(map(len, own)))
 
 
 def visible_files(folder: Path, survey: Survey) -> list[Path]:
