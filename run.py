@@ -29,7 +29,7 @@ import yaml  # noqa: E402
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper  # noqa: E402
 from hydra.core.hydra_config import HydraConfig  # noqa: E402
 from hydra.core.override_parser.overrides_parser import OverridesParser  # noqa: E402
-from hydra.errors import HydraException, InstantiationException  # noqa: E402
+from hydra.errors import InstantiationException  # noqa: E402
 from omegaconf import DictConfig, OmegaConf  # noqa: E402
 from omegaconf.errors import OmegaConfBaseException  # noqa: E402
 
@@ -40,16 +40,12 @@ BASIC = f"{BasicSweeper.__module__}.{BasicSweeper.__name__}"
 """Hydra's own sweeper, whose jobs are known before the first one starts."""
 
 
-NOT_COMPOSED = (HydraException, OmegaConfBaseException, ValueError, RecursionError)
-"""What Hydra raises for a command it cannot compose; a ValueError for trainer=null, or for a number of 5,000 digits."""
-
-
 def compose(overrides: list[str]) -> DictConfig:
     """Composes one run's configuration; raises ConfigError for what Hydra cannot compose."""
     with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         try:
             return hydra.compose("config", overrides)
-        except NOT_COMPOSED as error:
+        except Exception as error:  # beside its own errors ValueError (trainer=null), AssertionError (+=) and more
             raise composition_error(error, overrides) from error
 
 
@@ -139,7 +135,7 @@ def planned(overrides: list[str], sweeps: bool = False) -> Plan:
             grid = parser.parse_overrides([f"{key}={values}" for key, values in (sweeper.params or {}).items()])
             # the command line overrides the grid of a sweep's file
             (jobs,) = BasicSweeper.split_arguments([*grid, *given], max_batch_size=None)
-        except NOT_COMPOSED as error:
+        except Exception as error:  # beside its own errors ValueError (trainer=null), AssertionError (+=) and more
             raise composition_error(error, overrides) from error
     return Plan(jobs, len(jobs), sweeps, folder)
 
