@@ -69,14 +69,28 @@ def failed(checks):
     return {check.name for check in checks.results if check.passed is False}
 
 
-@pytest.mark.parametrize("context", ["train", "full", 10])
-def test_every_trained_model_passes(architecture, context):
-    checks = checked(build(configs.spec(architecture)), config=replace(EVALUATE, context=context))
+@pytest.mark.slow
+def test_every_trained_model_passes(architecture):
+    checks = checked(build(configs.spec(architecture)))
     assert [check.name for check in checks.results] == [
         *("evaluation_equals_decoding", "causality_after_training", "hidden_memory")
     ]
     assert checks.passed, [check for check in checks.results if not check.passed]
     assert all(check.value is not None and check.tolerance is not None for check in checks.results)
+
+
+@pytest.mark.parametrize("context", ["full", 10])
+@pytest.mark.parametrize("name", ["transformer", "hybrid"])
+def test_every_policy_passes(name, context):
+    checks = checked(build(configs.spec(name)), config=replace(EVALUATE, context=context))
+    assert checks.passed, [check for check in checks.results if not check.passed]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("override", ["solver=dopri5", "parallel=newton", "block=gated"])
+def test_an_inexact_solver_and_a_block_pass(override):
+    checks = checked(build(configs.spec("ltc", override)))
+    assert checks.passed, [check for check in checks.results if not check.passed]
 
 
 @pytest.mark.parametrize("task", [Parity(), MQAR(vocab_size=32, num_kv_pairs=4), Waves(), Fast()], ids=lambda t: t.name)
@@ -221,6 +235,7 @@ class SixteenMillion(Decay):
         return super().forward(x, state)
 
 
+@pytest.mark.slow
 def test_a_memory_filled_while_training_is_refused_by_name():
     def learn(model):
         model.train()(torch.zeros(2, 9, dtype=torch.long))
@@ -253,6 +268,7 @@ def small_experiment(name, tmp_path, **changes):
     return replace(made, trainer=trainer, evaluate=EVALUATE, model=replace(made.model, **changes)), config
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mixer", "name"), [(Carried, "evaluation_equals_decoding"), (SixteenMillion, "hidden_memory")]
 )
