@@ -64,7 +64,10 @@ def load(folders: Iterable[Path | str]) -> Records:
 
 def _read_into(records: Records, path: Path, seen: set[tuple[str, str]]) -> None:
     if not (path / "result.json").exists():
-        if (path / "config.json").exists():
+        if (path / "refused.json").exists():
+            failed = _failed_checks(_json(path / "refused.json")) or "refused after training"
+            records.refused.append((path, failed))
+        elif (path / "config.json").exists():
             records.unfinished.append(path)
         return
     record = read(path)
@@ -150,7 +153,7 @@ def _broken(path: Path, what: str) -> RecordError:
 
 def _failed_checks(result: dict) -> str | None:
     """Why the checks do not let this run count; None where they do."""
-    checks = result["checks"] or {}
+    checks = result.get("checks") or {}
     failed = [check["name"] for check in checks.get("results") or [] if check.get("passed") is False]
     if failed:
         return f"checks failed: {', '.join(failed)}"

@@ -27,8 +27,6 @@ from harness.training import checkpoint
 from harness.training.loggers import Logger
 from harness.training.trainer import TrainerConfig, train
 
-REFUSED = "refused.json"
-"""In place of a result: all that was found of a run that failed the checks after training, so that it stays refused."""
 TRAIN_ANEW = "mend the mixer and give force=true, for its checkpoint was trained by what failed"
 
 
@@ -73,8 +71,8 @@ class Experiment:
                 recorded = run.result()
                 say(_already_recorded(run.path, recorded))
                 return recorded
-            if (run.path / REFUSED).exists():
-                self._refuse_failed(json.loads((run.path / REFUSED).read_text())["checks"], run, TRAIN_ANEW)
+            if (run.path / record.REFUSED).exists():
+                self._refuse_failed(json.loads((run.path / record.REFUSED).read_text())["checks"], run, TRAIN_ANEW)
             torch.manual_seed(self.seed)
             model = self.model.build(self.task.interface, self.size.n_layers, width)
             result = names | {
@@ -131,7 +129,7 @@ class Experiment:
         checks = {"passed": checks["passed"] and after["passed"], "results": [*checks["results"], *after["results"]]}
         run.write_json("checks.json", checks)
         if not checks["passed"]:
-            run.write_json(REFUSED, evidence | {"status": "refused", "checks": checks})
+            run.write_json(record.REFUSED, evidence | {"status": "refused", "checks": checks})
         self._refuse_failed(checks, run, TRAIN_ANEW)
         return checks
 

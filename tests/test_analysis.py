@@ -222,6 +222,17 @@ def test_one_failed_check_outweighs_a_verdict_that_all_passed(tmp_path):
     assert records.load([tmp_path]).refused == [(path, "checks failed: decoder_after_training")]
 
 
+def test_a_run_refused_after_training_is_refused_and_named(tmp_path, capsys):
+    path = write_run(tmp_path)
+    result = json.loads((path / "result.json").read_text())
+    result["checks"] = {"passed": False, "results": [{"name": "evaluation_equals_decoding", "passed": False}]}
+    (path / "result.json").unlink()
+    (path / "refused.json").write_text(json.dumps(result))
+    main([str(tmp_path)])
+    assert f"refused {path}: checks failed: evaluation_equals_decoding" in capsys.readouterr().out
+    assert records.load([tmp_path]).unfinished == []
+
+
 def test_unfinished_folders_are_listed_and_others_ignored(tmp_path):
     (write_run(tmp_path, "ltc") / "result.json").unlink()
     (tmp_path / "notes").mkdir()

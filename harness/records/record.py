@@ -2,6 +2,7 @@
 
 <root>/<name>-<key>/  config.json, environment.json, checks.json, metrics.jsonl, checkpoint.pt,
                       failure.json (why the last attempt ended, where it failed),
+                      refused.json (in place of a result: a run that failed the checks after training),
                       result.json (written last: where it lies, the run is finished)
 """
 
@@ -22,6 +23,7 @@ from harness.records.identity import SCHEMA_VERSION, run_key, to_json
 
 LOCK = ".lock"
 FAILURE = "failure.json"
+REFUSED = "refused.json"
 
 
 def check_writable(root: Path) -> None:
