@@ -58,6 +58,16 @@ def test_appending_writes_in_place_and_seldom_copies():
     assert torch.equal(cache.values, -cache.keys)
 
 
+def test_a_cache_of_any_length_keeps_its_tokens_where_autograd_records():
+    keys, values = torch.randn(2, 3, 4, 5), torch.randn(2, 3, 4, 5)
+    cache = KVCache.of(keys[:, :, :0], values[:, :, :0])
+    for t in range(4):
+        cache = cache.append(keys[:, :, t : t + 1], values[:, :, t : t + 1])
+        assert (cache.length, cache.position) == (t + 1, t + 1)
+        assert torch.equal(cache.keys, keys[:, :, : t + 1])
+        assert torch.equal(cache.values, values[:, :, : t + 1])
+
+
 def test_autograd_and_inference_mode_may_be_mixed():
     mixer, x = attention(), tokens(10)
     with torch.inference_mode():

@@ -55,6 +55,19 @@ def test_an_epoch_visits_every_window_once():
     assert not np.array_equal(epochs[0], epochs[1])
 
 
+def test_a_split_of_exactly_the_bytes_needed_serves_and_one_byte_less_does_not():
+    needed = {"train": 30, "validation": 11, "test": 11}  # two rows of ten bytes and an offset; a window and its target
+    whole = {split: bytes(range(size)) for split, size in needed.items()}
+    task = Fixed(**whole)
+    task.check(2, 10)
+    assert [task.windows(split, 10) for split in SPLITS] == [2, 1, 1]
+    assert sorted(task.batch("train", 0, 2, 10, seed=0).targets[:, -1].diff().abs().tolist()) == [10]
+    assert bytes(task.batch("test", 0, 1, 10, seed=0).targets[0].tolist()) == whole["test"][1:]
+    for split, size in needed.items():
+        with pytest.raises(TaskError, match=rf"The {split} split .* has {size - 1} bytes. Expected: at least {size} "):
+            Fixed(**whole | {split: whole[split][1:]}).check(2, 10)
+
+
 def test_a_batch_is_a_function_of_its_arguments():
     task = Fixed(train=bytes(np.random.default_rng(0).integers(0, 256, 5000, dtype=np.uint8)), validation=b"", test=b"")
     first = task.batch("train", 7, 3, 16, seed=5)
