@@ -14,7 +14,7 @@ from harness.model.sizing import count
 from harness.model.state import state_bytes, tensors
 
 CUTS = (0, 15, 31, 40, 63, LENGTH - 2)  # positions whose future is examined by gradient, a row for each
-CHUNKS = (1, 15, 1, 33, 17)
+CHUNKS = (1, 2, 13, 1, 33, 17)
 CONTEXTS = (1, 64, 4096, 8192)
 FLOPS_CONTEXTS = (1, 2, 65)
 GRADIENT_FLOOR = 1e-3  # gradients are compared on their own scale, but on no less than this part of the largest

@@ -219,7 +219,9 @@ def shake(model: LanguageModel, generator: torch.Generator, relative: float = 0.
     for parameter in model.parameters():
         parameter.grad = None
         if not parameter.any():
-            nn.init.normal_(parameter, std=0.02, generator=generator)
+            # a matrix at the scale of a trained one: what stands behind a weak one would pass within rounding
+            std = parameter.shape[-1] ** -0.5 if parameter.dim() > 1 else 0.02
+            nn.init.normal_(parameter, std=std, generator=generator)
         elif relative and parameter.requires_grad:
             noise = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
             parameter.mul_(1 + relative * noise)
