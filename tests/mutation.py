@@ -1,7 +1,7 @@
 """Mutation testing: a small change is made in one module, and the tests of that module should notice.
 
     python tests/mutation.py              # tries the sample, going on where it stopped, and writes docs/mutation.md
-    python tests/mutation.py --survivors  # tries those again that no test noticed
+    python tests/mutation.py --survivors  # tries those again that no test noticed, with the slow tests too
     python tests/mutation.py --check      # runs the tests that killed, without a mutant: they must pass
     python tests/mutation.py --page       # writes the page alone
 
@@ -224,19 +224,18 @@ def tests_in_fork(copy: Path, tests: Sequence[str], marks: Sequence[str]) -> int
 
 @dataclass
 class Trial:
-    """A mutant in its copy of the tree, and the process that tests it: first the quick tests, then the slow ones."""
+    """A mutant in its copy of the tree, and the process that tests it, by each of `rounds` of tests in turn."""
 
     mutant: Mutant
     copy: Path
     files: list[str]
-    pid: int = 0
-    slow: bool = False
+    rounds: list[tuple[str, ...]]
     seconds: float = 0.0
 
     def start(self) -> None:
         (self.copy / ".note").write_text("{}")
         self.began = time.monotonic()
-        self.pid = tests_in_fork(self.copy, self.files, SLOW if self.slow else QUICK)
+        self.pid = tests_in_fork(self.copy, self.files, self.rounds.pop(0))
 
     def poll(self) -> dict | None:
         """The verdict once there is one; "by" names the test that noticed."""
@@ -255,9 +254,8 @@ class Trial:
             return self.verdict("killed", f"{note.get('running', 'import')} (signal {os.WTERMSIG(status)})")
         if os.WEXITSTATUS(status) not in (0, 5):  # 5: no test of this mark
             return self.verdict("killed", note.get("failed", "import"))
-        if self.slow:
+        if not self.rounds:
             return self.verdict("survived", "")
-        self.slow = True
         self.start()
         return None
 
@@ -296,7 +294,7 @@ def check(killers: Sequence[str], folder: Path) -> None:
         raise RuntimeError("A test that killed a mutant fails without one: see above.")
 
 
-def try_all(wanted: Sequence[Mutant], folder: Path, jobs: int) -> None:
+def try_all(wanted: Sequence[Mutant], folder: Path, jobs: int, rounds: Sequence[tuple[str, ...]]) -> None:
     """Tries mutants, each in a copy of the tree, and appends what became of each to RESULTS."""
     copies = [folder / str(number) for number in range(jobs)]
     for copy in copies:
@@ -307,7 +305,7 @@ def try_all(wanted: Sequence[Mutant], folder: Path, jobs: int) -> None:
             mutant = waiting.pop()
             copy = next(copy for copy in copies if copy not in [trial.copy for trial in running])
             (copy / mutant.path).write_text(mutant.code())
-            trial = Trial(mutant, copy, concerning(mutant.path))
+            trial = Trial(mutant, copy, concerning(mutant.path), list(rounds))
             trial.start()
             running.append(trial)
         time.sleep(0.05)
@@ -412,7 +410,7 @@ def main() -> None:
     parser.add_argument("--survivors", action="store_true", help="try those again that no test noticed")
     parser.add_argument("--check", action="store_true", help="run the tests that killed without a mutant")
     parser.add_argument("--page", action="store_true", help="write the page alone")
-    parser.add_argument("--only", default="", help="a part of the paths of the files to try")
+    parser.add_argument("--only", default="", help="a regular expression for the paths to try")
     given = parser.parse_args()
     known, reasons = results(), yaml.safe_load(REASONS.read_text()) if REASONS.exists() else {}
     wanted = sample(SEED, COUNT)
@@ -424,9 +422,9 @@ def main() -> None:
     elif not given.page:
         tried = {key for key, result in known.items() if not given.survivors or result["verdict"] == "killed"}
         equivalent = {key for key, reason in reasons.items() if reason["equivalent"]}
-        todo = [m for m in wanted if m.key not in tried | equivalent and given.only in m.path]
+        todo = [m for m in wanted if m.key not in tried | equivalent and re.search(given.only, m.path)]
         preload()
-        try_all(todo, given.folder, given.jobs)
+        try_all(todo, given.folder, given.jobs, [QUICK, SLOW] if given.survivors else [QUICK])
         known = results()
     shown = [known[mutant.key] for mutant in wanted if mutant.key in known]
     RESULTS.write_text("".join(json.dumps(result) + "\n" for result in shown))
