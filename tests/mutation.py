@@ -123,12 +123,16 @@ def mutants(path: str) -> Iterator[Mutant]:
 
 def test_data(source: str) -> set[int]:
     """The lines of a file that say which calls the conformance tests make: samples of operations are no product."""
-    lines = set()
-    for node in ast.walk(ast.parse(source)):
-        sampling = isinstance(node, ast.FunctionDef) and "sample" in node.name
-        if sampling or (isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Samples"):
-            lines |= set(range(node.lineno, node.end_lineno + 1))
-    return lines
+    tree = ast.parse(source)
+    samples = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and _name(node.func) == "Samples"]
+    named = {_name(node) for call in samples for node in ast.walk(call)} - {""}
+    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef) and "sample" in node.name]
+    sizes = [node for node in tree.body if isinstance(node, ast.Assign) and _name(node.targets[0]) in named]
+    return {line for node in (*samples, *functions, *sizes) for line in range(node.lineno, node.end_lineno + 1)}
+
+
+def _name(node: ast.AST) -> str:
+    return getattr(node, "id", "")
 
 
 def sample(seed: int, count: int) -> list[Mutant]:
