@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: run test check lint tables peers bench clean
+.PHONY: run test check lint tables peers bench mutation clean
 
 run: $(VENV)/.installed
 	$(BIN)/python run.py model=ltc solver=rk4
@@ -51,6 +51,12 @@ bench: peers
 	$(BIN)/python -m bench kernels
 	$(BIN)/python -m bench models
 	$(BIN)/python -m bench newton
+
+# A seeded sample of small changes to the code, each tried against the tests of its module, into docs/mutation.md. It
+# takes an hour or more, and goes on where it was stopped.
+mutation: $(VENV)/.installed-test
+	$(PIP) --editable .[mutation]
+	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(BIN)/python tests/mutation.py
 
 clean:
 	rm -rf $(VENV) runs reports

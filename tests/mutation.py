@@ -373,10 +373,10 @@ def page(tried: Sequence[dict], reasons: dict[str, dict]) -> str:
             "<!-- written by `python tests/mutation.py`: edit that, or tests/data/survivors.yaml -->",
             "",
             "A small change is made in one module, and the tests of that module should fail.",
-            f"Of a sample of {len(tried)} such mutants (seed {SEED}, all modules but kernels) {killed} are killed,",
-            f"{100 * killed / meant:.1f} % of the {meant} that change what the code does. Kernels are held to their",
-            "references by the conformance tests instead. `make mutation` tries the mutants of whatever lines have",
-            "changed since; `tests/mutation.py` says how.",
+            f"The sample is {COUNT} such mutants (seed {SEED}, all modules but kernels). {len(tried)} have been tried;",
+            f"{killed} of the {meant} that change what the code does are killed: {100 * killed / meant:.1f} %.",
+            "Kernels are held to their references by the conformance tests instead. `make mutation` tries the rest,",
+            "and the mutants of lines that have changed since; `tests/mutation.py` says how.",
             "",
             "| part | mutants | killed by a test | fail on import | equivalent | not noticed |",
             "|---|---:|---:|---:|---:|---:|",
@@ -436,7 +436,7 @@ def main() -> None:
     for result in unknown:
         print(f"{result['key']}: no reason given: {result['path']}:{result['line']}")
         print(f"  - {result['before']}\n  + {result['after']}")
-    if not unknown and len(shown) == len(wanted):
+    if not unknown:
         PAGE.write_text(page(shown, reasons))
 
 

@@ -15,6 +15,7 @@ from baselines.mamba.mixer import Selective
 from baselines.mamba.scan import reference as selective_reference
 from baselines.rwkv.mixer import TimeMix
 from baselines.transformer.mixer import Attention
+from harness.experiment import Experiment
 from harness.machine import hardware
 from harness.model.backbone import ModelSpec
 from harness.model.block import Gated, ShortConvolution
@@ -27,6 +28,13 @@ def test_the_defaults_of_a_model_are_those_of_its_configuration():
     stated = yaml.safe_load((run.ROOT / "conf" / "backbone.yaml").read_text())
     defaults = {field.name: field.default for field in dataclasses.fields(ModelSpec)}
     for name in ("norm", "embedding_norm", "tie_embeddings", "width_multiple"):
+        assert defaults[name] == stated[name], name
+
+
+def test_the_defaults_of_an_experiment_are_those_of_its_configuration():
+    stated = yaml.safe_load((run.ROOT / "conf" / "config.yaml").read_text())
+    defaults = {field.name: field.default for field in dataclasses.fields(Experiment)}
+    for name in ("seed", "records", "force", "progress"):
         assert defaults[name] == stated[name], name
 
 
