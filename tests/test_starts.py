@@ -77,19 +77,21 @@ def test_one_token_of_cfc_by_torch_is_the_cell_s_step():
     assert_close(cfc_scan(cell, u, h, None)[0], cell.step(u[0], h, None), rtol=0, atol=1e-12)
 
 
-def test_one_token_of_cfc_is_computed_in_the_precision_of_its_weights():
-    mixer, x = CfC(8), torch.randn(3, 8)
+def test_the_recurrence_of_cfc_is_computed_in_the_precision_of_its_weights():
+    mixer, x = CfC(8, kernel="reference"), torch.randn(3, 8)
     exact = mixer.double().step(x.double(), mixer.init_state(3, dtype=torch.float64))[1]["h"]
     mixer.float()
-    _, state = mixer.step(x, mixer.init_state(3))
-    assert_close(state["h"].double(), exact, rtol=0, atol=1e-6)  # bfloat16 would be off by 1e-3
-    with torch.autocast("cpu", torch.bfloat16):
-        _, state = mixer.step(x, mixer.init_state(3))
+    steps = (lambda: mixer.step(x, mixer.init_state(3))[1]["h"], lambda: mixer(x[:, None])[1]["h"])
+    for step in steps:
+        assert_close(step().double(), exact, rtol=0, atol=1e-6)  # bfloat16 would be off by 1e-3
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
         u = mixer.input(x).float()  # bfloat16's projection alone
-    assert state["h"].dtype == torch.float32
+        made = [step() for step in steps]
     with torch.no_grad():
         expected = mixer._cell(merged=False).step(u, torch.zeros(3, 8), torch.ones(3, 1))
-    assert_close(state["h"], expected, rtol=0, atol=1e-6)
+    for h in made:
+        assert h.dtype == torch.float32
+        assert_close(h, expected, rtol=0, atol=1e-6)
 
 
 def test_the_work_beside_matrix_products_is_counted_by_hand():
