@@ -37,7 +37,7 @@ class Allowance:
 
 ALLOWANCES: dict[Inexactness | None, Allowance] = {
     None: Allowance(),
-    "adaptive_steps": Allowance(rows=1e-3, oracle=1e-3),
+    "adaptive_steps": Allowance(rows=5e-3, oracle=1e-2),
     "newton_iterations": Allowance(paths=1e-7, past=1e-6),
 }
 
