@@ -65,8 +65,7 @@ def load(folders: Iterable[Path | str]) -> Records:
 def _read_into(records: Records, path: Path, seen: set[tuple[str, str]]) -> None:
     if not (path / "result.json").exists():
         if (path / "refused.json").exists():
-            failed = _failed_checks(_json(path / "refused.json")) or "refused after training"
-            records.refused.append((path, failed))
+            records.refused.append((path, _failed_checks(_json(path / "refused.json")) or "refused after training"))
         elif (path / "config.json").exists():
             records.unfinished.append(path)
         return
