@@ -108,4 +108,5 @@ class Adjoint(Gradient):
         ends = torch.tensor([0.0, 1.0], dtype=h.dtype, device=h.device)
         parameters = field.tensors() if elapsed is None else (*field.tensors(), elapsed)
         flow = normalised(field, elapsed)
-        return odeint_adjoint(flow, h, ends, adjoint_params=parameters, **solver.torchdiffeq_options(h))[-1]
+        states = odeint_adjoint(flow, h, ends, adjoint_params=parameters, **solver.torchdiffeq_options(h))
+        return states[-1].clone()  # a view would keep the first

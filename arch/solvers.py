@@ -270,7 +270,8 @@ class Adaptive(Solver):
         """As Solver.integrate; not-a-number where no step size meets the tolerance, so that a run ends as diverged."""
         ends = torch.tensor([0.0, 1.0], dtype=h.dtype, device=h.device)
         try:
-            return odeint(normalised(field, elapsed), h, ends, **self.torchdiffeq_options(h))[-1]
+            states = odeint(normalised(field, elapsed), h, ends, **self.torchdiffeq_options(h))
+            return states[-1].clone()  # a view would keep the first
         except AssertionError:  # what torchdiffeq raises for a vanished step size and for too many steps
             return h * torch.nan
 

@@ -38,13 +38,18 @@ def test_every_experiment_passes_the_checks(experiment, precision):
     assert_it_passes(run.build(run.resolve(run.compose([f"experiment={experiment}"]))["model"]), precision)
 
 
-INEXACT = [("solver=adaptive_heun", "fp32"), ("parallel=newton", "fp32"), ("parallel=newton", "bf16")]
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize(("changed", "precision"), INEXACT)
-def test_what_is_inexact_passes_the_checks(changed, precision):
-    assert_it_passes(configs.spec("ltc", changed), precision, layers=1)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_newtons_method_passes_the_checks(precision):
+    assert_it_passes(configs.spec("ltc", "parallel=newton"), precision, layers=1)
+
+
+@pytest.mark.parametrize("check", ["prefill_and_step", "state_shape"])  # all of them take minutes
+def test_an_adaptive_solver_keeps_its_state(monkeypatch, check):
+    spec, size = configs.spec("ltc", "solver=adaptive_heun"), SizeConfig(20_000, 1, tolerance=0.2)
+    monkeypatch.setattr(runner, "CHECKS", {check: CHECKS[check]})
+    checks = runner.run_checks(spec.build(32, 1, solve(spec, 32, size)), spec, 32, size)
+    assert checks.passed, checks.results
 
 
 def test_two_files_are_all_an_architecture_needs(architecture):
