@@ -183,9 +183,9 @@ LIQUID_SCAN = Operation(
 )
 
 
-def token_sample(draw: Draw, **keywords) -> Sample:
+def token_sample(draw: Draw, length: int = 1, **keywords) -> Sample:
     """One token."""
-    call = sample(draw, length=1, **keywords)
+    call = sample(draw, length=length, **keywords)
     return replace(call, options=call.options | {"gradient": "none"})
 
 

@@ -179,7 +179,8 @@ def _backward_dense(p: Plan, tableau: np.ndarray, a: Tensor, w: Tensor, places: 
     both, g_w = a.new_empty(2, batch * min(window, T) * stages * D), torch.zeros_like(w)
     for begin in range((T - 1) // window * window, -1, -window):
         end = min(begin + window, T)
-        reads, arguments = (x[: batch * (end - begin) * stages * D].view(batch, -1, D) for x in both)
+        rows = (end - begin) * stages
+        reads, arguments = (x[: batch * rows * D].view(batch, rows, D) for x in both)
         places |= {"reads": place(reads, 0, 1), "g_arguments": place(arguments, 0, 1)}
         _run_groups(dense_numba.backward, p, a.shape, tableau, table_of(**places), batch, begin, end, D)
         places["last"] = places["g_h0"]
