@@ -61,9 +61,9 @@ def _headline(result: dict) -> Table:
 
 def checks_line(checks: list[dict]) -> str:
     """How many of the checks that could be tried passed, and which could not: "12 of 12 passed, no oracle"."""
-    tried = [check for check in checks if check["passed"] is not None]
-    passed = sum(check["passed"] for check in tried)
-    untried = [check["name"] for check in checks if check["passed"] is None]
+    tried = [check for check in checks if check.get("passed") is not None]
+    passed = sum(check["passed"] is True for check in tried)
+    untried = [check.get("name") for check in checks if check.get("passed") is None]
     notes = ["no oracle" if name == "oracle" else f"{name} not tried" for name in untried]
     return ", ".join([f"{passed} of {len(tried)} passed", *notes])
 
