@@ -313,14 +313,19 @@ def test_a_sweeper_of_ones_own_expands_its_own_sweep(monkeypatch, tmp_path, caps
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.parametrize("flags", [[], ["-m"]])
 def test_a_signal_ends_the_command_with_one_line(monkeypatch, tmp_path, capsys, number, status, flags):
-    before = signal.getsignal(number)
+    # a test run that was started in the background ignores SIGINT, and so would the command
+    before = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+    inherited = signal.signal(number, before)
     seeds = fake_runs(monkeypatch, lambda seed: signal.raise_signal(number))
-    with pytest.raises(SystemExit) as end:
-        command(monkeypatch, *flags, "seed=3", f"records={tmp_path}")
+    try:
+        with pytest.raises(SystemExit) as end:
+            command(monkeypatch, *flags, "seed=3", f"records={tmp_path}")
+        assert signal.getsignal(number) == before
+    finally:
+        signal.signal(number, inherited)
     assert end.value.code == status
     assert seeds == [3]
     assert capsys.readouterr().err == f"Stopped by {number.name}. The same command takes the run up where it stands.\n"
-    assert signal.getsignal(number) == before
 
 
 @pytest.mark.slow
