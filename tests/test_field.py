@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from arch.field import Field, couple
+from arch.field import GATES, Field, couple
 
 B, D, N = 2, 6, 3
 
@@ -35,6 +35,11 @@ def weight_matrix(weight):
 def test_a_coupling_is_its_matrix(shape):
     weight, y = torch.randn(shape, dtype=torch.float64), torch.randn(B, D, dtype=torch.float64)
     torch.testing.assert_close(couple(y, weight), y @ weight_matrix(weight).T)
+
+
+def test_softplus_is_exact_where_it_is_nearly_its_argument():
+    x = torch.tensor([19.9, 20.1, 30.0, 45.0], dtype=torch.float64)
+    torch.testing.assert_close(GATES["softplus"](x), x.exp().log1p(), rtol=1e-15, atol=0)
 
 
 @pytest.mark.parametrize("d_state", [1, N])
