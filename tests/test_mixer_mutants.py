@@ -31,7 +31,9 @@ from harness.generation.decode import Decoder
 from harness.model.backbone import LanguageModel, ModelSpec, Width
 from harness.model.sizing import SizeConfig, count
 
-VOCAB, PER_KIND = 11, 3
+VOCAB = 11
+PER_KIND = int(os.environ.get("LIQUIDBENCH_MUTANTS", "1"))
+"""Mutants of each kind and model; more are tried by LIQUIDBENCH_MUTANTS=6 pytest tests/test_mixer_mutants.py."""
 PROBE = "mutant_reached"
 RAISES, UNREACHED, NOTHING = "raises", "unreached", "nothing"
 FIRST = ("scan", "generation", "chunks")  # quick checks that catch most
