@@ -2,13 +2,15 @@
 
 import copy
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 
 from harness.checks import checks, purity, running  # noqa: F401  (they fill CHECKS)
-from harness.checks.case import CHECKS, Case, CheckFunction, Outcome
+from harness.checks.case import CHECKS, Case, Outcome
 from harness.checks.conditions import Conditions
 from harness.checks.contract import breaches
 from harness.checks.trial import Trial, shake
@@ -71,7 +73,7 @@ def run_checks(
         try:
             case = Case(_float64_copy(model, generator), spec, interface(given), size, generator, trial)
             contract = CheckResult("contract", True, None, None, "every mixer has its methods and states no leniency")
-            return CheckResults([contract, *(_try(name, check, case) for name, check in CHECKS.items())])
+            return CheckResults([contract, *(tried(name, partial(check, case)) for name, check in CHECKS.items())])
         finally:
             trial.close()
 
@@ -82,10 +84,10 @@ def _float64_copy(model: LanguageModel, generator: torch.Generator) -> LanguageM
     return clone
 
 
-def _try(name: str, check: CheckFunction, case: Case) -> CheckResult:
+def tried(name: str, check: Callable[[], Outcome]) -> CheckResult:
     """Runs one check; an exception in it is a failure reported by its text."""
     try:
-        outcome = check(case)
+        outcome = check()
     except Exception as error:  # whatever an architecture under test may raise
         outcome = Outcome(None, None, f"{type(error).__name__}: {error}"[:500], passed=False)
     passed = outcome.passed

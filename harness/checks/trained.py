@@ -4,7 +4,6 @@ A gate that opens while training, or a memory that training fills, shows in no c
 the evaluation's own calls are read again: the passages below are those whose losses are in the recorded test figure.
 """
 
-import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from harness.checks.case import Outcome
-from harness.checks.runner import CheckResult, CheckResults
+from harness.checks.runner import CheckResults, tried
 from harness.checks.tolerances import distance, worst
 from harness.errors import TaskError
 from harness.evaluation.evaluate import EVALUATION_SEED
@@ -90,7 +89,7 @@ def check_trained(
     }
     try:
         with torch.inference_mode():
-            return CheckResults([_tried(name, check) for name, check in checks.items()])
+            return CheckResults([tried(name, check) for name, check in checks.items()])
     finally:
         model.train(was_training)
 
@@ -208,16 +207,3 @@ def _hidden_memory(model: LanguageModel, before: Memory) -> Outcome:
     remedy = "make it a parameter with requires_grad=False, which the budget counts"
     detail = f"changed while training and not counted: {named}; {remedy}" if hidden else "nothing uncounted has changed"
     return Outcome(float(numbers), 0.0, detail)
-
-
-def _tried(name: str, check: Callable[[], Outcome]) -> CheckResult:
-    """Runs one check; an exception in it is a failure told by its text."""
-    try:
-        outcome = check()
-    except Exception as error:  # whatever an architecture under test may raise
-        outcome = Outcome(None, None, f"{type(error).__name__}: {error}"[:500], passed=False)
-    if outcome.value is None:
-        return CheckResult(name, outcome.passed, None, None, outcome.detail)
-    passed = outcome.tolerance is not None and outcome.value <= outcome.tolerance  # False for NaN
-    value = outcome.value if math.isfinite(outcome.value) else None
-    return CheckResult(name, passed, value, outcome.tolerance, outcome.detail)
