@@ -82,9 +82,9 @@ def slope(h, rate, drive):
     return drive - rate * h
 
 
-def slope_partials(h, rate):
-    """The partial derivatives of `slope` by h, rate and drive."""
-    return -rate, -h, one(h)
+def slope_vjp(h, rate, g):
+    """The cotangents of h, rate and drive for that of `slope`, g; with g = 1 the partial derivatives."""
+    return -rate * g, -h * g, g
 
 
 def semi_implicit(h, rate, drive, dt):
@@ -93,9 +93,11 @@ def semi_implicit(h, rate, drive, dt):
     return (h + dt * drive) * inverse, inverse
 
 
-def semi_implicit_partials(end, inverse, dt):
-    """Those of h' by h, rate and drive, from what `semi_implicit` returned."""
-    return inverse, -dt * end * inverse, dt * inverse
+def semi_implicit_vjp(end, inverse, dt, g):
+    """Those for h' = end, which `semi_implicit` returned with the inverse: of a slope at h', scaled."""
+    by_h = inverse * g
+    by_drive = dt * by_h
+    return by_h, -end * by_drive, by_drive
 
 
 def exponential(h, rate, drive, dt):
@@ -105,9 +107,9 @@ def exponential(h, rate, drive, dt):
     return h * decay + dt * drive * mean, decay, mean
 
 
-def exponential_partials(h, rate, drive, dt, decay, mean):
-    """Those of h' by h, rate and drive, decay and mean being what `exponential` returned."""
-    return decay, dt * (dt * drive * phi1_grad(dt * rate) - h * decay), dt * mean
+def exponential_vjp(h, rate, drive, dt, decay, mean, g):
+    """Those for h', decay and mean being what `exponential` returned."""
+    return decay * g, dt * (dt * drive * phi1_grad(dt * rate) - h * decay) * g, dt * mean * g
 
 
 FROZEN = ("semi_implicit", "exponential")

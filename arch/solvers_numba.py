@@ -10,11 +10,11 @@ from harness.ops.toolbox.jit import inlined
 _VOCABULARY = {name: getattr(numba_math, name) for name in ("exp", "phi1", "phi1_grad", "one")}
 
 slope = inlined(solvers.bind(solvers.slope, _VOCABULARY))
-slope_partials = inlined(solvers.bind(solvers.slope_partials, _VOCABULARY))
+slope_vjp = inlined(solvers.bind(solvers.slope_vjp, _VOCABULARY))
 semi_implicit = inlined(solvers.bind(solvers.semi_implicit, _VOCABULARY))
-semi_implicit_partials = inlined(solvers.bind(solvers.semi_implicit_partials, _VOCABULARY))
+semi_implicit_vjp = inlined(solvers.bind(solvers.semi_implicit_vjp, _VOCABULARY))
 exponential = inlined(solvers.bind(solvers.exponential, _VOCABULARY))
-exponential_partials = inlined(solvers.bind(solvers.exponential_partials, _VOCABULARY))
+exponential_vjp = inlined(solvers.bind(solvers.exponential_vjp, _VOCABULARY))
 
 SLOPE, SEMI_IMPLICIT, EXPONENTIAL = 0, 1, 2
 MAPS = {"semi_implicit": SEMI_IMPLICIT, "exponential": EXPONENTIAL}

@@ -11,11 +11,11 @@ from harness.ops.toolbox.triton_math import exp, one, phi1, phi1_grad
 _VOCABULARY = {"tl": tl, "exp": exp, "one": one, "phi1": phi1, "phi1_grad": phi1_grad}
 
 slope = triton.jit(solvers.bind(solvers.slope, _VOCABULARY))
-slope_partials = triton.jit(solvers.bind(solvers.slope_partials, _VOCABULARY))
+slope_vjp = triton.jit(solvers.bind(solvers.slope_vjp, _VOCABULARY))
 semi_implicit = triton.jit(solvers.bind(solvers.semi_implicit, _VOCABULARY))
-semi_implicit_partials = triton.jit(solvers.bind(solvers.semi_implicit_partials, _VOCABULARY))
+semi_implicit_vjp = triton.jit(solvers.bind(solvers.semi_implicit_vjp, _VOCABULARY))
 exponential = triton.jit(solvers.bind(solvers.exponential, _VOCABULARY))
-exponential_partials = triton.jit(solvers.bind(solvers.exponential_partials, _VOCABULARY))
+exponential_vjp = triton.jit(solvers.bind(solvers.exponential_vjp, _VOCABULARY))
 
 SLOPE, SEMI_IMPLICIT, EXPONENTIAL = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 MAPS = {"semi_implicit": SEMI_IMPLICIT.value, "exponential": EXPONENTIAL.value}

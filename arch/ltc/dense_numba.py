@@ -37,7 +37,7 @@ from arch.ltc.stage_numba import (
     pointer,
     read_out,
     read_out_vjp,
-    slope_shares,
+    shares_vjp,
     start_vjp,
     store,
 )
@@ -192,7 +192,7 @@ def group_stage_vjp(g, p, tableau, table, weight, read, made, t, row, slot, afte
         s, r, k, low, size = block_of(g, tableau, i)
         B, _, dt = token_of(table, tableau, g.first + r, t)
         gB, _ = gradients_of(table, tableau, p, g.first + r, k, t)
-        ahead, share = slope_shares(s, p, tableau, dt, slot, j)
+        ahead, share = shares_vjp(s, p, tableau, dt, slot, j)
         maps_vjp(s, p, dt, B, gB, slot + GATE, slot, after, ahead, share)
         store(read_row(g, tableau, r, low), s, G_ARGUMENT, size)
         store(row_of(table, tableau, ROWS.g_arguments, g.first + r, row, low), s, G_ARGUMENT, size)

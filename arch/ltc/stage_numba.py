@@ -22,13 +22,13 @@ from arch.solvers_numba import (
     SEMI_IMPLICIT,
     SLOPE,
     exponential,
-    exponential_partials,
+    exponential_vjp,
     looks_back,
     method,
     semi_implicit,
-    semi_implicit_partials,
+    semi_implicit_vjp,
     slope,
-    slope_partials,
+    slope_vjp,
 )
 from harness.ops.toolbox.jit import inlined
 from harness.ops.toolbox.numba_math import one, sigmoid, softplus, zero
@@ -272,11 +272,18 @@ def look_back(s, p, tableau, dt, first, slot, after, x, j, end):
 
 
 @inlined
-def advance(s, p, tableau, dt, B, f, first, slot, after, j, end):
-    """Stage j of a substep, from `slot` to `after`, its gate's row f given; first: the slot of the substep's first."""
-    share, ahead = dt * tableau[p.stages, j], zero(dt)
+def slope_shares(p, tableau, dt, j):
+    """What of stage j's slope the next stage starts from, and what the substep ends with."""
+    ahead = zero(dt)
     if j < p.stages - 1:
         ahead = dt * tableau[j + 1, j]
+    return ahead, dt * tableau[p.stages, j]
+
+
+@inlined
+def advance(s, p, tableau, dt, B, f, first, slot, after, j, end):
+    """Stage j of a substep, from `slot` to `after`, its gate's row f given; first: the slot of the substep's first."""
+    ahead, share = slope_shares(p, tableau, dt, j)
     for n in range(p.n_states):
         state, x = SHARED + n * STATE, X + n * p.state
         apply_map(s, p, f, slot + x, after + x, state, B[n], dt, ahead, share, j == 0, j == p.stages - 1)
@@ -317,12 +324,6 @@ LONE_SEMI_IMPLICIT = X + (1 + KEPT[SEMI_IMPLICIT]) * WIDTH
 
 
 @inlined
-def scaled(partials, g):
-    """Cotangents of what a map takes, for the cotangent g of its value."""
-    return partials[0] * g, partials[1] * g, partials[2] * g
-
-
-@inlined
 def read_out_vjp(s, p, slot, gradient, weights, g_weights):
     """From G_READ to each state's `gradient` row and to the gradient of C, the states in a slot."""
     for n in range(p.n_states):
@@ -350,7 +351,7 @@ def map_vjp(s, p, f, x, after, state, weight, dt, ahead, share):
     total = zero(dt)
     if p.kind == SEMI_IMPLICIT:
         for c in range(WIDTH):
-            g = scaled(semi_implicit_partials(s[after + c], s[x + WIDTH + c], dt), s[state + G_H + c])
+            g = semi_implicit_vjp(s[after + c], s[x + WIDTH + c], dt, s[state + G_H + c])
             s[G_GATE + c] += pull(s, f, state, g[0], g[1], g[2], weight, c)
             total += s[f + c] * s[REVERSAL + c] * g[2]
     elif p.kind == EXPONENTIAL:
@@ -358,14 +359,13 @@ def map_vjp(s, p, f, x, after, state, weight, dt, ahead, share):
             rate = s[state + INV_TAU + c] + s[state + OMEGA + c] * s[f + c]
             drive = weight * s[f + c] * s[REVERSAL + c]
             kept = s[x + WIDTH + c], s[x + 2 * WIDTH + c]
-            g = exponential_partials(s[x + c], rate, drive, dt, kept[0], kept[1])
-            g = scaled(g, s[state + G_H + c])
+            g = exponential_vjp(s[x + c], rate, drive, dt, kept[0], kept[1], s[state + G_H + c])
             s[G_GATE + c] += pull(s, f, state, g[0], g[1], g[2], weight, c)
             total += s[f + c] * s[REVERSAL + c] * g[2]
     else:
         for c in range(WIDTH):
             rate = s[state + INV_TAU + c] + s[state + OMEGA + c] * s[f + c]
-            g = scaled(slope_partials(s[x + c], rate), share * s[state + G_END + c] + ahead * s[state + G_X + c])
+            g = slope_vjp(s[x + c], rate, share * s[state + G_END + c] + ahead * s[state + G_X + c])
             s[G_GATE + c] += pull(s, f, state, g[0], g[1], g[2], weight, c)
             total += s[f + c] * s[REVERSAL + c] * g[2]
     return total
@@ -415,27 +415,30 @@ def pull_lone(s, z, g_x, g_rate, g_drive, out, c):
 
 
 @inlined
-def lone_stage_vjp(s, p, slot, dt, ahead, share):
-    """What stage_vjp does, in one pass over rows of a slot and of the next that lie a constant apart."""
+def lone_stage_vjp(s, p, tableau, slot, dt, j):
+    """What stage_vjp does, in one pass over rows of a slot and of the next that lie a constant apart.
+
+    Without looking back: the mere test for it costs rk4 and semi_implicit 5 % of their backward.
+    """
     z = apart(s, slot)
     if p.kind == SEMI_IMPLICIT:
         for c in range(WIDTH):
             after = z[LONE_SEMI_IMPLICIT + X + c]
-            g = scaled(semi_implicit_partials(after, z[X + WIDTH + c], dt), s[SHARED + G_H + c])
+            g = semi_implicit_vjp(after, z[X + WIDTH + c], dt, s[SHARED + G_H + c])
             pull_lone(s, z, g[0], g[1], g[2], SHARED + G_H, c)
     elif p.kind == EXPONENTIAL:
         for c in range(WIDTH):
             rate = s[SHARED + INV_TAU + c] + s[SHARED + OMEGA + c] * z[GATE + c]
             drive = z[GATE + c] * s[REVERSAL + c]
             kept = z[X + WIDTH + c], z[X + 2 * WIDTH + c]
-            g = exponential_partials(z[X + c], rate, drive, dt, kept[0], kept[1])
-            g = scaled(g, s[SHARED + G_H + c])
+            g = exponential_vjp(z[X + c], rate, drive, dt, kept[0], kept[1], s[SHARED + G_H + c])
             pull_lone(s, z, g[0], g[1], g[2], SHARED + G_H, c)
     else:
+        ahead, share = slope_shares(p, tableau, dt, j)
         for c in range(WIDTH):
             rate = s[SHARED + INV_TAU + c] + s[SHARED + OMEGA + c] * z[GATE + c]
             g = share * s[SHARED + G_END + c] + ahead * s[SHARED + G_X + c]
-            g = scaled(slope_partials(z[X + c], rate), g)
+            g = slope_vjp(z[X + c], rate, g)
             pull_lone(s, z, g[0], g[1], g[2], SHARED + G_X, c)
         add_scaled(s, SHARED + G_H, one(dt), SHARED + G_X)
 
@@ -455,12 +458,9 @@ def gather_back(s, p, tableau, dt, slot, j):
 
 
 @inlined
-def slope_shares(s, p, tableau, dt, slot, j):
-    """What of stage j's slope, in `slot`, the next stage starts from and the substep ends with; all of G_END where it
-    gathers what other stages start from too."""
-    share, ahead = dt * tableau[p.stages, j], zero(dt)
-    if j < p.stages - 1:
-        ahead = dt * tableau[j + 1, j]
+def shares_vjp(s, p, tableau, dt, slot, j):
+    """What of G_X and of G_END stage j's slope, in `slot`, gets; all of G_END where that gathers other stages' too."""
+    ahead, share = slope_shares(p, tableau, dt, j)
     if p.looks_back:
         gather_back(s, p, tableau, dt, slot, j)
         share = one(dt)
@@ -510,15 +510,15 @@ def end_vjp(s, p, slot):
 def stage_vjp(s, p, tableau, dt, B, C, gB, gC, first, slot, after, j):
     """Pulls stage j's gradient back to the states it started from; `first`: the slot of the token's first stage."""
     f = first + GATE if p.coupling == NONE else slot + GATE
-    ahead, share = slope_shares(s, p, tableau, dt, slot, j)
-    if not p.projected and p.coupling == DIAGONAL:
-        lone_stage_vjp(s, p, slot, dt, ahead, share)
+    if not p.projected and p.coupling == DIAGONAL and not p.looks_back:
+        lone_stage_vjp(s, p, tableau, slot, dt, j)
     else:
+        ahead, share = shares_vjp(s, p, tableau, dt, slot, j)
         maps_vjp(s, p, dt, B, gB, f, slot, after, ahead, share)
         if p.coupling != NONE:
             coupling_vjp(s, p, slot, C, gC)
         start_vjp(s, p)
-    keep_gradient(s, p, slot, G_X)
+        keep_gradient(s, p, slot, G_X)
 
 
 @inlined

@@ -23,13 +23,13 @@ from arch.solvers_numba import (
     SEMI_IMPLICIT,
     SLOPE,
     exponential,
-    exponential_partials,
+    exponential_vjp,
     looks_back,
     method,
     semi_implicit,
-    semi_implicit_partials,
+    semi_implicit_vjp,
     slope,
-    slope_partials,
+    slope_vjp,
 )
 from harness.ops.shapes import expect
 from harness.ops.toolbox.jit import inlined, kernel
@@ -115,19 +115,19 @@ def stage(s, p, dt):
         for c in range(s.shape[1]):
             rate, drive = s[INV_TAU, c] + s[OMEGA, c] * s[F, c], s[F, c] * s[REVERSAL, c]
             s[Y, c] = slope(s[X, c], rate, drive)
-            s[P, c], s[R, c], s[Q, c] = slope_partials(s[X, c], rate)
+            s[P, c], s[R, c], s[Q, c] = slope_vjp(s[X, c], rate, one(rate))
     elif p.kind == SEMI_IMPLICIT:
         for c in range(s.shape[1]):
             rate, drive = s[INV_TAU, c] + s[OMEGA, c] * s[F, c], s[F, c] * s[REVERSAL, c]
             end, inverse = semi_implicit(s[X, c], rate, drive, dt)
             s[Y, c] = end
-            s[P, c], s[R, c], s[Q, c] = semi_implicit_partials(end, inverse, dt)
+            s[P, c], s[R, c], s[Q, c] = semi_implicit_vjp(end, inverse, dt, one(dt))
     elif p.kind == EXPONENTIAL:
         for c in range(s.shape[1]):
             rate, drive = s[INV_TAU, c] + s[OMEGA, c] * s[F, c], s[F, c] * s[REVERSAL, c]
             end, decay, mean = exponential(s[X, c], rate, drive, dt)
             s[Y, c] = end
-            s[P, c], s[R, c], s[Q, c] = exponential_partials(s[X, c], rate, drive, dt, decay, mean)
+            s[P, c], s[R, c], s[Q, c] = exponential_vjp(s[X, c], rate, drive, dt, decay, mean, one(dt))
     for c in range(s.shape[1]):
         s[BY_U, c] = (s[Q, c] * s[REVERSAL, c] + s[R, c] * s[OMEGA, c]) * s[F_SLOPE, c]
         s[P, c] += s[COUPLING, c] * s[BY_U, c]

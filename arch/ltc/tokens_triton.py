@@ -16,16 +16,16 @@ from arch.solvers_triton import (
     SEMI_IMPLICIT,
     SLOPE,
     exponential,
-    exponential_partials,
+    exponential_vjp,
     method,
     semi_implicit,
-    semi_implicit_partials,
+    semi_implicit_vjp,
     slope,
-    slope_partials,
+    slope_vjp,
     sum_slopes,
 )
 from harness.ops.shapes import expect
-from harness.ops.toolbox.triton_math import sigmoid, softplus
+from harness.ops.toolbox.triton_math import one, sigmoid, softplus
 
 ROWS, CHANNELS = 8, 64  # tokens and channels of a tile
 RUN = 64  # tokens whose gradients of the constants one program sums
@@ -88,7 +88,7 @@ def _rates(x, dx, p, d, SOFTPLUS: tl.constexpr):
 def _slope(x, dx, p, d, SOFTPLUS: tl.constexpr):
     """dh/dt at x and its tangent."""
     rate, drive, drate, ddrive = _rates(x, dx, p, d, SOFTPLUS)
-    by_x, by_rate, by_drive = slope_partials(x, rate)
+    by_x, by_rate, by_drive = slope_vjp(x, rate, one(rate))
     return slope(x, rate, drive), by_drive * ddrive + by_rate * drate + by_x * dx
 
 
@@ -111,10 +111,10 @@ def _substep(
         rate, drive, drate, ddrive = _rates(h, dh, p, d, SOFTPLUS)
         if KIND == SEMI_IMPLICIT:
             end, inverse = semi_implicit(h, rate, drive, dt)
-            by_h, by_rate, by_drive = semi_implicit_partials(end, inverse, dt)
+            by_h, by_rate, by_drive = semi_implicit_vjp(end, inverse, dt, one(dt))
         else:
             end, decay, mean = exponential(h, rate, drive, dt)
-            by_h, by_rate, by_drive = exponential_partials(h, rate, drive, dt, decay, mean)
+            by_h, by_rate, by_drive = exponential_vjp(h, rate, drive, dt, decay, mean, one(dt))
         dend = by_h * dh + by_rate * drate + by_drive * ddrive
     return end, dend
 

@@ -16,11 +16,11 @@ from arch.solvers_triton import (
     SEMI_IMPLICIT,
     SLOPE,
     exponential,
-    exponential_partials,
+    exponential_vjp,
     semi_implicit,
-    semi_implicit_partials,
+    semi_implicit_vjp,
     slope,
-    slope_partials,
+    slope_vjp,
     sum_slopes,
 )
 from harness.ops.toolbox.triton_math import sigmoid, softplus
@@ -84,14 +84,14 @@ def substep(
 
 
 @triton.jit
-def _partials(h, rate, drive, dt, KIND: tl.constexpr):
-    """The partial derivatives by h, rate and drive of the states after a substep whose gate is frozen."""
+def _frozen_vjp(h, rate, drive, dt, g, KIND: tl.constexpr):
+    """The cotangents of h, rate and drive for that of the states after a substep whose gate is frozen."""
     if KIND == SEMI_IMPLICIT:
         end, inverse = semi_implicit(h, rate, drive, dt)
-        return semi_implicit_partials(end, inverse, dt)
+        return semi_implicit_vjp(end, inverse, dt, g)
     else:
         _, decay, mean = exponential(h, rate, drive, dt)
-        return exponential_partials(h, rate, drive, dt, decay, mean)
+        return exponential_vjp(h, rate, drive, dt, decay, mean, g)
 
 
 @triton.jit
@@ -144,18 +144,16 @@ def substep_vjp(
             x = starts[j]
             f, gate_slope = _gate(field, x, COUPLED, SOFTPLUS)
             rate, _ = _rate_and_drive(field, f)
-            by_x, by_rate, by_drive = slope_partials(x, rate)
-            g_x, sums = _field_vjp(
-                field, x, f, gate_slope, by_x * g_k, by_rate * g_k, by_drive * g_k, sums, COUPLED
-            )  # fmt: skip
+            g_x, g_rate, g_drive = slope_vjp(x, rate, g_k)
+            g_x, sums = _field_vjp(field, x, f, gate_slope, g_x, g_rate, g_drive, sums, COUPLED)
             total += g_x
             later = later + (g_x,)  # noqa: RUF005
         return total, sums
     else:
         f, gate_slope = _gate(field, h, COUPLED, SOFTPLUS)
         rate, drive = _rate_and_drive(field, f)
-        by_h, by_rate, by_drive = _partials(h, rate, drive, dt, KIND)
-        return _field_vjp(field, h, f, gate_slope, by_h * g, by_rate * g, by_drive * g, sums, COUPLED)
+        g_h, g_rate, g_drive = _frozen_vjp(h, rate, drive, dt, g, KIND)
+        return _field_vjp(field, h, f, gate_slope, g_h, g_rate, g_drive, sums, COUPLED)
 
 
 @triton.jit
