@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 from functools import partial
 
 import pytest
@@ -11,10 +12,10 @@ import faults
 import tiny
 from baselines.recurrent.mixer import LSTM
 from faults import Agrees, Decay, Mean, NotANumber, NotInstalled, Raises, ZeroStart
-from harness.checks.case import CHECKS, Case
+from harness.checks.case import CHECKS, Case, Outcome
 from harness.checks.conditions import Conditions
 from harness.checks.elsewhere import Elsewhere
-from harness.checks.runner import CheckResult, run_checks
+from harness.checks.runner import CheckResult, run_checks, tried
 from harness.checks.trial import places_of_change
 from harness.model.backbone import ModelSpec, Width
 from harness.model.mlp import SwiGLU
@@ -227,6 +228,14 @@ def test_the_budget_holds_within_two_percent(factor, passes):
     size = SizeConfig(math.floor(count(model).total * factor), 1)
     outcome = CHECKS["parameters"](Case(model, model.spec, 11, size, torch.Generator(), None))
     assert (outcome.value <= outcome.tolerance) is passes
+
+
+def test_a_check_says_what_it_took():
+    def slow():
+        time.sleep(0.05)
+        return Outcome(0.0, 0.0, "")
+
+    assert 0.05 <= tried("slow", slow).seconds < 5
 
 
 def test_an_unreachable_budget_fails_its_gate_alone():

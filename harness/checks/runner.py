@@ -2,6 +2,7 @@
 
 import copy
 import math
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -23,13 +24,17 @@ DEFAULT = Conditions()
 
 @dataclass(frozen=True)
 class CheckResult:
-    """One check's verdict: `passed` is None where it could not be tried; `value` must not exceed `tolerance`."""
+    """One check's verdict: `passed` is None where it could not be tried; `value` must not exceed `tolerance`.
+
+    seconds: what it took. The first check that asks for outputs that several share takes the time of making them.
+    """
 
     name: str
     passed: bool | None
     value: float | None
     tolerance: float | None
     detail: str
+    seconds: float = field(default=0.0, compare=False)
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,7 @@ def _float64_copy(model: LanguageModel, generator: torch.Generator) -> LanguageM
 
 def tried(name: str, check: Callable[[], Outcome]) -> CheckResult:
     """Runs one check; an exception in it is a failure reported by its text."""
+    start = time.perf_counter()
     try:
         outcome = check()
     except Exception as error:  # whatever an architecture under test may raise
@@ -95,4 +101,4 @@ def tried(name: str, check: Callable[[], Outcome]) -> CheckResult:
         passed = outcome.tolerance is not None and outcome.value <= outcome.tolerance  # False for NaN
     value = outcome.value if outcome.value is None or math.isfinite(outcome.value) else None
     detail = outcome.detail if value is not None or outcome.value is None else f"not finite; {outcome.detail}"
-    return CheckResult(name, passed, value, outcome.tolerance, detail)
+    return CheckResult(name, passed, value, outcome.tolerance, detail, round(time.perf_counter() - start, 4))
