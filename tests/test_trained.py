@@ -10,8 +10,9 @@ from torch import nn
 
 import configs
 from faults import Decay, Mean
+from harness.checks.conditions import Conditions
 from harness.checks.runner import CheckResults
-from harness.checks.trained import Memory, Watch, check_trained
+from harness.checks.trained import Memory, Watch, _leak_in_training, check_trained
 from harness.evaluation.evaluate import EvaluateConfig, evaluate
 from harness.evaluation.passage import observing
 from harness.experiment import CheckError
@@ -62,7 +63,8 @@ def checked(model, task=None, config=EVALUATE, learn=lambda model: None):
     learn(model)
     with observing(watch := Watch(seed=0)):
         evaluate(model, task, config, LENGTH)
-    return check_trained(model, task, watch, before, [LENGTH, 2 * LENGTH])
+    conditions = Conditions(LENGTH, 3, "fp32", "cpu", lambda index: task.batch("train", index, 3, LENGTH, 0))
+    return check_trained(model, task, watch, before, [LENGTH, 2 * LENGTH], conditions)
 
 
 def failed(checks):
@@ -216,6 +218,69 @@ def test_what_leaks_after_training_is_refused_by_name(mixer, expected):
 
 def test_a_leak_at_a_longer_length_than_evaluation_reads_is_found():
     assert failed(checked(build(Blocks))) >= {"causality_after_training"}
+
+
+class Counting(Leaky):
+    """Counts its calls in training, which no budget counts; from the last one that is allowed on, `late` says yes."""
+
+    allowed = 3
+
+    def forward(self, x, state=None, call=None):
+        self.calls = getattr(self, "calls", 0) + self.training
+        return super().forward(x, state, call)
+
+    def late(self) -> bool:
+        return self.training and self.calls > self.allowed
+
+    def open(self, x, state):
+        return self.late()
+
+
+class CountingAtTheBatch(Counting):
+    """The same at the run's very shape, and with gradients."""
+
+    def open(self, x, state):
+        return self.late() and x.shape[:2] == (3, LENGTH) and torch.is_grad_enabled()
+
+
+class CountingRows(Counting):
+    """Adds other rows from some call on."""
+
+    def open(self, x, state):
+        return False
+
+    def forward(self, x, state=None, call=None):
+        y, after = super().forward(x, state)
+        return (y + x.mean(0) if self.late() else y), after
+
+
+class CountingNoise(Counting):
+    """Draws random numbers that no seed decides from some call on, under which a leak could hide."""
+
+    def open(self, x, state):
+        return False
+
+    def forward(self, x, state=None, call=None):
+        y, after = super().forward(x, state)
+        return (y + np.random.default_rng().random() if self.late() else y), after
+
+
+@pytest.mark.parametrize("mixer", [Counting, CountingAtTheBatch, CountingRows, CountingNoise])
+def test_a_leak_that_begins_after_some_calls_of_training_is_refused(mixer):
+    def learn(model):
+        for _ in range(Counting.allowed + 1):
+            model.train()(torch.zeros(2, 9, dtype=torch.long))
+
+    assert failed(checked(build(mixer), learn=learn)) == {"causality_after_training"}
+
+
+def test_calls_of_training_after_training_leave_the_model_and_the_generators_alone():
+    model = build(Counting)
+    state = torch.get_rng_state()
+    assert _leak_in_training(model, Conditions(LENGTH, 3), torch.Generator()) is not None
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not any(hasattr(mixer, "calls") for mixer in model.mixers)
+    assert all(parameter.grad is None for parameter in model.parameters())
 
 
 def test_a_gate_that_stays_shut_is_no_leak():

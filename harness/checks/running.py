@@ -10,8 +10,8 @@ training look again.
 import torch
 
 from harness.checks.case import Case, Outcome, check, state_distance
-from harness.checks.tolerances import ROUNDING, TURNED, distance, worst
-from harness.checks.trial import LONG, LONG_PREFILL, LONG_ROWS, NOT_JUDGED, SHORT_PREFILL
+from harness.checks.tolerances import ROUNDING, TURNED, allowance, distance, worst
+from harness.checks.trial import LONG, LONG_PREFILL, LONG_ROWS, NOT_JUDGED, SHORT_PREFILL, Calls
 from harness.generation.decode import Decoder
 from harness.model.state import state_bytes
 
@@ -23,31 +23,30 @@ def repeatability(case: Case) -> Outcome:
     return Outcome(error, case.run.repeatable, "random numbers must be drawn from torch's own generators")
 
 
-def _judged(case: Case, name: str, training: bool) -> Outcome:
+def judged(calls: Calls, name: str, training: bool) -> Outcome:
     """The verdict on one of the moves; none where even equal calls differ, which is no leak."""
-    trial, conditions = case.run, case.run.conditions
-    moves = trial.in_training if training else trial.in_evaluation
-    if not moves.again <= trial.repeatable:
+    conditions, moves = calls.conditions, calls.in_training if training else calls.in_evaluation
+    if not moves.again <= calls.repeatable:
         return Outcome(None, None, NOT_JUDGED)
     what = "outputs before a change of the inputs" if name == "past" else "outputs of a row while the others change"
     where = f"{conditions.batch_size} x {conditions.length} tokens in {'training' if training else 'evaluation'}"
-    allowed = getattr(case.allowed, name)
+    allowed = getattr(allowance(calls.model.mixers), name)
     if allowed and conditions.precision == "bf16":  # the least difference may turn a rounding
         allowed = max(allowed, TURNED)
-    tolerance = max(trial.repeatable, allowed)
+    tolerance = max(calls.repeatable, allowed)
     return Outcome(getattr(moves, name), tolerance, f"{what}, {where}, {conditions.precision} on {conditions.device}")
 
 
 @check
 def causality_in_training(case: Case) -> Outcome:
     """At the run's own shape, in training, a change of later inputs leaves earlier outputs as they were."""
-    return _judged(case, "past", training=True)
+    return judged(case.run, "past", training=True)
 
 
 @check
 def causality_in_evaluation(case: Case) -> Outcome:
     """The same in evaluation, at that shape and in sequences past a full block of every size."""
-    found = _judged(case, "past", training=False)
+    found = judged(case.run, "past", training=False)
     if found.value is None:
         return found
     value = worst([found.value, case.run.at_length])
@@ -57,13 +56,13 @@ def causality_in_evaluation(case: Case) -> Outcome:
 @check
 def batch_independence_in_training(case: Case) -> Outcome:
     """At the run's own shape, in training, a row stays as it was when the others change."""
-    return _judged(case, "rows", training=True)
+    return judged(case.run, "rows", training=True)
 
 
 @check
 def batch_independence_in_evaluation(case: Case) -> Outcome:
     """The same in evaluation."""
-    return _judged(case, "rows", training=False)
+    return judged(case.run, "rows", training=False)
 
 
 @check

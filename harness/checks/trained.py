@@ -2,8 +2,11 @@
 
 A gate that opens while training, or a memory that training fills, shows in no check of a model that is not trained. So
 the evaluation's own calls are read again: the passages below are those whose losses are in the recorded test figure.
+Training's own calls are made again too: what leaked into the loss that was trained on from some update on, and stays
+away from every evaluation, has spoilt the weights all the same.
 """
 
+import copy
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -12,8 +15,11 @@ import torch
 from torch import Tensor
 
 from harness.checks.case import Outcome
+from harness.checks.conditions import Conditions
 from harness.checks.runner import CheckResults, tried
+from harness.checks.running import judged
 from harness.checks.tolerances import distance, worst
+from harness.checks.trial import Calls
 from harness.errors import TaskError
 from harness.evaluation.evaluate import EVALUATION_SEED
 from harness.evaluation.passage import Passage
@@ -73,18 +79,19 @@ def _parameters(model: LanguageModel) -> int:
 
 
 def check_trained(
-    model: LanguageModel, task: Any, watch: Watch, before: Memory, lengths: Iterable[int]
+    model: LanguageModel, task: Any, watch: Watch, before: Memory, lengths: Iterable[int], conditions: Conditions
 ) -> CheckResults:
     """Tries every check on the model as it was evaluated: its weights, its precision, its device; in seconds.
 
     task: a harness.tasks.task.Task. watch: what it kept of the evaluation. before: what the model held before training.
     lengths: of sequences that causality is tried at, as far as the task has them, beside the evaluation's own calls.
+    conditions: of training, whose calls are made again.
     """
     was_training = model.training
     model.eval()
     checks: dict[str, Callable[[], Outcome]] = {
         "evaluation_equals_decoding": lambda: _evaluation(model, task, watch),
-        "causality_after_training": lambda: _causality(model, task, watch, lengths),
+        "causality_after_training": lambda: _causality(model, task, watch, lengths, conditions),
         "hidden_memory": lambda: _hidden_memory(model, before),
     }
     try:
@@ -162,8 +169,16 @@ def _rows(batch: Any, rows: slice) -> Any:
     return replace(batch, inputs=batch.inputs[rows], targets=batch.targets[rows], elapsed=elapsed)
 
 
-def _causality(model: LanguageModel, task: Any, watch: Watch, lengths: Iterable[int]) -> Outcome:
-    """Changing inputs from a position on leaves earlier outputs as they were, in the evaluation's calls and others."""
+def _causality(
+    model: LanguageModel, task: Any, watch: Watch, lengths: Iterable[int], conditions: Conditions
+) -> Outcome:
+    """Changing inputs from a position on leaves earlier outputs as they were, in the evaluation's calls and others.
+
+    In training also other rows, which a run's batch may hold, must leave a row as it was.
+    """
+    leak = _leak_in_training(model, conditions, watch.generator)
+    if leak is not None:
+        return leak
     ends = {id(passage): passage for passage in (watch.kept[:1] + watch.kept[-1:])}.values()
     calls = [(passage.batch.inputs, passage.state, passage.batch.elapsed) for passage in ends]
     for length in lengths:
@@ -175,7 +190,23 @@ def _causality(model: LanguageModel, task: Any, watch: Watch, lengths: Iterable[
     errors = [_leak(model, inputs, state, elapsed, watch.generator) for inputs, state, elapsed in calls]
     shapes = sorted({tuple(inputs.shape[:2]) for inputs, _, _ in calls})
     detail = f"earlier outputs after a change from {ROUNDS} positions of each row on, at (rows, tokens) {shapes}"
+    detail += f"; in training {conditions.batch_size} x {conditions.length}"
     return Outcome(worst(errors), SAME_OUTPUT, detail)
+
+
+def _leak_in_training(model: LanguageModel, conditions: Conditions, generator: torch.Generator) -> Outcome | None:
+    """The verdict on training's own calls where they leak, else None; of a copy's, for they may change a model.
+
+    Where equal calls differ nothing can be said, and the model is refused: before training they did not.
+    """
+    devices = [conditions.device] if torch.device(conditions.device).type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), torch.inference_mode(False):
+        calls = Calls(copy.deepcopy(model), conditions, generator, seed=0)
+        for name in ("past", "rows"):
+            found = judged(calls, name, training=True)
+            if found.value is None or found.tolerance is None or not found.value <= found.tolerance:
+                return replace(found, passed=False)
+    return None
 
 
 def _leak(

@@ -44,19 +44,11 @@ class Moves(NamedTuple):
     rows: float
 
 
-class Trial:
-    """The model under test as the run will use it: its own dtype, kernels, device and batches.
-
-    The parameters are those of the model, moved by a thousandth, so that what waits for a change shows; those that are
-    zero are moved off it, for they would hide whatever they multiply. unused: the same model, which no one ever calls.
-    """
+class Calls:
+    """A model as the run calls it: its own dtype, kernels, device and batches."""
 
     def __init__(self, model: LanguageModel, conditions: Conditions, generator: torch.Generator, seed: int):
-        self.conditions, self.seed, self.generator = conditions, seed, generator
-        self.unused = copy.deepcopy(model).cpu()
-        shake(self.unused, generator, relative=1e-3)
-        self.model = copy.deepcopy(self.unused).to(conditions.device)
-        self.elsewhere = Elsewhere(model, copy.deepcopy(self.unused), conditions)
+        self.model, self.conditions, self.generator, self.seed = model, conditions, generator, seed
 
     @property
     def adaptive(self) -> bool:
@@ -78,18 +70,6 @@ class Trial:
         made = wanted.batch(0)
         return Inputs(made.inputs, made.elapsed)
 
-    @cached_property
-    def long(self) -> Inputs:
-        """Inputs (LONG_ROWS, LONG, ...): the run's own batches, one behind the other."""
-        wanted = self.conditions
-        if wanted.batch is None:
-            return Inputs(self.model.interface.inputs.random(LONG_ROWS, LONG, self.generator))
-        count = -(-LONG_ROWS * LONG // (wanted.batch_size * wanted.length))
-        batches = [wanted.batch(index) for index in range(count)]
-        values = _long_rows([batch.inputs for batch in batches])
-        times = [batch.elapsed for batch in batches if batch.elapsed is not None]
-        return Inputs(values, _long_rows(times) if times else None)
-
     def outputs(self, inputs: Inputs, training: bool, precision: Precision | None = None) -> Tensor:
         """Outputs (B, T, out_width), on the CPU, of one call as training or evaluation makes it.
 
@@ -101,6 +81,77 @@ class Trial:
         with called(device, precision or self.conditions.precision, training):
             times = None if inputs.elapsed is None else inputs.elapsed.to(device)
             return self.model(inputs.values.to(device), None, times)[0].detach().float().cpu()
+
+    @cached_property
+    def in_training(self) -> Moves:
+        """What moves in training, at the shape of the run's batches."""
+        return self._moves(self.batch, training=True, calls=4)
+
+    @cached_property
+    def in_evaluation(self) -> Moves:
+        """What moves in evaluation, at the shape of the run's batches."""
+        return self._moves(self.batch, training=False, calls=2)
+
+    def _moves(self, inputs: Inputs, training: bool, calls: int) -> Moves:
+        rows, length = inputs.values.shape[:2]
+        base, again = (self.outputs(inputs, training) for _ in range(2))
+        tried = self._calls(rows, length, calls, spare=min(1, rows - 1))
+        if self.adaptive and rows > 1:
+            tried.append([length, *[0] * (rows - 1)])
+        past, unchanged = zip(*(self._moved(inputs, base, places, training) for places in tried), strict=True)
+        return Moves(distance(again, base), worst(past), worst(unchanged))
+
+    def _calls(self, rows: int, length: int, most: int, spare: int) -> list[list[int]]:
+        """A position of change for every row of each call; `length`, no change, for `spare` of the rows."""
+        places = places_of_change(length)
+        if self.adaptive or not places:  # rows that share their steps change together
+            return [[place] * rows for place in places[:most] or [length]]
+        changed = rows - spare
+        count = min(most, -(-POINTS // changed))
+        drawn = torch.randint(1, length, (count * changed,), generator=self.generator).tolist()
+        calls = torch.tensor([*places, *drawn][: count * changed]).view(count, changed).tolist()
+        return [[*call[: n % rows], *[length] * spare, *call[n % rows :]] for n, call in enumerate(calls)]
+
+    def _moved(self, inputs: Inputs, base: Tensor, places: list[int], training: bool) -> tuple[float, float]:
+        """How far the outputs before each row's change move, and those of rows without one."""
+        found = self.outputs(inputs.spliced(self._other(inputs), places), training)
+        length = inputs.values.shape[1]
+        moves = ((found - base).abs().amax(-1) / base.abs().max()).split(1)  # (1, T) each
+        past = worst(move[0, :place].max().item() for move, place in zip(moves, places, strict=True) if place)
+        rows = worst(move.max().item() for move, place in zip(moves, places, strict=True) if place == length)
+        return past, rows
+
+    def _other(self, inputs: Inputs) -> Inputs:
+        """Inputs of the same kind that differ at every position: those of another row, as far as they differ."""
+        flipped, changed = inputs.values.flip(0), self.model.interface.inputs.changed(inputs.values)
+        values = torch.where(flipped == inputs.values, changed, flipped)
+        return Inputs(values, None if inputs.elapsed is None else 1.5 * inputs.elapsed.flip(0))
+
+
+class Trial(Calls):
+    """The model under test as the run will use it.
+
+    The parameters are those of the model, moved by a thousandth, so that what waits for a change shows; those that are
+    zero are moved off it, for they would hide whatever they multiply. unused: the same model, which no one ever calls.
+    """
+
+    def __init__(self, model: LanguageModel, conditions: Conditions, generator: torch.Generator, seed: int):
+        self.unused = copy.deepcopy(model).cpu()
+        shake(self.unused, generator, relative=1e-3)
+        super().__init__(copy.deepcopy(self.unused).to(conditions.device), conditions, generator, seed)
+        self.elsewhere = Elsewhere(model, copy.deepcopy(self.unused), conditions)
+
+    @cached_property
+    def long(self) -> Inputs:
+        """Inputs (LONG_ROWS, LONG, ...): the run's own batches, one behind the other."""
+        wanted = self.conditions
+        if wanted.batch is None:
+            return Inputs(self.model.interface.inputs.random(LONG_ROWS, LONG, self.generator))
+        count = -(-LONG_ROWS * LONG // (wanted.batch_size * wanted.length))
+        batches = [wanted.batch(index) for index in range(count)]
+        values = _long_rows([batch.inputs for batch in batches])
+        times = [batch.elapsed for batch in batches if batch.elapsed is not None]
+        return Inputs(values, _long_rows(times) if times else None)
 
     @cached_property
     def read(self) -> tuple[Tensor, State]:
@@ -146,55 +197,10 @@ class Trial:
         return state, second, continued(model, state, second, decoder)
 
     @cached_property
-    def in_training(self) -> Moves:
-        """What moves in training, at the shape of the run's batches."""
-        return self._moves(self.batch, training=True, calls=4)
-
-    @cached_property
-    def in_evaluation(self) -> Moves:
-        """What moves in evaluation, at the shape of the run's batches."""
-        return self._moves(self.batch, training=False, calls=2)
-
-    @cached_property
     def at_length(self) -> float:
         """How far outputs before a change move in the long sequences, in evaluation."""
         calls = self._calls(LONG_ROWS, LONG, most=2, spare=0)
         return worst(self._moved(self.long, self.whole, places, False)[0] for places in calls)
-
-    def _moves(self, inputs: Inputs, training: bool, calls: int) -> Moves:
-        rows, length = inputs.values.shape[:2]
-        base, again = (self.outputs(inputs, training) for _ in range(2))
-        tried = self._calls(rows, length, calls, spare=min(1, rows - 1))
-        if self.adaptive and rows > 1:
-            tried.append([length, *[0] * (rows - 1)])
-        past, unchanged = zip(*(self._moved(inputs, base, places, training) for places in tried), strict=True)
-        return Moves(distance(again, base), worst(past), worst(unchanged))
-
-    def _calls(self, rows: int, length: int, most: int, spare: int) -> list[list[int]]:
-        """A position of change for every row of each call; `length`, no change, for `spare` of the rows."""
-        places = places_of_change(length)
-        if self.adaptive or not places:  # rows that share their steps change together
-            return [[place] * rows for place in places[:most] or [length]]
-        changed = rows - spare
-        count = min(most, -(-POINTS // changed))
-        drawn = torch.randint(1, length, (count * changed,), generator=self.generator).tolist()
-        calls = torch.tensor([*places, *drawn][: count * changed]).view(count, changed).tolist()
-        return [[*call[: n % rows], *[length] * spare, *call[n % rows :]] for n, call in enumerate(calls)]
-
-    def _moved(self, inputs: Inputs, base: Tensor, places: list[int], training: bool) -> tuple[float, float]:
-        """How far the outputs before each row's change move, and those of rows without one."""
-        found = self.outputs(inputs.spliced(self._other(inputs), places), training)
-        length = inputs.values.shape[1]
-        moves = ((found - base).abs().amax(-1) / base.abs().max()).split(1)  # (1, T) each
-        past = worst(move[0, :place].max().item() for move, place in zip(moves, places, strict=True) if place)
-        rows = worst(move.max().item() for move, place in zip(moves, places, strict=True) if place == length)
-        return past, rows
-
-    def _other(self, inputs: Inputs) -> Inputs:
-        """Inputs of the same kind that differ at every position: those of another row, as far as they differ."""
-        flipped, changed = inputs.values.flip(0), self.model.interface.inputs.changed(inputs.values)
-        values = torch.where(flipped == inputs.values, changed, flipped)
-        return Inputs(values, None if inputs.elapsed is None else 1.5 * inputs.elapsed.flip(0))
 
     def close(self) -> None:
         """Ends the other process."""
