@@ -228,6 +228,11 @@ def build(node: dict):
         raise error.__cause__ if isinstance(error.__cause__, UserError) else error from None
 
 
+def experiment(overrides: list[str]):
+    """The Experiment that a command with these overrides would run."""
+    return build(own_keys(resolve(compose(overrides))))
+
+
 def model_and_size(overrides: list[str]):
     """The ModelSpec and the SizeConfig that a command with these overrides would build."""
     plain = resolve(compose(overrides))

@@ -12,7 +12,7 @@ from analysis.curve import Curve
 from analysis.styles import styles
 from harness.errors import RecordError
 
-SUBJECTS = ("kernels", "models", "newton")
+SUBJECTS = ("kernels", "models", "newton", "checks")
 FIGURES = (
     "Newton's method over time against the fused sequential scan",
     "Newton's method over time against the fused sequential scan, on a GPU",
@@ -26,7 +26,7 @@ Row = dict[Any, Any]
 
 
 def sections(measured: Path, images: str) -> dict[str, str]:
-    """The generated sections kernels, models and newton.
+    """The generated sections kernels, models, newton and checks.
 
     measured: the bench's folder. images: where the figures stand, as a page names that folder. A device's tables follow
     the CPU's; a subject that was not measured is the command that measures it.
@@ -168,6 +168,27 @@ def newton(content: dict) -> str:
     return "\n\n".join([*parts, _footer(content)]) + "\n"
 
 
+def checks(content: dict) -> str:
+    """Seconds, and the processor's, of the checks before and after training, by model; and what takes longest."""
+    frame = pd.DataFrame(content["rows"])
+    most = max(frame["threads"])
+    table: dict[str, list] = {"": list(dict.fromkeys(frame["contestant"]))}
+    for what in ("before", "after"):
+        for threads, rows in frame.groupby("threads"):
+            cells = {
+                row["contestant"]: f"{row[f'{what}_seconds']:.1f} ({row[f'{what}_cpu_seconds']:.1f})"
+                for row in rows.to_dict("records")
+            }
+            title = f"{what} training, {threads} {'thread' if threads == 1 else 'threads'}"
+            table[title] = [cells.get(name, "") for name in table[""]]
+    slowest = {row["contestant"]: row["before_slowest"] for row in content["rows"] if row["threads"] == most}
+    table["longest before"] = [
+        ", ".join(f"{check} {seconds:.1f}" for check, seconds in slowest[name].items()) for name in table[""]
+    ]
+    title = f"**Seconds, and those of processors, at {content['size']}**"
+    return "\n\n".join([title, _markdown(pd.DataFrame(table)), _footer(content)]) + "\n"
+
+
 def _sizes(frame: pd.DataFrame) -> list[str]:
     return [f"{batch} x {length:,}" for batch, length in zip(frame["batch"], frame["length"], strict=True)]
 
@@ -236,4 +257,4 @@ def _markdown(table: pd.DataFrame) -> str:
     return table.to_markdown(index=False, disable_numparse=True)
 
 
-TABLES = {"kernels": kernels, "models": models, "newton": newton}
+TABLES = {"kernels": kernels, "models": models, "newton": newton, "checks": checks}

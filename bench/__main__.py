@@ -9,7 +9,7 @@ import torch
 import yaml
 
 from analysis.bench import SUBJECTS, TABLES
-from bench import kernels, models, newton
+from bench import checks, kernels, models, newton
 from bench.store import Store
 from bench.targets import Target
 from bench.timing import Limits
@@ -17,7 +17,7 @@ from harness.errors import UserError
 from harness.machine.runtime import one_precision, use_threads
 
 ROOT = Path(__file__).resolve().parents[1]
-RUN = {"kernels": kernels.run, "models": models.run, "newton": newton.run}
+RUN = {"kernels": kernels.run, "models": models.run, "newton": newton.run, "checks": checks.run}
 
 
 def arguments(given: list[str] | None) -> argparse.Namespace:
@@ -25,7 +25,8 @@ def arguments(given: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m bench",
         description="Times kernels and whole models against each other and against other packages, interleaved in one "
-        "process, and compares the ratios with the targets of conf/bench/. Measurements are kept and not repeated.",
+        "process, and compares the ratios with the targets of conf/bench/; and what checking a model takes. "
+        "Measurements are kept and not repeated.",
     )
     parser.add_argument("subject", choices=SUBJECTS)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))

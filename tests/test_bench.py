@@ -13,14 +13,16 @@ import run
 from analysis import bench as table
 from analysis.__main__ import main as analyse
 from bench import __main__ as command
-from bench import kernels, timing
+from bench import checks, kernels, timing
 from bench.bandwidth import floor_ms
 from bench.comparison import Comparison, layer
 from bench.store import Store
 from bench.targets import Target
 from bench.timing import Call, Contestant, Limits
+from harness.checks.runner import CheckResult, CheckResults
 from harness.configure import locate
 from harness.errors import ConfigError, RecordError
+from harness.experiment import CheckError
 
 CPU = torch.device("cpu")
 CONFIGS = {subject: yaml.safe_load((run.ROOT / f"conf/bench/{subject}.yaml").read_text()) for subject in table.SUBJECTS}
@@ -186,7 +188,7 @@ def test_rows_of_another_machine_or_of_other_packages_are_moved_aside(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("subject", ["models", "newton"])
+@pytest.mark.parametrize("subject", ["models", "newton", "checks"])
 def test_every_subject_runs(subject, monkeypatch, capsys):
     config = copy.deepcopy(CONFIGS[subject])
     if subject == "models":
@@ -195,7 +197,7 @@ def test_every_subject_runs(subject, monkeypatch, capsys):
     monkeypatch.setattr(command.yaml, "safe_load", lambda _: config)
     command.main([subject, "--quick"])
     printed = capsys.readouterr().out
-    wanted = {"models": "| rwkv by the rwkv package", "newton": "| 1 x 16"}
+    wanted = {"models": "| rwkv by the rwkv package", "newton": "| 1 x 16", "checks": "| gru | "}
     assert wanted[subject] in printed
 
 
@@ -222,6 +224,14 @@ def test_the_contestants_of_the_liquid_scan_compute_the_same_thing():
     torch.testing.assert_close(rk4, peer, atol=5e-3, rtol=0)  # theirs is the 3/8 rule
 
 
+def test_checks_that_fail_are_not_timed(monkeypatch):
+    verdict = CheckResult("causality", False, 1.0, 0.0, "", 0.5)
+    monkeypatch.setattr(checks.Checked, "before", lambda self: CheckResults([verdict]))
+    config = CONFIGS["checks"] | CONFIGS["checks"]["quick"]
+    with pytest.raises(CheckError, match="model=gru fails causality"):
+        checks.run(config, Store(None), CPU, Limits(), lambda line: None)
+
+
 def test_targets_of_models_name_what_is_measured():
     config = CONFIGS["models"]
     names = {*config["models"], *config["peers"], *config["decoders"]}
@@ -245,4 +255,4 @@ def test_sections_of_pages_come_from_what_was_measured(tmp_path, monkeypatch):
     text = Path("README.md").read_text()
     assert "**identity, 2 channels.** Nothing at all." in text
     assert "| **missed**" in text
-    assert text.count("Not measured yet") == 2
+    assert text.count("Not measured yet") == len(table.SUBJECTS) - 1
