@@ -1,9 +1,11 @@
 """What every test shares: a fixed seed, `architecture`, which runs a test for each file of conf/model, and Triton.
 
-Without a GPU the Triton kernels run in its interpreter, which must be asked for before they are imported.
+Without a GPU the Triton kernels run in its interpreter, which must be asked for before they are imported. Two workers
+run the tests (pytest-xdist), and numba's kernels, which take seconds each to compile, are compiled by one of them.
 """
 
 import os
+import re
 
 import pytest
 import torch
@@ -20,10 +22,34 @@ def pytest_generate_tests(metafunc):
 
 
 def pytest_collection_modifyitems(items):
-    """Marks whatever names Triton as slow: its interpreter and its compiler take seconds for the smallest call."""
+    """Marks whatever names Triton as slow: its interpreter and its compiler take seconds for the smallest call.
+
+    What is slow goes first, so that the workers end together.
+    """
     for item in items:
         if "triton" in item.nodeid.lower():
             item.add_marker(pytest.mark.slow)
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
+KERNEL = re.compile(r"tests/test_operations\.py::test_\w+\[(\w+-\w+)[-\]]")
+"""The tests of one kernel of one operation, by their ids."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Gives a worker all tests of a kernel, which it compiles; every other test, afterwards, to whoever is free.
+
+    The workers share numba's cache: two that came to one kernel at a time would both compile it.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByKernel(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            kernel = KERNEL.match(nodeid)
+            return kernel[1] if kernel else nodeid
+
+    return ByKernel(config, log)
 
 
 @pytest.fixture(autouse=True)
