@@ -32,24 +32,24 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
-KERNEL = re.compile(r"tests/test_operations\.py::test_\w+\[(\w+-\w+)[-\]]")
-"""The tests of one kernel of one operation, by their ids."""
+TOGETHER = re.compile(r"tests/test_(?:operations\.py::test_\w+\[(\w+-\w+)[-\]]|numba_math\.py)")
+"""Tests, by their ids, that need one compilation: of one kernel of one operation, or of the functions of kernels."""
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """Gives a worker all tests of a kernel, which it compiles; every other test, afterwards, to whoever is free.
+    """Gives a worker all tests that need one compilation; any other test, afterwards, goes to whoever is free.
 
     The workers share numba's cache: two that came to one kernel at a time would both compile it.
     """
     from xdist.scheduler import LoadScopeScheduling
 
-    class ByKernel(LoadScopeScheduling):
+    class Together(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            kernel = KERNEL.match(nodeid)
-            return kernel[1] if kernel else nodeid
+            found = TOGETHER.match(nodeid)
+            return found[found.lastindex or 0] if found else nodeid
 
-    return ByKernel(config, log)
+    return Together(config, log)
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ from numba import njit
 from harness.ops.toolbox.numba_linear import padded, panels, product
 
 
-@njit
+@njit(cache=True)
 def small_product(x, panels, width):
     """The product has no entry from Python."""
     y = np.full((x.shape[0], padded(x, width)), np.nan, x.dtype)

@@ -22,7 +22,7 @@ RANGES = {  # where float32 neither saturates nor leaves the normal numbers
 OPTIONS = {"fastmath": numba_math.FASTMATH, "error_model": "numpy"}
 
 
-@njit(**OPTIONS)
+@njit(**OPTIONS, cache=True)
 def every(x, out):
     """One compilation a type for all functions; log1p_unit sees |x| folded into its range."""
     for i in range(x.shape[0]):

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import conformance
+from conftest import TOGETHER
 from harness.ops import registry
 from harness.ops.registry import Kernel, Operation
 from harness.ops.samples import Draw, Sample, Samples
@@ -28,6 +29,13 @@ def _marks(name: str) -> list[pytest.MarkDecorator]:
 
 def test_every_operation_brings_samples():
     assert {name for name, operation in OPERATIONS.items() if operation.samples is None} == set()
+
+
+def test_all_tests_of_a_kernel_go_to_one_worker():
+    ids = [f"test_a_kernel_conforms[{name}]" for name in CHECKS]
+    ids += [f"test_odd_sizes[{operation.name}-{kernel.backend}]" for operation, kernel in FOUND]
+    together = {TOGETHER.match(f"tests/test_operations.py::{name}")[1] for name in ids}
+    assert together == {f"{operation.name}-{kernel.backend}" for operation, kernel in FOUND}
 
 
 def test_every_cpu_kernel_is_checked():
