@@ -1,7 +1,7 @@
 """One run from start to finish: size, check, train, evaluate, measure, record."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -54,10 +54,15 @@ class Experiment:
     def run(self, config: dict, say=print) -> dict:
         """Runs what is not yet recorded and returns the record.
 
-        config: the resolved configuration, recorded and hashed into the run's key. say: receives lines for the user.
-        force: makes a finished run again, always or (stale) where code that made it is another today. Raises UserError,
-        before training starts where that can be, for what a user can mend.
+        config: the resolved configuration, recorded and hashed into the run's key with the budget in tokens, however it
+        was stated. say: receives lines for the user. force: makes a finished run again, always or (stale) where code
+        that made it is another today. Raises UserError, before training starts where that can be, for what a user can
+        mend.
         """
+        trainer = self.trainer.resolved(self.size.params, self.task)
+        if trainer != self.trainer:
+            config = config | {"trainer": config["trainer"] | trainer.budget}
+            return replace(self, trainer=trainer).run(config, say)
         code.remember()
         width = sizing.solve(self.model, self.task.interface, self.size)
         self.trainer.check(self.task)

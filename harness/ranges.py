@@ -50,10 +50,16 @@ Tolerance = Annotated[float, Field(ge=1e-15, le=1)]
 BudgetTolerance = Annotated[float, Field(ge=0.001, le=0.1)]
 """Of a parameter budget; the protocol's is 0.02."""
 Rate = Annotated[float, Field(gt=0, le=100)]
+Epsilon = Annotated[float, Field(ge=1e-30, le=1)]
+"""What an optimizer adds to a root before it divides by it; smaller ones are no normal number in float32."""
+TokensPerParameter = Annotated[float, Field(ge=1e-3, le=1e6)]
+Epochs = Annotated[float, Field(ge=1e-6, le=1e6)]
 Decay = Annotated[float, Field(ge=0, le=100)]
 Norm = Annotated[float, Field(gt=0, le=1e12)]
 """Of a gradient."""
 Ratio = Annotated[float, Field(ge=0, le=64)]
+Scale = Annotated[float, Field(ge=0, le=100)]
+"""Of what weights start from."""
 StepSize = Annotated[float, Field(ge=1e-9, le=1e3)]
 TimeConstant = Annotated[float, Field(ge=1, le=1e9)]
 """In tokens."""

@@ -116,7 +116,7 @@ def check(config: DictConfig) -> None:
         if sized not in SIZED:
             sizing.solve(experiment.model, experiment.task.interface, experiment.size)
             SIZED.add(sized)
-        experiment.trainer.check(experiment.task)
+        experiment.trainer.resolved(experiment.size.params, experiment.task).check(experiment.task)
     except UserError as error:
         told = error
     if told is not None:

@@ -127,6 +127,9 @@ BAD_INPUTS = {
     "more layers than parameters": (["size.params=1000", "size.n_layers=128"], ["size.n_layers=128", "nearest"]),
     "unreachable size": (["model=transformer", "size.params=1000"], ["size.params=1000", "nearest"]),
     "gate around a mixer with its own": (["model=rwkv", "block=gated"], ["TimeMix", "block=transformer"]),
+    "two budgets": (["trainer.epochs=2"], ["trainer.tokens=1024 and trainer.epochs=2", "trainer.tokens=null"]),
+    "no budget": (["trainer.tokens=null"], ["No budget", "trainer.tokens_per_parameter"]),
+    "more than the run": (["trainer.schedule=wsd", "trainer.decay_ratio=1"], ["trainer.decay_ratio=1", "at most 1"]),
     "adjoint of a solver without one": (["model=ltc", "solver=exponential", "gradient=adjoint"], ["adjoint"]),
 }
 
@@ -433,6 +436,16 @@ def test_a_lost_curve_is_told(monkeypatch, recorded, capsys):
     assert json.loads(recorded.read_text())["training"]["lost_lines"] == len(lines.splitlines())
     recorded.write_text(result)
     curve.write_text(lines)
+
+
+def test_a_budget_stated_otherwise_is_the_same_run_and_recorded_in_tokens(monkeypatch, recorded, capsys):
+    budget = json.loads(recorded.with_name("config.json").read_text())["trainer"]
+    assert (budget["tokens"], budget["tokens_per_parameter"], budget["epochs"]) == (1024, None, None)
+    epoch = json.loads(recorded.read_text())["data"]["train_tokens"]
+    for stated in ("tokens_per_parameter=0.00853334", f"epochs={1024 / epoch}"):  # of 120,000 parameters
+        command(monkeypatch, *recorded_by(recorded), "trainer.tokens=null", f"trainer.{stated}")
+        assert "Already recorded" in capsys.readouterr().out
+    assert len(list(recorded.parents[1].glob("*/result.json"))) == 1
 
 
 def test_a_record_says_how_busy_the_machine_was(recorded):

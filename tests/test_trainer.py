@@ -16,7 +16,7 @@ from harness.errors import ConfigError, TaskError
 from harness.machine.runtime import use_threads
 from harness.records.record import Run
 from harness.training import optimizer
-from harness.training.trainer import TrainerConfig, train
+from harness.training.trainer import Trainer, TrainerConfig, train
 
 DEFAULT = Path(__file__).parent.parent / "conf" / "trainer" / "default.yaml"
 
@@ -29,22 +29,35 @@ class Recorder:
         self.lines.append((step, metrics))
 
 
-def test_learning_rate_rises_in_a_line_and_falls_in_a_cosine():
-    rates = [optimizer.learning_rate(u, 10, peak=2.0, final_ratio=0.1, warmup_ratio=0.2) for u in range(10)]
-    assert rates[:2] == pytest.approx([1.0, 2.0])
-    assert rates[5] == pytest.approx(2.0 * 0.55)  # half of the cosine's eight updates
-    assert rates[9] == pytest.approx(0.2)
-    assert rates[1:] == sorted(rates[1:], reverse=True)
-    assert optimizer.learning_rate(0, 1, 2.0, 0.1, 0.0) == pytest.approx(0.2)
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "wsd"])
+def test_the_rate_of_the_schedule_is_the_rate_of_the_update(tmp_path, schedule):
+    """Also of a parameter that is trained at twice the rate, and behind a checkpoint."""
+    rules = {"warmup_ratio": 0.1, "schedule": schedule}
+    net = tiny.model()
+    net.blocks[0].mixer.rate._lr_multiplier = 2.0
+    applied = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", noted(torch.optim.AdamW.step, applied))
+        _, _, metrics = tiny.run_once(tmp_path, net, **rules)
+    expected = [tiny.config(**rules).learning_rate_at(update) for update in range(30)]
+    assert [line["learning_rate"] for line in metrics if "learning_rate" in line] == pytest.approx(expected)
+    assert [rates["decay"] for rates in applied] == pytest.approx(expected)
+    assert [rates["no_decay"] for rates in applied] == pytest.approx(expected)
+    assert [rates["no_decay_lr_2"] for rates in applied] == pytest.approx([2 * rate for rate in expected])
 
 
-def test_the_rate_of_the_schedule_is_the_rate_of_the_update(tmp_path):
-    _, _, metrics = tiny.run_once(tmp_path, warmup_ratio=0.1)
-    logged = [line["learning_rate"] for line in metrics if "learning_rate" in line]
-    assert logged == pytest.approx([tiny.config(warmup_ratio=0.1).learning_rate_at(u) for u in range(30)])
+def noted(step, applied: list[dict]):
+    """`step` of an optimizer that also notes the rate of each group."""
+
+    def noting(self, *given, **options):
+        applied.append({group["name"]: group["lr"] for group in self.param_groups})
+        return step(self, *given, **options)
+
+    return noting
 
 
-def test_one_update_is_adamw_by_hand(tmp_path):
+@pytest.mark.parametrize("epsilon", [1e-8, 1e-3])
+def test_one_update_is_adamw_by_hand(tmp_path, epsilon):
     """Clipped gradient, bias-corrected moments, decoupled decay, in float64."""
     net = tiny.model().double()
     old = {name: p.detach().clone() for name, p in net.named_parameters()}
@@ -54,13 +67,13 @@ def test_one_update_is_adamw_by_hand(tmp_path):
     gradients = {name: p.grad.clone() for name, p in net.named_parameters()}
     norm = torch.sqrt(sum((g**2).sum() for g in gradients.values()))
     net.zero_grad()
-    tiny.run_once(tmp_path, net, tokens=16, warmup_ratio=1.0, clip_norm=0.01, weight_decay=0.5)
+    tiny.run_once(tmp_path, net, tokens=16, warmup_ratio=1.0, clip_norm=0.01, weight_decay=0.5, epsilon=epsilon)
     decayed = {"blocks.0.mixer.output.weight", "blocks.1.channel_mixer.down.weight", "head.weight"}
     for name, parameter in net.named_parameters():
         g = gradients[name] * 0.01 / (norm + 1e-6)
         decay = 0.5 if parameter.ndim > 1 and "embedding" not in name and "rate" not in name else 0.0
         assert (decay > 0) or name not in decayed
-        expected = old[name] * (1 - 1e-2 * decay) - 1e-2 * g / (g.abs() + 1e-8)
+        expected = old[name] * (1 - 1e-2 * decay) - 1e-2 * g / (g.abs() + epsilon)
         torch.testing.assert_close(parameter.detach(), expected, rtol=1e-9, atol=1e-12, msg=name)
 
 
@@ -86,8 +99,65 @@ def test_groups_spare_embeddings_norms_vectors_and_what_asks_for_it(tied):
     assert decayed == {"mixer.output.weight", "channel_mixer.gate_up.weight", "channel_mixer.down.weight"} | (
         set() if tied else {"head.weight"}
     )
-    assert [(g.name, g.weight_decay) for g in optimizer.report(groups)] == [("decay", 0.1), ("no_decay", 0.0)]
+    reported = [(g.name, g.weight_decay, g.lr_multiplier) for g in optimizer.report(groups)]
+    assert reported == [("decay", 0.1, 1.0), ("no_decay", 0.0, 1.0)]
     assert sum(g.parameters for g in optimizer.report(groups)) == sum(p.numel() for p in net.parameters())
+
+
+def test_a_parameter_says_whether_it_decays_and_at_which_part_of_the_rate_it_is_trained():
+    net = tiny.model()
+    block = net.blocks[1]
+    block.mixer.output.weight._no_weight_decay = True
+    block.norm.weight._no_weight_decay = False
+    block.mixer.rate._lr_multiplier = 2
+    block.channel_mixer.down.weight._lr_multiplier = 0.5
+    names = {id(parameter): name for name, parameter in net.named_parameters()}
+    groups = {group["name"]: group for group in optimizer.parameter_groups(net, 0.1)}
+    held = {name: [names[id(p)] for p in group["params"]] for name, group in groups.items()}
+    assert held.pop("no_decay_lr_2") == ["blocks.1.mixer.rate"]
+    assert held.pop("decay_lr_0.5") == ["blocks.1.channel_mixer.down.weight"]
+    assert "blocks.1.norm.weight" in held["decay"]
+    assert "blocks.1.mixer.output.weight" in held["no_decay"]
+    assert set(held) == {"decay", "no_decay"}
+    assert [(g.lr_multiplier, g.weight_decay) for g in optimizer.report(list(groups.values()))] == [
+        (1.0, 0.1), (1.0, 0.0), (2.0, 0.0), (0.5, 0.1)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("multiplier", [0, -1.0, math.nan, math.inf, "2"])
+def test_a_multiplier_of_the_rate_that_is_no_positive_number_is_told(multiplier):
+    net = tiny.model()
+    net.blocks[0].mixer.rate._lr_multiplier = multiplier
+    with pytest.raises(ConfigError, match=r"blocks\.0\.mixer\.rate has _lr_multiplier"):
+        optimizer.parameter_groups(net, 0.1)
+
+
+def test_a_run_with_several_rates_resumes_as_if_it_had_never_stopped(tmp_path, monkeypatch):
+    def net():
+        made = tiny.model(dropout=0.2)
+        made.blocks[0].mixer.rate._lr_multiplier = 3.0
+        return made
+
+    whole, _, _ = tiny.run_once(tmp_path / "whole", net())
+    resumed = net()
+    monkeypatch.setattr(Trainer, "apply", stopping_at(17, Trainer.apply))
+    with pytest.raises(KeyboardInterrupt):
+        tiny.run_once(tmp_path / "stopped", net())
+    monkeypatch.undo()
+    tiny.run_once(tmp_path / "stopped", resumed)
+    for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def stopping_at(update: int, apply):
+    """`apply` that is interrupted at an update."""
+
+    def stop(self, rate):
+        if self.ledger.update == update:
+            raise KeyboardInterrupt
+        apply(self, rate)
+
+    return stop
 
 
 def test_training_learns_and_its_result_counts_tokens_and_updates(tmp_path):
@@ -201,7 +271,10 @@ def test_the_default_configuration_is_checked_and_is_the_class_s_own():
     node = checked(yaml.safe_load(DEFAULT.read_text()), "trainer")
     assert node.pop("_target_") == "harness.training.trainer.TrainerConfig"
     assert node == asdict(TrainerConfig())
-    for key, value in {"tokens": -1, "warmup_ratio": 1.5, "precision": "fp8", "clip_norm": 0.0, "beta2": 1.0}.items():
+    bad = {"tokens": -1, "warmup_ratio": 1.5, "precision": "fp8", "clip_norm": 0.0, "beta2": 1.0}
+    bad |= {"tokens_per_parameter": 0.0, "epochs": -1.0, "schedule": "step", "epsilon": 0.0, "decay_ratio": 2.0}
+    bad |= {"warmup_updates": -1}
+    for key, value in bad.items():
         with pytest.raises(ConfigError, match=f"trainer.{key}="):
             checked({"_target_": "harness.training.trainer.TrainerConfig", key: value}, "trainer")
 

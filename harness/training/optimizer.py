@@ -1,9 +1,16 @@
-"""AdamW's parameter groups and the learning-rate schedule."""
+"""AdamW's parameter groups: what decays, and at which part of the learning rate each parameter is trained.
+
+A mixer says by attributes of its parameters where its authors prescribe something else than the rule:
+`_no_weight_decay` (True spares what would decay, False lets decay what would be spared) and `_lr_multiplier` (the
+parameter's learning rate over that of the schedule, throughout).
+"""
 
 import math
 from dataclasses import dataclass
 
 from torch import nn
+
+from harness.errors import ConfigError
 
 EMBEDDINGS = (nn.Embedding,)
 NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)
@@ -11,18 +18,20 @@ NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)
 
 @dataclass(frozen=True)
 class GroupReport:
-    """One parameter group as it is recorded."""
+    """One parameter group as it is recorded. lr_multiplier: its learning rate over that of the schedule."""
 
     name: str
     weight_decay: float
+    lr_multiplier: float
     parameters: int
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Returns AdamW's groups: `decay` for the matrices, `no_decay` for all the rest.
+    """Returns AdamW's groups: `decay` for the matrices, `no_decay` for all the rest, of each multiplier one.
 
-    Weights of two and more dimensions decay, but for embeddings (a tied head's among them), norms, and parameters
-    that carry the attribute `_no_weight_decay` (time constants, state matrices).
+    Weights of two and more dimensions decay, but for embeddings (a tied head's among them) and norms, unless a
+    parameter's own `_no_weight_decay` says otherwise. Raises ConfigError for an `_lr_multiplier` that is no positive
+    number.
     """
     exempt = {
         id(parameter)
@@ -30,32 +39,44 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
         if isinstance(module, EMBEDDINGS + NORMS)
         for parameter in module.parameters(recurse=False)
     }
-    decay: list[nn.Parameter] = []
-    rest: list[nn.Parameter] = []
-    for parameter in model.parameters():  # a tied parameter comes once
+    groups: dict[tuple[bool, float], list[nn.Parameter]] = {(True, 1.0): [], (False, 1.0): []}
+    for name, parameter in model.named_parameters():  # a tied parameter comes once
         if parameter.requires_grad:
-            spared = parameter.ndim < 2 or id(parameter) in exempt or getattr(parameter, "_no_weight_decay", False)
-            (rest if spared else decay).append(parameter)
-    groups: list[dict] = [
-        {"name": "decay", "params": decay, "weight_decay": weight_decay},
-        {"name": "no_decay", "params": rest, "weight_decay": 0.0},
+            by_rule = parameter.ndim < 2 or id(parameter) in exempt
+            spared = getattr(parameter, "_no_weight_decay", by_rule)
+            groups.setdefault((not spared, _multiplier(name, parameter)), []).append(parameter)
+    return [
+        {
+            "name": ("decay" if decays else "no_decay") + ("" if multiplier == 1 else f"_lr_{multiplier:g}"),
+            "params": parameters,
+            "weight_decay": weight_decay if decays else 0.0,
+            "lr_multiplier": multiplier,
+        }
+        for (decays, multiplier), parameters in groups.items()
+        if parameters
     ]
-    return [group for group in groups if group["params"]]
+
+
+def _multiplier(name: str, parameter: nn.Parameter) -> float:
+    multiplier = getattr(parameter, "_lr_multiplier", 1.0)
+    if not (isinstance(multiplier, int | float) and math.isfinite(multiplier) and multiplier > 0):
+        raise ConfigError(
+            f"The parameter {name} has _lr_multiplier={multiplier!r}.",
+            "a positive number, by which the schedule's learning rate is multiplied.",
+            "correct it in the mixer that sets it; requires_grad=False is for what is not trained.",
+        )
+    return float(multiplier)
 
 
 def report(groups: list[dict]) -> list[GroupReport]:
     """Returns what the record says about the groups."""
-    return [GroupReport(g["name"], g["weight_decay"], sum(p.numel() for p in g["params"])) for g in groups]
+    return [
+        GroupReport(g["name"], g["weight_decay"], g["lr_multiplier"], sum(p.numel() for p in g["params"]))
+        for g in groups
+    ]
 
 
-def learning_rate(update: int, updates: int, peak: float, final_ratio: float, warmup_ratio: float) -> float:
-    """The rate of the update with this index (from 0): linear warm-up to `peak`, then a cosine to final_ratio x peak.
-
-    The warm-up takes round(warmup_ratio x updates) updates, the first of them at peak / that number, the last at the
-    peak; the last update of all is made at the final rate.
-    """
-    warmup = round(warmup_ratio * updates)
-    if update < warmup:
-        return peak * (update + 1) / warmup
-    progress = (update - warmup + 1) / (updates - warmup)
-    return peak * (final_ratio + (1 - final_ratio) * (1 + math.cos(math.pi * progress)) / 2)
+def set_rate(groups: list[dict], rate: float) -> None:
+    """Gives every group its part of the schedule's learning rate."""
+    for group in groups:
+        group["lr"] = rate * group["lr_multiplier"]

@@ -81,7 +81,7 @@ class Trainer:
         groups = optimizer.parameter_groups(model, config.weight_decay)
         self.group_reports = optimizer.report(groups)
         betas = (config.beta1, config.beta2)
-        adamw = torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, fused=True)
+        adamw = torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, eps=config.epsilon, fused=True)
         self.optimizer = self.accelerator.prepare(adamw)
         self.parameters = [p for group in groups for p in group["params"]]
         self.checkpoint_path = run.path / checkpoint.NAME
@@ -167,9 +167,8 @@ class Trainer:
         return total, norm.item()
 
     def apply(self, rate: float) -> None:
-        """Makes the update at this learning rate."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        """Makes the update at this learning rate of the schedule."""
+        optimizer.set_rate(self.optimizer.param_groups, rate)
         self.optimizer.step()
 
     def loss_sum(self, batch: Batch) -> Tensor:
