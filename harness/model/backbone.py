@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from harness.model.block import Factory, GatedBlock, TransformerBlock
+from harness.model.ends import EMBEDDING, HEAD, End
 from harness.model.interface import Interface, interface
 from harness.model.mixer import Call, Flops, Mixer
 from harness.model.norm import RMSNorm
@@ -33,10 +34,12 @@ class ModelSpec:
 
     mixer: factory called with (d_model, layer, n_layers), or a list of them that the blocks take in turn, from the
     first on. block: what surrounds them (harness/model/block.py). channel_mixer: a factory called with d_ff too, for
-    blocks that have a channel mixer; None for none. width_multiple: d_model is a multiple of it, or, where none meets
-    the budget, the width inside a gated block. d_ff_ratio: the architecture's own d_ff / d_model. names: the
-    groups of the configuration whose choice names a run of this model, in order, each with the choice that goes unnamed
-    (None: every choice is named). kernel: of norms and blocks; mixers have their own.
+    blocks that have a channel mixer; None for none. embedding: of tokens (real vectors have torch's linear layer).
+    head: its own unless tie_embeddings makes it the embedding's weight, where the model says what it reads next.
+    width_multiple: d_model is a multiple of it, or, where none meets the budget, the width inside a gated block.
+    d_ff_ratio: the architecture's own d_ff / d_model. names: the groups of the configuration whose choice names a run
+    of this model, in order, each with the choice that goes unnamed (None: every choice is named). kernel: of norms and
+    blocks; mixers have their own.
     """
 
     name: Name
@@ -45,6 +48,8 @@ class ModelSpec:
     block: TransformerBlock | GatedBlock = field(default_factory=TransformerBlock)
     norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
     embedding_norm: bool = False
+    embedding: End = EMBEDDING
+    head: End = HEAD
     tie_embeddings: bool = False
     width_multiple: Dimension = 8
     d_ff_ratio: Ratio = 8 / 3
@@ -120,6 +125,8 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.spec, self.interface, self.n_layers, self.width = spec, interface, n_layers, width
         self.embedding = interface.inputs.encoder(width.d_model)
+        if isinstance(self.embedding, nn.Embedding):
+            spec.embedding.initialise(self.embedding.weight)
         self.embedding_norm = spec.build_norm(width.d_model) if spec.embedding_norm else nn.Identity()
         blocks = nn.ModuleList(Block(spec, width, layer, n_layers) for layer in range(n_layers))
         self.blocks = cast(Sequence[Block], blocks)
@@ -128,7 +135,7 @@ class LanguageModel(nn.Module):
         if spec.tie_embeddings and interface.language:
             self.head.weight = self.embedding.weight
         else:
-            nn.init.normal_(self.head.weight, std=0.02)
+            spec.head.initialise(self.head.weight)
 
     @property
     def mixers(self) -> list[Mixer]:

@@ -30,9 +30,7 @@ class Tokens:
 
     def encoder(self, d_model: int) -> nn.Embedding:
         """ids (...) -> (..., d_model)."""
-        embedding = nn.Embedding(self.vocab_size, d_model)
-        nn.init.normal_(embedding.weight, std=0.02)
-        return embedding
+        return nn.Embedding(self.vocab_size, d_model)
 
     def head(self, d_model: int) -> nn.Linear:
         """(..., d_model) -> logits (..., vocab_size)."""
