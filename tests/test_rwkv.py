@@ -16,6 +16,7 @@ from harness.model.backbone import LanguageModel, ModelSpec, Width
 from harness.model.mixer import Call
 from harness.model.sizing import SizeConfig, count, solve
 from harness.model.state import state_bytes, tensors
+from harness.training.optimizer import parameter_groups
 
 VOCAB, LAYERS, WIDTH = 32, 3, Width(32, 48)
 RANKS = {"decay_rank": 3, "rate_rank": 4, "value_rank": 5, "gate_rank": 6}
@@ -193,6 +194,22 @@ def test_weight_decay_is_for_the_full_matrices_alone():
     decayed = {name for name, p in block.named_parameters() if p.ndim > 1 and not getattr(p, "_no_weight_decay", False)}
     time = {f"mixer.{name}.weight" for name in ("receptance", "key", "value", "output")}
     assert decayed == time | {"channel_mixer.key.weight", "channel_mixer.value.weight"}
+
+
+def test_the_groups_are_the_authors():
+    """Matrices, embedding and head decay; the decay's bias is trained at twice the rate; all else is plain."""
+    torch.manual_seed(0)
+    model = configs.spec("rwkv").build(256, 2, Width(64, 96))
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    held = {g["name"]: {names[id(p)] for p in g["params"]} for g in parameter_groups(model, 0.1)}
+    full = [f"mixer.{name}.weight" for name in ("receptance", "key", "value", "output")]
+    full += ["channel_mixer.key.weight", "channel_mixer.value.weight"]
+    blocks = {f"blocks.{layer}.{name}" for layer in (0, 1) for name in full}
+    assert held["decay"] == blocks | {"embedding.weight", "head.weight"}
+    assert held["no_decay_lr_2"] == {"blocks.0.mixer.w0", "blocks.1.mixer.w0"}
+    assert set(held) == {"decay", "no_decay", "no_decay_lr_2"}
+    assert model.embedding.weight.abs().max() <= 1e-4
+    torch.testing.assert_close(torch.linalg.svdvals(model.head.weight), torch.ones(64))  # 0.5 sqrt(256 / 64)
 
 
 def test_the_decay_stays_within_its_bounds():

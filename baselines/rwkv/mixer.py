@@ -44,12 +44,18 @@ def widened(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def decay_only_linear_weights(module: nn.Module) -> None:
-    """The official groups: weight decay for the full matrices, none for low-rank ones, mixes, gains and biases."""
+def prescribe_groups(module: nn.Module) -> None:
+    """The official groups: weight decay for the full matrices alone, and twice the learning rate for the decay's bias.
+
+    No decay for low-rank matrices, mixes, gains and biases. Source: `configure_optimizers` in src/model.py of
+    BlinkDL/RWKV-LM, RWKV-v7/train_temp; embedding and head decay too there, which conf/model/rwkv.yaml says.
+    """
     full = {id(child.weight) for child in module.modules() if isinstance(child, nn.Linear)}
     for parameter in module.parameters():
         if id(parameter) not in full:
             parameter._no_weight_decay = True
+    if isinstance(module, TimeMix):
+        module.w0._lr_multiplier = 2.0
 
 
 class TimeMix(Mixer):
@@ -101,7 +107,7 @@ class TimeMix(Mixer):
         self.output = nn.Linear(d_model, d_model, bias=False)
         self.ln_x = nn.GroupNorm(self.n_heads, d_model, eps=GROUP_NORM_EPS)
         self.reset_parameters()
-        decay_only_linear_weights(self)
+        prescribe_groups(self)
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -215,7 +221,7 @@ class ChannelMix(Mixer):
         self.key = nn.Linear(d_model, d_ff, bias=False)
         self.value = nn.Linear(d_ff, d_model, bias=False)
         self.reset_parameters()
-        decay_only_linear_weights(self)
+        prescribe_groups(self)
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
