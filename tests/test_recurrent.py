@@ -83,6 +83,16 @@ def test_the_forget_gate_starts_open():
     assert bias[:8].abs().max() < 1
 
 
+def test_a_gru_starts_as_its_authors_started_it():
+    """Orthogonal recurrent matrices, small ones from the token, no biases."""
+    torch.manual_seed(0)
+    rnn = GRU(24, expand=2).rnn
+    for matrix in rnn.weight_hh_l0.chunk(3):
+        torch.testing.assert_close(matrix @ matrix.T, torch.eye(48), rtol=0, atol=1e-5)
+    assert rnn.weight_ih_l0.std().item() == pytest.approx(0.01, rel=0.05)
+    assert not any(bias.any() for bias in (rnn.bias_ih_l0, rnn.bias_hh_l0))
+
+
 @MIXERS
 def test_autocast_keeps_the_recurrence_in_float32(mixer):
     mixer = mixer(8)

@@ -44,6 +44,11 @@ class Recurrent(ProjectedMixer):
         self.out = nn.Linear(self.d_inner, self.d_out, bias=False)
         for bias in (self.rnn.bias_ih_l0, self.rnn.bias_hh_l0):
             bias._no_weight_decay = True
+        if not self.out.weight.is_meta:  # sizing only counts there
+            self.initialise()
+
+    def initialise(self) -> None:
+        """What the recurrence starts from where it is not what torch gives it, U(+-1/sqrt(d_inner)) throughout."""
 
     @property
     def weights(self) -> tuple[Tensor, ...]:
@@ -98,27 +103,18 @@ class Recurrent(ProjectedMixer):
 class LSTM(Recurrent):
     """i, f, g, o = W_x x + W_h h + b;  c' = sigmoid(f) c + sigmoid(i) tanh(g);  h' = sigmoid(o) tanh(c').
 
-    The forget gate's bias starts at 1 (Jozefowicz et al. 2015), the rest as torch starts it.
+    The forget gate's bias starts at 1 (Jozefowicz et al. 2015), the rest as torch starts it: at a width of 100 within
+    the [-0.1, 0.1] of Hochreiter & Schmidhuber.
     """
 
     module, scan, one_token, gates, keys = nn.LSTM, LSTM_SCAN, LSTM_STEP, 4, ("h", "c")
     other_flops_per_channel = 28  # four sums of two products and a bias, five activations of four, four to combine
 
-    def __init__(
-        self,
-        d_model: int,
-        layer: int = 0,
-        n_layers: int = 1,
-        *,
-        expand: Factor = 1,
-        kernel: Choice = "auto",
-        d_out: int | None = None,
-    ):
-        super().__init__(d_model, layer, n_layers, expand=expand, kernel=kernel, d_out=d_out)
+    @torch.no_grad()
+    def initialise(self) -> None:
         forget = slice(self.d_inner, 2 * self.d_inner)
-        with torch.no_grad():
-            self.rnn.bias_ih_l0[forget] = 1.0
-            self.rnn.bias_hh_l0[forget] = 0.0
+        self.rnn.bias_ih_l0[forget] = 1.0
+        self.rnn.bias_hh_l0[forget] = 0.0
 
     def run(self, scan: Callable, x: Tensor, state: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         h, c = scan(x, state["h"], state["c"], *self.weights)
@@ -130,10 +126,22 @@ class LSTM(Recurrent):
 
 
 class GRU(Recurrent):
-    """r, z = sigmoid(W_x x + W_h h + b);  n = tanh(W_n x + b_n + r (U_n h + b_u));  h' = (1 - z) n + z h."""
+    """r, z = sigmoid(W_x x + W_h h + b);  n = tanh(W_n x + b_n + r (U_n h + b_u));  h' = (1 - z) n + z h.
+
+    Each recurrent matrix starts orthogonal, the others as N(0, 0.01^2), biases at zero, as the authors' code starts
+    them (`prototype_phrase_state` in experiments/nmt/state.py of pascanur/GroundHog: the paper's configuration).
+    """
 
     module, scan, one_token, gates, keys = nn.GRU, GRU_SCAN, GRU_STEP, 3, ("h",)
     other_flops_per_channel = 25  # six biases, three activations of four, two sums, and five to combine
+
+    @torch.no_grad()
+    def initialise(self) -> None:
+        for matrix in self.rnn.weight_hh_l0.chunk(3):
+            nn.init.orthogonal_(matrix)
+        nn.init.normal_(self.rnn.weight_ih_l0, std=0.01)
+        nn.init.zeros_(self.rnn.bias_ih_l0)
+        nn.init.zeros_(self.rnn.bias_hh_l0)
 
     def run(self, scan: Callable, x: Tensor, state: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         h = scan(x, state["h"], *self.weights)
