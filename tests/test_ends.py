@@ -94,3 +94,19 @@ def test_the_ends_are_keys_of_the_configuration():
     for bad in ("model.head.start=xavier", "model.head.scale=-1", "model.embedding.decay=1", "+model.head.gain=1"):
         with pytest.raises(ConfigError, match=bad.split("=")[0].lstrip("+").replace(".", r"\.")):
             configs.spec("transformer", bad)
+
+
+def test_rwkv_has_its_authors_ends_and_the_others_the_shared_ones(architecture):
+    made = configs.spec(architecture)
+    rwkv = End("uniform", 1e-4, decay=True), End("orthogonal", 0.5, decay=True)
+    assert (made.embedding, made.head) == (rwkv if architecture == "rwkv" else (End(decay=False), End()))
+    assert made.tie_embeddings == (architecture == "mamba")
+
+
+def test_a_channel_mixer_writes_into_the_residual_stream_by_less_the_more_branches_there_are():
+    torch.manual_seed(0)
+    plain = SwiGLU(8, 12, n_layers=8, residual_scaling=False)
+    torch.manual_seed(0)
+    scaled = SwiGLU(8, 12, n_layers=8)
+    torch.testing.assert_close(scaled.down.weight, plain.down.weight / 4)
+    torch.testing.assert_close(scaled.gate_up.weight, plain.gate_up.weight)

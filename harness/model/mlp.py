@@ -1,7 +1,9 @@
 """The channel mixer of the backbone: SwiGLU (Shazeer 2020, arXiv:2002.05202)."""
 
+import math
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 
 from harness.model.mixer import UNTIMED, Call, Flops, Mixer
@@ -11,13 +13,29 @@ from harness.ops.registry import Choice
 
 
 class SwiGLU(Mixer):
-    """W_down(silu(W_gate x) * W_up x), memoryless: its state is empty."""
+    """W_down(silu(W_gate x) * W_up x), memoryless: its state is empty.
 
-    def __init__(self, d_model: int, d_ff: int, layer: int = 0, n_layers: int = 1, *, kernel: Choice = "auto"):
+    Weights start as torch's linear layers do. residual_scaling: the one into the residual stream starts smaller by
+    sqrt(2 n_layers), for there are two such branches a layer (GPT-2: Radford et al. 2019, section 2.3).
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        d_ff: int,
+        layer: int = 0,
+        n_layers: int = 1,
+        *,
+        residual_scaling: bool = True,
+        kernel: Choice = "auto",
+    ):
         super().__init__(d_model, layer, n_layers)
         self.d_ff, self.kernel = d_ff, kernel
         self.gate_up = nn.Linear(d_model, 2 * d_ff, bias=False)
         self.down = nn.Linear(d_ff, d_model, bias=False)
+        if residual_scaling:
+            with torch.no_grad():
+                self.down.weight.div_(math.sqrt(2 * n_layers))
 
     def forward(self, x: Tensor, state: State = None, call: Call = UNTIMED) -> tuple[Tensor, State]:
         gate_up = self.gate_up(x)
