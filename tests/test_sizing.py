@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import configs
+import run
 from baselines.transformer.mixer import Attention
 from harness.errors import ConfigError
 from harness.model.backbone import ModelSpec
@@ -34,7 +35,20 @@ def test_every_architecture_meets_the_budget(architecture, params):
     assert width.d_model % spec.width_multiple == 0
 
 
-SIZES = [(250_000, 3), (1_000_000, 4)]
+@pytest.mark.slow
+@pytest.mark.parametrize("size", ["125k", "250k", "500k", "1m"])
+def test_every_size_of_the_ladder_leaves_every_architecture_its_shape(architecture, size):
+    """Within the budget, with an MLP of at least a quarter of its own width: whole heads may leave it almost none."""
+    resolved = configs.resolved(f"model={architecture}", f"size={size}")
+    spec, budget = run.build(resolved["model"]), run.build(resolved["size"])
+    width = solve(spec, 256, budget)
+    with torch.device("meta"):
+        assert abs(count(spec.build(256, budget.n_layers, width)).total - budget.params) <= 0.02 * budget.params
+    if spec.has_channel_mixer:
+        assert width.d_ff / width.d_model > spec.d_ff_ratio / 4
+
+
+SIZES = [(125_000, 2), (250_000, 3), (500_000, 3), (1_000_000, 4)]
 
 
 @pytest.mark.slow
