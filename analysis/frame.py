@@ -38,8 +38,9 @@ def contexts(records: Iterable[Record], labels: Iterable[str]) -> pd.DataFrame:
     for record, label in zip(records, labels, strict=True):
         result = record.result
         for measured in (result.get("measurement") or {}).get("contexts", []):
-            rows.append({"model": result["model"], "size": result["size"], "label": label, **measured})
-    return pd.DataFrame(rows, columns=None if rows else ["model", "size", "label", "context", "state_bytes"])
+            where = {"path": str(record.path), "model": result["model"], "size": result["size"], "label": label}
+            rows.append(where | measured)
+    return pd.DataFrame(rows, columns=None if rows else ["path", "model", "size", "label", "context", "state_bytes"])
 
 
 def _row(record: Record) -> dict[str, Any]:
@@ -107,7 +108,7 @@ def labels(records: Sequence[Record], frame: pd.DataFrame) -> list[str]:
 
     frame: the rows of the records, in their order.
     """
-    base = [", ".join(filter(None, (r.result["model"], _block(r), r.result.get("solver")))) for r in records]
+    base = [", ".join(filter(None, (r.result["model"], block(r), r.result.get("solver")))) for r in records]
     homonyms: dict[tuple, dict[str, dict]] = defaultdict(dict)
     codes: dict[tuple, set[str]] = defaultdict(set)
     table = list(zip(frame["table"], base, strict=True))
@@ -125,7 +126,7 @@ def labels(records: Sequence[Record], frame: pd.DataFrame) -> list[str]:
     return made
 
 
-def _block(record: Record) -> str | None:
+def block(record: Record) -> str | None:
     """The block where it is not the model's own, and the convolution that was put before the mixer."""
     name, block = record.result.get("block"), record.config.get("block") or {}
     own = ((record.config.get("model") or {}).get("names") or {}).get("block")

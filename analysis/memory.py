@@ -31,6 +31,12 @@ def curves(contexts: pd.DataFrame, size: str) -> list[Curve]:
     ]
 
 
+def _paths(held: pd.DataFrame, curve: Curve) -> list[str]:
+    """The folders of the runs of a curve: its model's, and of several curves of one model those of its label."""
+    ours = held[held["model"] == curve.model]
+    return sorted(set(ours["path"] if curve.label == curve.model else ours.loc[ours["label"] == curve.label, "path"]))
+
+
 def _agree(one: Held, other: Held) -> bool:
     """Whether two curves share a context and differ in none that they share."""
     shared = one.keys() & other.keys()
@@ -48,4 +54,7 @@ def table(contexts: pd.DataFrame, size: str) -> Table | None:
     exact = [{"model": c.label, "context": at, "state_bytes": b} for c in ordered for at, b in c.points.items()]
     header = ["model", *(f"{context:,}" for context in measured)]
     notes = ["Columns: tokens of context. Bytes of the tensors held at batch 1 (kB = 1,000 bytes)."]
-    return Table(f"memory-{size}", f"State by context, {size} parameters", header, rows, notes, pd.DataFrame(exact))
+    held = contexts[contexts["size"] == size]
+    paths = [_paths(held, curve) for curve in ordered]
+    title = f"State by context, {size} parameters"
+    return Table(f"memory-{size}", title, header, rows, notes, pd.DataFrame(exact), paths)

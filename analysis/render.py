@@ -1,6 +1,6 @@
 """A table as Markdown, LaTeX and CSV, and figures as people write them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
@@ -21,7 +21,10 @@ LATEX_ESCAPES = {c: "\\" + c for c in "&%$#_{}"} | {
 
 @dataclass(frozen=True)
 class Table:
-    """name: the stem of its files. rows: text as shown, the first column to the left. data: the exact figures."""
+    """name: the stem of its files. rows: text as shown, the first column to the left. data: the exact figures.
+
+    runs: the folders of the recorded runs that each row was made from, in the order of the rows.
+    """
 
     name: str
     title: str
@@ -29,6 +32,7 @@ class Table:
     rows: list[list[str]]
     notes: list[str]
     data: pd.DataFrame
+    runs: list[list[str]] = field(default_factory=list)
 
 
 def markdown(table: Table) -> str:

@@ -86,8 +86,9 @@ def _comparison(name: str, title: str, runs: pd.DataFrame, quality: Column) -> T
     if _has(runs, MEMORY.key):
         columns.append(MEMORY)
     words = _words(runs, machines)
-    rows, data = [], []
+    rows, data, paths = [], [], []
     for group in _ordered(runs, quality.key):
+        paths.append(_paths(group))
         summaries = {column.key: summarise(_quiet(group, column)) for column in columns}
         cells = [_cell(group, column, summaries[column.key]) for column in columns]
         if group["status"].iloc[0] == "diverged":
@@ -97,7 +98,12 @@ def _comparison(name: str, title: str, runs: pd.DataFrame, quality: Column) -> T
         data.append(_exact(group, summaries))
     header = ["model", "seeds", *(column.heading for column in columns), *words]
     notes = _notes(runs, machines, [cell for row in rows for cell in row[1:]])
-    return Table(name, title, header, rows, notes, pd.DataFrame(data))
+    return Table(name, title, header, rows, notes, pd.DataFrame(data), paths)
+
+
+def _paths(group: pd.DataFrame) -> list[str]:
+    """The folders of the runs of a row, by seed."""
+    return list(group.sort_values("seed")["path"])
 
 
 def _words(runs: pd.DataFrame, machines: list[str]) -> dict[str, Callable[[pd.Series], str]]:
@@ -225,9 +231,10 @@ def tuning(runs: pd.DataFrame) -> list[Table]:
 
 
 def _tuning(name: str, title: str, runs: pd.DataFrame, key: str) -> Table:
-    rows, data = [], []
+    rows, data, paths = [], [], []
     for _, family in runs.groupby("family", sort=True):
         for group in _ordered(family, key):
+            paths.append(_paths(group))
             summary = summarise(_values(group, key))
             diverged = group["status"].iloc[0] == "diverged"
             figure = _divergence(group) if diverged else spread(summary, 4)
@@ -236,7 +243,7 @@ def _tuning(name: str, title: str, runs: pd.DataFrame, key: str) -> Table:
             data.append({"chosen": chosen} | _exact(group, {key: summary}))
     header = ["model", "seeds", f"{key.removeprefix('validation_').replace('_', ' ')} (validation)", ""]
     notes = ["Of runs that differ in tuned keys alone; test figures are shown for what was chosen."]
-    return Table(name, title, header, rows, notes, pd.DataFrame(data))
+    return Table(name, title, header, rows, notes, pd.DataFrame(data), paths)
 
 
 def _range(values: pd.Series, show: Callable[[float], str]) -> str:

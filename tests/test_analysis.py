@@ -122,6 +122,8 @@ def test_every_recorded_run_is_in_the_table(folder):
     assert len(keys) == 7
     assert {key for listed in table.data["runs"] for key in listed.split()} == keys
     assert sum(int(row["seeds"]) for row in cells(table)) == 7
+    named = [[json.loads((Path(path) / "result.json").read_text())["key"] for path in paths] for paths in table.runs]
+    assert [" ".join(sorted(keys)) for keys in named] == list(table.data["runs"])
 
 
 def test_seeds_are_one_row_with_mean_and_spread(folder):
@@ -422,6 +424,8 @@ def test_memory_curves_are_one_line_a_model(folder):
     assert curves == [Curve(m, m, {c: state_bytes(m, c) for c in CONTEXTS}) for m in ("ltc", "mamba", "transformer")]
     table = memory.table(frame.contexts(runs, labels), "1m")
     assert table.rows[0] == ["transformer", "4.19 MB", "134 MB", "537 MB"]
+    assert [len(paths) for paths in table.runs] == [1, 3, 2]  # a diverged run held nothing
+    assert {Path(path).name.split("-")[0] for path in table.runs[1]} == {table.rows[1][0]}
 
 
 def test_variants_that_hold_different_states_have_a_line_each():
