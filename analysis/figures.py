@@ -1,13 +1,22 @@
-"""Figures, as PNG and PDF: readable without colour, a legend beside the lines, units on the axes."""
+"""Figures, as PNG, PDF and SVG: readable without colour, a legend beside the lines, units on the axes.
 
+The same data give the same bytes: no date and no version is written, and no matplotlibrc of the reader's is heeded.
+"""
+
+import io
+import re
 import textwrap
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 
 matplotlib.use("Agg")
+from xml.sax.saxutils import escape
+
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -28,19 +37,22 @@ RC: dict[Any, Any] = {
     "grid.linewidth": 0.6,
     "axes.axisbelow": True,
     "pdf.fonttype": 42,  # text stays text
+    "svg.fonttype": "none",
 }
 LINE_WIDTH, MARKER_SIZE = 1.5, 4.8
 PLOT_INCHES = (4.9, 3.9)
 """Width of the axes with their labels, and least height of a figure."""
 LEGEND_LETTERS, LETTER_INCHES, ROW_INCHES = 44, 0.064, 0.158
 """Longest row of a legend before it is wrapped; the room that a letter and a row take at its size of type."""
+PAGE_COLOURS = {"#000000": "currentColor", "#ffffff": "var(--paper)", RC["grid.color"]: "var(--grid)"}
+"""Colours of an SVG that follow the page, light or dark."""
 SHARED_DASH = 4
 """Length of one model's dash in a line that several share, in widths of the line."""
 
 
 def memory(curves: list[Curve], looks: dict[str, Style], title: str) -> Figure:
     """State bytes against context on logarithmic axes; models that hold the same take turns in one line."""
-    with plt.rc_context(RC):
+    with _drawing():
         figure, axes = _axes(curves, si_bytes, title, "context (tokens)", "state held (bytes)")
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(10, numticks=20))
@@ -52,7 +64,7 @@ def memory(curves: list[Curve], looks: dict[str, Style], title: str) -> Figure:
 
 def quality(curves: list[Curve], looks: dict[str, Style], title: str, xlabel: str, ylabel: str) -> Figure:
     """A measure of quality against a position or a length, on a logarithmic axis of tokens; bands: ± one deviation."""
-    with plt.rc_context(RC):
+    with _drawing():
         banded = any(curve.spread for curve in curves)
         band = "\nline: mean over seeds, band: ± standard deviation" if banded else ""
         figure, axes = _axes(curves, _three_decimals, title, xlabel + band, ylabel)
@@ -62,7 +74,7 @@ def quality(curves: list[Curve], looks: dict[str, Style], title: str, xlabel: st
 
 def ratio(curves: list[Curve], looks: dict[str, Style], title: str, xlabel: str, ylabel: str) -> Figure:
     """A ratio against a length on logarithmic axes; a line at 1, where neither side wins, is always in sight."""
-    with plt.rc_context(RC):
+    with _drawing():
         figure, axes = _axes(curves, _short, title, xlabel, ylabel)
         axes.set_yscale("log", base=2)
         _draw(axes, curves, looks, _short)
@@ -77,12 +89,49 @@ def ratio(curves: list[Curve], looks: dict[str, Style], title: str, xlabel: str,
 
 
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:
-    """Writes NAME.png and NAME.pdf into `folder` and closes the figure; the same data give the same bytes."""
+    """Writes NAME.png and NAME.pdf into `folder` and closes the figure."""
     paths = [folder / f"{name}.png", folder / f"{name}.pdf"]
-    figure.savefig(paths[0], dpi=200)
-    figure.savefig(paths[1], metadata={"CreationDate": None})
+    with _drawing():
+        figure.savefig(paths[0], dpi=200, metadata={"Software": None})
+        figure.savefig(paths[1], metadata={"CreationDate": None, "Creator": None, "Producer": None})
     plt.close(figure)
     return paths
+
+
+def svg(figure: Figure, name: str) -> str:
+    """The figure as an SVG element that can stand in a page beside others, and closes it.
+
+    name: what its ids begin with. A line tells its label and its points to whoever points at it. Black, white and the
+    grid's grey are the page's own: `currentColor`, `var(--paper)` and `var(--grid)`.
+    """
+    lines = {f"line{number}": line for number, line in enumerate(figure.axes[0].get_lines())}
+    for gid, line in lines.items():
+        line.set_gid(gid)
+    buffer = io.StringIO()
+    with _drawing({"svg.hashsalt": name}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    plt.close(figure)
+    text = buffer.getvalue()
+    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.S)
+    for gid, line in lines.items():
+        told = escape(_told(line)) if not str(line.get_label()).startswith("_") else ""
+        text = text.replace(f'<g id="{gid}">', f'<g id="{gid}"><title>{told}</title>' if told else f'<g id="{gid}">')
+    own_ids = re.sub(r"[^\w-]", "_", name)
+    text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{own_ids}-", text)
+    for drawn, own in PAGE_COLOURS.items():
+        text = text.replace(drawn, own)
+    return text.strip()
+
+
+def _told(line: Line2D) -> str:
+    """The label of a line, and below it one line a point."""
+    points = [f"{short_count(x)}: {y:,.5g}" for x, y in np.asarray(line.get_xydata(), dtype=float)]
+    return "\n".join([str(line.get_label()), *points])
+
+
+def _drawing(more: dict[str, str] | None = None) -> AbstractContextManager:
+    """matplotlib's own defaults and the settings of this module, whatever the reader's matplotlibrc says."""
+    return plt.style.context(["default", RC | (more or {})])
 
 
 def _axes(
@@ -133,7 +182,7 @@ def _line(axes: Axes, curve: Curve, style: Style, turn: int, sharing: int) -> No
         length = SHARED_DASH * sharing
         look["linestyle"] = ((length - SHARED_DASH * turn) % length, (SHARED_DASH, length - SHARED_DASH))
         look["markevery"] = (turn % len(xs), sharing)
-    axes.plot(xs, ys, dash_capstyle="butt", **look)
+    axes.plot(xs, ys, dash_capstyle="butt", label=curve.label, **look)
     if curve.spread:
         low, high = ([y + side * curve.spread.get(x, 0.0) for x, y in curve.points.items()] for side in (-1, 1))
         axes.fill_between(xs, low, high, color=style.colour, alpha=0.15, linewidth=0)

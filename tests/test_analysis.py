@@ -2,10 +2,12 @@ import copy
 import hashlib
 import json
 import math
+import re
 import subprocess
 import sys
 import types
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pandas as pd
 import pytest
@@ -551,6 +553,36 @@ def test_the_figure_has_the_curves_and_the_same_bytes_again(folder, tmp_path):
     assert first == again
     assert first[0].startswith(b"\x89PNG")
     assert first[1].startswith(b"%PDF")
+
+
+def test_the_readers_own_settings_of_matplotlib_change_no_figure(tmp_path):
+    curves, looks = [Curve("ltc", "ltc", {1024: 2048, 32768: 2048})], styles.styles(["ltc"])
+    plain = [path.read_bytes() for path in figures.save(figures.memory(curves, looks, "title"), tmp_path, "one")]
+    drawn = figures.svg(figures.memory(curves, looks, "title"), "memory")
+    with figures.plt.rc_context({"font.sans-serif": ["serif"], "axes.facecolor": "red", "savefig.facecolor": "red"}):
+        again = [path.read_bytes() for path in figures.save(figures.memory(curves, looks, "title"), tmp_path, "two")]
+        assert figures.svg(figures.memory(curves, looks, "title"), "memory") == drawn
+    assert plain == again
+
+
+def test_an_svg_stands_beside_others_in_a_page_of_any_colour():
+    curves = [Curve("transformer <b>", "transformer", {1024: 2048, 32768: 4096})]
+    drawn = [
+        figures.svg(figures.memory(curves, styles.styles(["transformer"]), "A & B"), name) for name in ("a", "b c")
+    ]
+    ids = [set(re.findall(r'\bid="([^"]+)"', text)) for text in drawn]
+    assert ids[0]
+    assert not ids[0] & ids[1]
+    for text, known in zip(drawn, ids, strict=True):
+        assert set(re.findall(r'href="#([^"]+)"|url\(#([^)]+)\)', text)) <= {(one, "") for one in known} | {
+            ("", one) for one in known
+        }
+        assert "<title>transformer &lt;b&gt;\n1k: 2,048\n32k: 4,096</title>" in text
+        assert "currentColor" in text
+        assert not [colour for colour in figures.PAGE_COLOURS if colour in text]
+        assert "<b>" not in text
+        assert "metadata" not in text
+        ElementTree.fromstring(text)
 
 
 @pytest.mark.usefixtures("undrawn")
