@@ -10,6 +10,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis import bench, example, figures, frame, memory, models, provenance, quality, render, selection, tables
+from analysis.findings import evidence
+from analysis.findings import pages as findings
+from analysis.findings.finding import Finding
 from analysis.records import Record, Records
 from analysis.render import Table
 from analysis.styles import Style, styles
@@ -27,7 +30,8 @@ class Report:
     """runs: one row a run; test figures are those of chosen runs alone. comparison: of text tasks.
 
     synthetic: of tasks scored otherwise. tuning: what was chosen, among what. figures: by the stem of their files.
-    example: one run's summary. models: the table of models, in Markdown. measured: the bench's folder.
+    example: one run's summary. models: the table of models, in Markdown. measured: the bench's folder. findings: what
+    all that says, a sentence each.
     """
 
     runs: pd.DataFrame
@@ -39,6 +43,7 @@ class Report:
     example: str
     models: str
     measured: Path
+    findings: list[Finding]
 
 
 @dataclass(frozen=True)
@@ -65,9 +70,11 @@ def build(records: Records, measured: Path, tuned: Sequence[str] = selection.TUN
     contexts = frame.contexts(chosen, list(shown["label"]) if chosen else [])
     sizes = sorted(contexts["size"].unique(), key=tables.size_order)
     looks = styles(record.result["model"] for record in records.runs)
+    comparison = tables.comparisons(shown)
+    known = evidence.gather(records.runs, runs, measured, getattr(_largest(comparison), "name", ""))
     return Report(
         _without_test_of_others(runs),
-        tables.comparisons(shown),
+        comparison,
         tables.comparisons(shown, "test_accuracy") + tables.comparisons(shown, "test_mean_squared_error"),
         tables.tuning(runs),
         [table for size in sizes if (table := memory.table(contexts, size))],
@@ -75,7 +82,13 @@ def build(records: Records, measured: Path, tuned: Sequence[str] = selection.TUN
         example.summary(chosen),
         models.table(records.runs),
         measured,
+        findings.build(known),
     )
+
+
+def _largest(comparison: list[Table]) -> Table | None:
+    """The comparison of the most rows, which the README shows; None where there is none."""
+    return max(comparison, key=lambda table: len(table.rows), default=None)
 
 
 def _without_test_of_others(runs: pd.DataFrame) -> pd.DataFrame:
@@ -124,11 +137,12 @@ def sections(report: Report, output: Path, page: Path) -> dict[str, str]:
     """The sections that a page may show, by name.
 
     example, architectures (the table of models), comparison, synthetic, tuning, memory, figures; headline and figure,
-    the comparison of the most runs and the figure of its models' states; the bench's kernels, models and newton.
+    the comparison of the most runs and the figure of its models' states; findings, and verdict, the foremost of them;
+    the bench's kernels, models and newton.
     """
     folder = Path(os.path.relpath(output, page.parent)).as_posix()
     images = {name: f"![{plot.title}]({folder}/{name}.png)" for name, plot in report.figures.items()}
-    largest = max(report.comparison, key=lambda table: len(table.rows), default=None)
+    largest = _largest(report.comparison)
     memories = [name for name in images if name.startswith("memory-")]
     shown = [name for name in memories if largest and largest.name.endswith(name.removeprefix("memory"))] or memories
     texts = {
@@ -141,6 +155,8 @@ def sections(report: Report, output: Path, page: Path) -> dict[str, str]:
         "tuning": [render.markdown(table) for table in report.tuning],
         "memory": [render.markdown(table) for table in report.memory],
         "figures": list(images.values()),
+        "findings": [findings.markdown(report.findings)],
+        "verdict": [findings.headline(report.findings)],
     }
     made = {name: "\n".join(parts) or NOTHING for name, parts in texts.items()}
     return made | bench.sections(report.measured, folder)

@@ -1,0 +1,89 @@
+"""Findings on quality: the size of the model, another corpus, and compressors."""
+
+from collections import defaultdict
+from itertools import combinations
+
+from analysis.findings.evidence import METRICS, Evidence, Variant, commands
+from analysis.findings.finding import MEASURED, Finding, listed, missing, signed
+from analysis.findings.pairs import paths, slug
+from analysis.tables import size_order
+
+SCALE = "Quality: the size"
+CORPORA = "Quality: other corpora and compressors"
+
+
+def scaling(evidence: Evidence) -> list[Finding]:
+    """The exponents of L(N) = E + A / N^alpha, for which a model needs three sizes of one task."""
+    sizes: dict[str, set[str]] = defaultdict(set)
+    for variant in evidence.variants:
+        if variant.test and variant.metric == "bits_per_byte":
+            sizes[variant.result["task"]].add(variant.result["size"])
+    have = "; ".join(f"{task}: {', '.join(sorted(known, key=size_order))}" for task, known in sorted(sizes.items()))
+    command = "python run.py -m model=ltc,transformer,mamba size=250k,1m,4m seed=0,1,2"
+    needs = f"a fit needs three sizes of one task; recorded are {have or 'none'}"
+    return [missing("scaling", SCALE, "How the loss falls with the size", needs, command)]
+
+
+def transfer(evidence: Evidence) -> list[Finding]:
+    """How many pairs of models keep their order on another corpus at the size of the main table."""
+    main = _means(evidence, evidence.headline)
+    size = next((v.result["size"] for v in evidence.of(evidence.headline)), None)
+    made = []
+    for table in evidence.tables():
+        others = evidence.of(table)
+        if table == evidence.headline or others[0].result["size"] != size or others[0].metric != "bits_per_byte":
+            continue
+        means = _means(evidence, table)
+        both = [(one, other) for one, other in combinations(sorted(main.keys() & means.keys()), 2)]
+        if not both:
+            continue
+        kept = sum((main[a][0] < main[b][0]) == (means[a][0] < means[b][0]) for a, b in both)
+        turned = [f"{a} and {b}" for a, b in both if (main[a][0] < main[b][0]) != (means[a][0] < means[b][0])]
+        where = main[both[0][0]][1].where
+        sentence = (
+            f"Of the {len(both)} pairs of models that both have, {kept} stand in the same order on "
+            f"{others[0].result['task']} as on {where}"
+            + (f"; turned round are {listed(turned[:6])}{' and others' if len(turned) > 6 else ''}" if turned else "")
+            + "."
+        )
+        sides = [v for known in (main, means) for name, (_, v) in known.items() if name in main.keys() & means.keys()]
+        made.append(Finding(f"transfer-{slug(table)}", CORPORA, sentence, MEASURED, commands(sides), paths(sides)))
+    if made:
+        return made
+    command = "python run.py -m task=text task.path=FOLDER model=ltc,transformer,mamba seed=0,1,2"
+    needs = "no second corpus at the size of the main table"
+    return [missing("transfer", CORPORA, "Whether the ranking holds on another corpus", needs, command)]
+
+
+def compressors(evidence: Evidence) -> list[Finding]:
+    """The best model of the main table beside the compressors that were recorded for its very task and data."""
+    known = [variant for variant in evidence.of(evidence.headline) if variant.test]
+    results = [variant.result for variant in known]
+    lines = next((evidence.lines.get((one["task"], one["data"].get("digest")), {}) for one in results), {})
+    if not lines:
+        command = "python run.py -m model=ltc,transformer,mamba seed=0,1,2"
+        return [
+            missing("compressors", CORPORA, "The models beside PPMd", "no recorded compressor of this corpus", command)
+        ]
+    first = min(known, key=lambda variant: variant.on_validation)
+    mean = first.mean()
+    assert mean is not None  # only variants with test figures were asked
+    parts = [
+        f"{name} {bits:.3f} ({signed(mean - bits)})" for name, bits in sorted(lines.items(), key=lambda one: one[1])
+    ]
+    seeds = "one seed" if len(first.test) == 1 else f"{len(first.test)} seeds"
+    sentence = (
+        f"On {first.where}, the best model on validation, {first.spoken}, has {mean:.3f} {METRICS[first.metric]} on "
+        f"test ({seeds}); compressors that read the train split first have (and the model less them): {listed(parts)}."
+    )
+    return [Finding("compressors", CORPORA, sentence, MEASURED, commands([first]), first.paths, headline=True)]
+
+
+def _means(evidence: Evidence, table: str) -> dict[str, tuple[float, Variant]]:
+    """{label: (mean on test, variant)} of a table's own settings that finished."""
+    made = {}
+    for variant in evidence.of(table):
+        mean = variant.mean()
+        if mean is not None:
+            made[variant.label] = (mean, variant)
+    return made

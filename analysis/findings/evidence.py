@@ -1,0 +1,206 @@
+"""What findings are made from: the chosen runs by variant, their figures by seed, and commands that repeat them."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import product
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from analysis import frame, tables
+from analysis.records import Record
+from analysis.statistics import summarise
+from harness.records.identity import meaning
+
+METRICS = {
+    "bits_per_byte": "bits per byte",
+    "accuracy": "accuracy",
+    "mean_squared_error": "mean squared error",
+}
+"""{metric of a task: what it is called}, the first that a run has."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Runs that differ in nothing but their seed. test, validation: the task's metric by seed, of what finished.
+
+    setting: the block and the convolution around the recurrence; None for its own.
+    """
+
+    label: str
+    table: str
+    metric: str
+    test: dict[int, float]
+    validation: dict[int, float]
+    setting: str | None
+    records: tuple[Record, ...]
+
+    @property
+    def result(self) -> dict:
+        """The result of the first run."""
+        return self.records[0].result
+
+    @property
+    def model(self) -> str:
+        return self.result["model"]
+
+    @property
+    def spoken(self) -> str:
+        """The label in a sentence: `ltc, rk4` is ltc with rk4."""
+        return self.label.replace(", ", " with ", 1)
+
+    @cached_property
+    def recipe(self) -> tuple:
+        """How it was trained, its learning rate aside; a key that is null says no more than one that is not there."""
+        kept = {key: value for key, value in self.config.items() if key.startswith("trainer.") and value is not None}
+        return tuple(sorted((key, str(value)) for key, value in kept.items() if key != "trainer.learning_rate"))
+
+    @property
+    def surroundings(self) -> tuple:
+        """The block and its convolution as they are, whether its own or not."""
+        return self.result.get("block"), self.config.get("block.d_conv") or 0
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The meaning of its configuration, flat: {"trainer.learning_rate": 0.003}."""
+        return frame.flatten(meaning(self.records[0].config))
+
+    @property
+    def diverged(self) -> int:
+        return sum(record.result["status"] == "diverged" for record in self.records)
+
+    @property
+    def where(self) -> str:
+        """`sotu at 1m parameters`."""
+        return f"{self.result['task']} at {self.result['size']} parameters"
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        return tuple(str(record.path) for record in self.records)
+
+    def mean(self, seeds: Iterable[int] | None = None) -> float | None:
+        """The mean test figure, over these seeds or over all."""
+        return summarise(self.test.values() if seeds is None else (self.test.get(seed) for seed in seeds)).mean
+
+    @property
+    def on_validation(self) -> float:
+        """The mean on validation, the best least, and infinite where nothing finished: what variants are ordered by."""
+        mean = summarise(self.validation.values()).mean
+        return float("inf") if mean is None else -mean if self.metric == "accuracy" else mean
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """variants: the chosen ones. tried: all of them, of which only validation may be read. headline: the main table.
+
+    measured: the folder of the bench. lines: {(task, digest of its data): {compressor: bits per byte on test}}.
+    """
+
+    variants: list[Variant]
+    tried: list[Variant]
+    measured: Path
+    headline: str = ""
+    lines: dict[tuple[str, str], dict[str, float]] = field(default_factory=dict)
+
+    def of(self, table: str, *models: str) -> list[Variant]:
+        """The chosen variants of a table, of these models or of all."""
+        return [v for v in self.variants if v.table == table and (not models or v.model in models)]
+
+    def tables(self) -> list[str]:
+        """The names of all tables, the main one first."""
+        found = list(dict.fromkeys(variant.table for variant in self.variants))
+        return sorted(found, key=lambda name: name != self.headline)
+
+
+def gather(records: Sequence[Record], runs: pd.DataFrame, measured: Path, headline: str) -> Evidence:
+    """The evidence of all records.
+
+    runs: their frame, with what `selection.select` adds. headline: the name of the main table.
+    """
+    if not len(runs):
+        return Evidence([], [], measured)
+    chosen = [place for place, counts in enumerate(runs["chosen"]) if counts]
+    shown = runs.iloc[chosen].reset_index(drop=True)
+    members = [records[place] for place in chosen]
+    shown["label"] = frame.labels(members, shown)
+    tried = _variants(records, runs.reset_index(drop=True), test=False)
+    return Evidence(_variants(members, shown), tried, measured, headline)
+
+
+def _variants(records: Sequence[Record], runs: pd.DataFrame, test: bool = True) -> list[Variant]:
+    """test: whether the figures on test may be seen."""
+    made = []
+    for name, group in tables.groups(runs):
+        metric = next((m for m in METRICS if group[f"validation_{m}"].notna().any()), next(iter(METRICS)))
+        for _, members in group.groupby(["variant", "code"], sort=False):
+            members = members.sort_values("seed")
+            known = tuple(records[int(place)] for place in members.index)
+            figures = {split: _by_seed(members, f"{split}_{metric}") for split in ("test", "validation")}
+            label, setting = str(members["label"].iloc[0]), frame.block(known[0])
+            seen = figures["test"] if test else {}
+            made.append(Variant(label, name, metric, seen, figures["validation"], setting, known))
+    return made
+
+
+def _by_seed(members: pd.DataFrame, column: str) -> dict[int, float]:
+    means = members.groupby("seed")[column].mean().dropna()
+    return {int(str(seed)): float(mean) for seed, mean in means.items()}
+
+
+def same_code(ours: Variant, theirs: Variant) -> bool:
+    """Whether the modules that both record are the same; True where one of them names none."""
+    one, other = ((v.result.get("code") or {}).get("modules") or {} for v in (ours, theirs))
+    return all(other[name] == digest for name, digest in one.items() if name in other)
+
+
+OVERRIDES = {
+    "model.name": "model",
+    "block.name": "block",
+    "solver.name": "solver",
+    "gradient.name": "gradient",
+    "parallel.name": "parallel",
+}
+"""{key of a configuration: the group that sets it}; any other key is set by its own name."""
+ALWAYS = ("solver.name", "solver.substeps", "trainer.tokens", "trainer.learning_rate")
+
+
+def commands(variants: Sequence[Variant], keys: Iterable[str] = ()) -> tuple[str, ...]:
+    """The commands that repeat the runs of these variants: one where their values are a grid, else one for each.
+
+    keys: the keys of their configurations in which they are compared, set besides what names every run.
+    """
+    wanted = [_overrides(variant, keys) for variant in variants]
+    together = _merged(wanted)
+    return tuple(_command(values) for values in ([together] if together else wanted))
+
+
+def _overrides(variant: Variant, keys: Iterable[str]) -> dict[str, list[str]]:
+    """{name on the command line: values} of the runs of one variant."""
+    config, result = variant.config, variant.result
+    values = {"model": [variant.model]}
+    if variant.setting is not None and "block.name" in config:
+        keys = (*keys, "block.name", "block.d_conv")
+    if config.get("parallel.name") not in (None, "sequential"):
+        keys = (*keys, "parallel.name")
+    for key in dict.fromkeys((*keys, *ALWAYS)):
+        if config.get(key) is not None and not key.endswith("_target_"):
+            values[OVERRIDES.get(key, key)] = [str(config[key])]
+    values |= {"size": [result["size"]], "task": [result["task"]]}
+    return values | {"seed": [str(record.result["seed"]) for record in variant.records]}
+
+
+def _merged(wanted: list[dict[str, list[str]]]) -> dict[str, list[str]] | None:
+    """One grid with the same runs; None where there is none."""
+    if len({tuple(values) for values in wanted}) != 1:
+        return None
+    together = {key: list(dict.fromkeys(v for values in wanted for v in values[key])) for key in wanted[0]}
+    runs = {combination for values in wanted for combination in product(*values.values())}
+    return together if prod(map(len, together.values())) == len(runs) else None
+
+
+def _command(values: dict[str, list[str]]) -> str:
+    many = "-m " if any(len(known) > 1 for known in values.values()) else ""
+    return f"python run.py {many}" + " ".join(f"{key}={','.join(known)}" for key, known in values.items())

@@ -1,0 +1,164 @@
+"""Findings on quality: what each choice changes with all else equal, and how much the learning rate does."""
+
+import json
+from collections import defaultdict
+from dataclasses import dataclass
+
+from analysis.findings.evidence import METRICS, Evidence, Variant, commands
+from analysis.findings.finding import MEASURED, Difference, Finding, corrected, listed, missing, overall, told
+from analysis.findings.pairs import difference, diverged, other_code, paths, slug
+from analysis.frame import differing_keys, short
+from analysis.selection import is_tuned
+
+TOPIC = "Quality: what makes the difference"
+TUNING = "Quality: the learning rate"
+
+
+@dataclass(frozen=True)
+class Factor:
+    """What an ablation varies. parts: of its keys, wherever a configuration holds them. reference: the first part's
+    value that others are compared with. command: what measures it.
+    """
+
+    name: str
+    title: str
+    parts: tuple[str, ...]
+    reference: str
+    command: str
+
+
+FACTORS = (
+    Factor("convolution", "the short convolution before the mixer", ("d_conv",), "0",
+           "python run.py -m model=transformer,gru block.d_conv=0,4 size=250k seed=0,1,2"),
+    Factor("block", "the block around the recurrence", ("block", "d_conv"), "transformer",
+           "python run.py -m model=ltc,gru block=transformer,gated size=250k seed=0,1,2"),
+    Factor("solver", "the solver and its substeps", ("solver",), "semi_implicit", "python run.py -m +sweeps=solvers"),
+    Factor("coupling", "what the gate sees of the state", ("coupling",), "none", "python run.py -m +sweeps=couplings"),
+    Factor("states", "the states a channel", ("d_state",), "1",
+           "python run.py -m model=ltc model.mixer.d_state=1,4,16 size=250k seed=0,1,2"),
+    Factor("gradient", "the gradient's method", ("gradient",), "backprop", "python run.py -m +sweeps=gradients"),
+    Factor("parallel", "Newton's method in place of the sequential scan, in training", ("parallel",), "sequential",
+           "python run.py -m model=ltc parallel=sequential,newton size=250k seed=0,1,2"),
+)  # fmt: skip
+FREE = ("trainer.learning_rate",)
+"""Chosen on validation for each value of a factor, so no other experiment."""
+
+
+def factor(name: str) -> Factor:
+    """The factor of this name."""
+    return next(one for one in FACTORS if one.name == name)
+
+
+def factors(evidence: Evidence) -> list[Finding]:
+    """What each factor changes with all else equal: a finding for every table and model that has such runs.
+
+    The p-values of one factor are corrected together.
+    """
+    made = []
+    for one in FACTORS:
+        effects = [_Effect(one, family) for family in families(evidence, one)]
+        compared = corrected([one for effect in effects for one in effect.differences])
+        for effect in effects:
+            made.append(_effect(effect, compared[: len(effect.others)]))
+            compared = compared[len(effect.others) :]
+        if not effects:
+            title, needs = f"The effect of {one.title}", "no runs that differ in it alone"
+            made.append(missing(f"effect-{one.name}", TOPIC, title, needs, one.command))
+    return made
+
+
+def families(evidence: Evidence, factor: Factor) -> list[list[Variant]]:
+    """Variants that differ in the factor alone; of a table and model the family with the most values and seeds."""
+    made = []
+    for table in evidence.tables():
+        by_model: dict[str, dict[str, list[Variant]]] = defaultdict(lambda: defaultdict(list))
+        for variant in evidence.of(table):
+            fixed = {k: v for k, v in variant.config.items() if not is_tuned(k, (*factor.parts, *FREE))}
+            by_model[variant.model][json.dumps(fixed, sort_keys=True)].append(variant)
+        for families in by_model.values():
+            known = [family for family in map(_with_figures, families.values()) if len(values(family, factor)) > 1]
+            if known:
+                made.append(max(known, key=lambda family: (len(family), sum(len(v.test) for v in family))))
+    return made
+
+
+def _with_figures(family: list[Variant]) -> list[Variant]:
+    return [variant for variant in family if variant.test]
+
+
+def keys(family: list[Variant], factor: Factor) -> list[str]:
+    """The keys that tell the members of a family apart, each way of doing so once."""
+    own = [{k: v for k, v in variant.config.items() if is_tuned(k, factor.parts)} for variant in family]
+    return differing_keys(own)
+
+
+def values(family: list[Variant], factor: Factor) -> dict[str, Variant]:
+    """{what the factor is set to: the variant}; of two codes with one value the one with more seeds."""
+    names, made = keys(family, factor), {}
+    for variant in sorted(family, key=lambda variant: len(variant.test)):
+        made[", ".join(f"{short(key)}={variant.config.get(key, 'unset')}" for key in names)] = variant
+    return made if names else {}
+
+
+class _Effect:
+    """What is compared: a family by the values of its factor, the reference first.
+
+    others: {value: variant} without the reference. differences: of the others, in their order, from the reference.
+    """
+
+    def __init__(self, factor: Factor, family: list[Variant]):
+        known = values(family, factor)
+        self.order = sorted(
+            known, key=lambda text: (text.partition(",")[0].rpartition("=")[2] != factor.reference, text)
+        )
+        self.factor, self.reference = factor, known[self.order[0]]
+        self.others = {text: known[text] for text in self.order[1:]}
+        self.differences = [difference(variant, self.reference) for variant in self.others.values()]
+
+
+def _effect(effect: _Effect, differences: list[Difference]) -> Finding:
+    reference, others = effect.reference, effect.others
+    changes = listed(f"{text} changes it by {told(d)}" for text, d in zip(others, differences, strict=True))
+    sides = [reference, *others.values()]
+    sentence = (
+        f"On {reference.where}, {reference.model} with {effect.order[0]} has {reference.mean():.3f} "
+        f"{METRICS[reference.metric]} on test; {changes}{diverged(*sides)}{other_code(reference, *others.values())}."
+    )
+    repeat = commands(sides, keys(sides, effect.factor))
+    name = f"effect-{effect.factor.name}-{slug(reference.table)}-{slug(reference.model)}"
+    return Finding(name, TOPIC, sentence, overall(differences), repeat, paths(sides))
+
+
+def learning_rates(evidence: Evidence) -> list[Finding]:
+    """By how much validation moves over the learning rates that each model tried, all else equal."""
+    made = []
+    for table in evidence.tables():
+        grouped: dict[tuple[str, str], list[Variant]] = defaultdict(list)
+        for variant in (v for v in evidence.tried if v.table == table):
+            fixed = {k: v for k, v in variant.config.items() if not is_tuned(k, FREE)}
+            grouped[variant.model, json.dumps(fixed, sort_keys=True)].append(variant)
+        known = [family for _, family in sorted(grouped.items()) if sum(bool(v.validation) for v in family) > 1]
+        if known:
+            sides = [variant for family in known for variant in sorted(family, key=_rate)]
+            what = f"On {sides[0].where}, {METRICS[sides[0].metric]} on validation move with the learning rate"
+            sentence = f"{what}: {'; '.join(map(_sensitivity, known))}."
+            name = f"learning-rate-{slug(table)}"
+            made.append(Finding(name, TUNING, sentence, MEASURED, commands(sides), paths(sides)))
+    command = "python run.py -m +sweeps=learning_rate"
+    what = "The sensitivity to the learning rate"
+    return made or [missing("learning-rate", TUNING, what, "no runs that differ in it alone", command)]
+
+
+def _sensitivity(family: list[Variant]) -> str:
+    """`ltc by 0.120 between 0.001 and 0.008, best at 0.004`, and how many rates diverged."""
+    known = sorted((variant for variant in family if variant.validation), key=lambda variant: variant.on_validation)
+    rates = [_rate(variant) for variant in family]
+    lost = abs(known[-1].on_validation - known[0].on_validation)
+    failed = sum(variant.diverged > 0 for variant in family)
+    said = f", {failed} of {len(family)} rates diverging" if failed else ""
+    label = known[0].label.partition(" (")[0]
+    return f"{label} by {lost:.3f} between {min(rates):g} and {max(rates):g}{said}, best at {_rate(known[0]):g}"
+
+
+def _rate(variant: Variant) -> float:
+    return float(variant.config.get("trainer.learning_rate", 0.0))

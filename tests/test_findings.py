@@ -1,0 +1,293 @@
+"""Findings: sentences whose numbers come from records, and which say what the records do not tell."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from analysis import frame, records, report, selection
+from analysis.findings import corpora, cost, evidence, factors, finding, pairs
+from analysis.findings import pages as told
+from analysis.findings.finding import NOT_MEASURED, NOT_SIGNIFICANT, NOT_TESTED, SIGNIFICANT, Difference
+from test_analysis import write_run
+
+ROOT = Path(__file__).resolve().parent.parent
+BENCH = ROOT / "results" / "bench"
+
+
+def known(folder, headline="sotu-1m"):
+    """The evidence of a folder of records, as the report gathers it."""
+    runs = records.load([folder]).runs
+    return evidence.gather(runs, selection.select(runs, frame.runs(runs)), folder / "bench", headline)
+
+
+def change(path, name, **entries):
+    """Sets entries of one file of a record, by their dotted keys."""
+    content = json.loads((path / f"{name}.json").read_text())
+    for key, value in entries.items():
+        node, parts = content, key.split("__")
+        for part in parts[:-1]:
+            node = node.setdefault(part, {})
+        node[parts[-1]] = value
+    (path / f"{name}.json").write_text(json.dumps(content))
+    return path
+
+
+@pytest.fixture
+def seeds(tmp_path):
+    """Three seeds of ltc and the Transformer, whose fourth seed has no partner."""
+    for seed, (ours, theirs) in enumerate(((1.80, 2.00), (1.90, 2.15), (2.00, 2.15))):
+        write_run(tmp_path, "ltc", seed, ours, solver="rk4")
+        write_run(tmp_path, "transformer", seed, theirs)
+    write_run(tmp_path, "transformer", 3, 9.0)
+    return tmp_path
+
+
+def test_a_pair_is_compared_over_the_seeds_that_both_have(seeds):
+    (against, nothing) = pairs.pairs(known(seeds))
+    assert against.sentence == (
+        "On sotu at 1m parameters, ltc with rk4 has 1.900 bits per byte on test and transformer 2.100: "
+        "a difference of −0.200 (3 seeds: no interval)."
+    )
+    assert against.headline
+    assert len(against.runs) == 7
+    assert nothing.status == NOT_MEASURED
+    assert nothing.sentence.startswith("Quality of ltc against mamba: not measured (")
+    assert "model=ltc,mamba" in nothing.commands[0]
+
+
+def test_runs_of_another_recipe_or_budget_are_no_opponents(seeds):
+    for path in seeds.glob("transformer-*"):
+        change(path, "config", trainer__batch_size=16)
+    assert [one.status for one in pairs.pairs(known(seeds))] == [NOT_MEASURED] * 2
+    for path in seeds.glob("ltc-*"):
+        change(path, "config", trainer__batch_size=16, trainer__epochs=None)
+    assert pairs.pairs(known(seeds))[0].status == NOT_TESTED
+
+
+def test_a_model_outside_its_block_is_compared_inside_the_same_block(seeds):
+    for path in seeds.glob("ltc-*"):
+        change(path, "result", block="gated")
+        change(path, "config", block__name="gated", block__d_conv=4, model__names={"block": "transformer"})
+    assert pairs.pairs(known(seeds))[0].status == NOT_MEASURED  # the Transformer stands in its own
+    for seed in range(3):
+        path = write_run(seeds, "mamba", seed, 1.7)
+        change(path, "result", block="gated")
+        change(path, "config", block__name="gated", block__d_conv=4, model__names={"block": "gated"})
+    (found,) = [one for one in pairs.pairs(known(seeds)) if one.status != NOT_MEASURED]
+    assert "ltc with gated block, rk4 has 1.900 bits per byte on test and mamba 1.700" in found.sentence
+
+
+def test_a_pair_with_a_diverged_run_says_so_and_is_not_tested(seeds, monkeypatch):
+    monkeypatch.setattr(pairs, "paired", lambda ours, theirs: Difference(len(ours), -0.2, -0.3, -0.1, 0.001))
+    assert pairs.pairs(known(seeds))[0].status == SIGNIFICANT
+    write_run(seeds, "ltc", 3, solver="rk4", status="diverged")
+    found = pairs.pairs(known(seeds))[0]
+    assert found.status == NOT_TESTED
+    assert "1 of 4 runs of ltc with rk4 diverged" in found.sentence
+
+
+def test_the_p_values_of_all_pairs_are_corrected_together(seeds, monkeypatch):
+    for seed in range(3):
+        write_run(seeds, "mamba", seed, 1.7)
+        write_run(seeds, "cfc", seed, 1.95)
+    monkeypatch.setattr(pairs, "paired", lambda ours, theirs: Difference(3, -0.2, -0.3, -0.1, 0.02))
+    found = pairs.pairs(known(seeds))
+    assert [one.status for one in found] == [NOT_SIGNIFICANT] * 4  # each alone lies below 0.05
+    assert all("not significant" in one.sentence and "p = 0.080" in one.sentence for one in found)
+
+
+def test_holm_corrects_step_by_step():
+    ps = [0.01, None, 0.04, 0.03, 0.005]
+    made = finding.corrected([Difference(3, 0.1, p=p) for p in ps])
+    assert [one.p for one in made] == pytest.approx([0.03, None, 0.06, 0.06, 0.02])
+
+
+@pytest.mark.parametrize(
+    ("difference", "said", "status"),
+    [
+        (Difference(0), "unknown (no seed in common)", NOT_TESTED),
+        (Difference(1, -0.3951), "−0.395 (one seed: no interval)", NOT_TESTED),
+        (Difference(2, 0.1, -0.2, 0.4), "+0.100 (95 % interval −0.200 to +0.400, 2 seeds: not tested)", NOT_TESTED),
+        (
+            Difference(5, -0.1, -0.2, -0.05, 0.0004),
+            "−0.100 (95 % interval −0.200 to −0.050, p < 0.001, 5 seeds)",
+            SIGNIFICANT,
+        ),
+        (
+            Difference(5, -0.1, -0.3, 0.1, 0.2),
+            "−0.100 (not significant: 95 % interval −0.300 to +0.100, p = 0.200, 5 seeds)",
+            NOT_SIGNIFICANT,
+        ),
+    ],
+)  # fmt: skip
+def test_a_difference_says_what_it_is_worth(difference, said, status):
+    assert finding.told(difference) == said
+    assert finding.status(difference) == status
+
+
+def test_a_factor_is_told_where_all_else_is_equal(tmp_path):
+    for seed in range(2):
+        for coupling, bits in (("none", 1.9), ("dense", 1.8)):
+            path = write_run(tmp_path, "ltc", seed, bits + 0.1 * seed, device_name=coupling)
+            rate = 0.003 if coupling == "none" else 0.01  # each value has a rate of its own
+            change(path, "config", model__mixer={"coupling": coupling}, trainer__learning_rate=rate)
+    path = write_run(tmp_path, "ltc", 0, 0.5, device_name="other")
+    change(path, "config", model__mixer={"coupling": "heads", "gate": "softplus"})
+    found = {one.name: one for one in factors.factors(known(tmp_path))}
+    effect = found["effect-coupling-sotu-1m-ltc"]
+    assert effect.sentence == (
+        "On sotu at 1m parameters, ltc with coupling=none has 1.950 bits per byte on test; "
+        "coupling=dense changes it by −0.100 (2 seeds: no interval)."
+    )
+    assert "model.mixer.coupling=dense" in " ".join(effect.commands)
+    assert {one.status for name, one in found.items() if name != effect.name} == {NOT_MEASURED}
+
+
+def test_a_comparison_across_versions_of_the_code_is_said(tmp_path):
+    for solver, digest in (("semi_implicit", "a"), ("rk4", "b")):
+        write_run(tmp_path, "ltc", 0, 1.9, solver=solver, code={"harness.trainer": digest, f"arch.{solver}": "x"})
+    found = {one.name: one for one in factors.factors(known(tmp_path))}
+    assert found["effect-solver-sotu-1m-ltc"].sentence.endswith("; recorded by different code.")
+
+
+def test_the_learning_rate_is_told_from_validation_alone(tmp_path):
+    for rate, validation in ((0.001, 2.3), (0.003, 2.1), (0.01, 2.6)):
+        write_run(tmp_path, "ltc", 0, 1.2345678, validation=validation, learning_rate=rate)
+    write_run(tmp_path, "ltc", 0, learning_rate=0.03, status="diverged")
+    (found,) = factors.learning_rates(known(tmp_path))
+    assert found.sentence == (
+        "On sotu at 1m parameters, bits per byte on validation move with the learning rate: "
+        "ltc by 0.500 between 0.001 and 0.03, 1 of 4 rates diverging, best at 0.003."
+    )
+    assert all(not variant.test for variant in known(tmp_path).tried)
+    assert found.commands == (
+        "python run.py -m model=ltc trainer.learning_rate=0.001,0.003,0.01,0.03 size=1m task=sotu seed=0",
+    )
+
+
+def test_another_corpus_keeps_or_turns_the_order(tmp_path):
+    for model, bits in (("ltc", 1.8), ("mamba", 1.7), ("transformer", 2.0)):
+        write_run(tmp_path, model, 0, bits)
+        path = write_run(tmp_path, model, 1, 2.5 - bits / 4 if model != "transformer" else 3.0)
+        change(path, "result", task="stdlib", data__digest="d" * 64)
+    (found,) = corpora.transfer(known(tmp_path))
+    assert found.sentence == (
+        "Of the 3 pairs of models that both have, 2 stand in the same order on stdlib as on sotu at 1m parameters; "
+        "turned round are ltc and mamba."
+    )
+
+
+def test_the_best_model_stands_beside_the_compressors_of_its_very_data(seeds):
+    gathered = known(seeds)
+    assert corpora.compressors(gathered)[0].status == NOT_MEASURED
+    gathered.lines["sotu", "another text"] = {"PPMd": 1.0}
+    assert corpora.compressors(gathered)[0].status == NOT_MEASURED
+    gathered.lines["sotu", "b2023cac2b1df6e6"] = {"xz": 2.0, "PPMd order 12": 1.375}
+    (found,) = corpora.compressors(gathered)
+    assert "ltc with rk4, has 1.900 bits per byte on test (3 seeds)" in found.sentence
+    assert "PPMd order 12 1.375 (+0.525) and xz 2.000 (−0.100)" in found.sentence
+
+
+def test_three_sizes_are_needed_for_an_exponent(seeds):
+    write_run(seeds, "ltc", 0, 1.9, size="250k")
+    (found,) = corpora.scaling(known(seeds))
+    assert (found.status, "sotu: 250k, 1m" in found.sentence) == (NOT_MEASURED, True)
+
+
+def test_the_growth_of_a_state_is_told_with_its_exponent_and_its_policy(tmp_path):
+    write_run(tmp_path, "ltc", 0, 1.9)
+    write_run(tmp_path, "transformer", 0, 2.0)
+    write_run(tmp_path, "mamba", 0, 1.7, policy={"kind": "window", "tokens": 512})
+    (found,) = cost.state(known(tmp_path))
+    assert found.sentence == (
+        "From 1,024 to 131,072 tokens of context, at 1m parameters, generation keeps: ltc 2.05 kB throughout, "
+        "transformer 4.19 MB to 537 MB (exponent 1.00) and mamba 73.7 kB throughout with its context cut to 512 tokens."
+    )
+
+
+def test_a_busy_machine_tells_no_latency(tmp_path):
+    for model in ("ltc", "transformer"):
+        write_run(tmp_path, model, 0, 1.9, busy=model == "ltc")
+    assert cost.under_policy(known(tmp_path))[0].status == NOT_MEASURED
+    write_run(tmp_path, "ltc", 1, 1.9, busy=False)
+    assert "ltc 1.5 ms and transformer 1.5 ms" in cost.under_policy(known(tmp_path))[0].sentence
+    write_run(tmp_path, "transformer", 1, 1.9, device_name="Other CPU")
+    assert cost.under_policy(known(tmp_path))[0].status == NOT_MEASURED
+
+
+def test_speeds_come_from_the_bench(tmp_path):
+    rows = [
+        {"what": "decoding", "contestant": name, "length": 32768, "decode_ms": ms, "range_ms": [ms, 1.1 * ms]}
+        for name, ms in (("ltc", 0.5), ("transformer", 2.0))
+    ]
+    content = {"machine": {"cpu": "CPU", "threads": 2, "gpu": None}, "rows": rows, "skipped": {}}
+    (tmp_path / "bench").mkdir()
+    (tmp_path / "bench" / "models.json").write_text(json.dumps(content))
+    (found,) = cost.decoding(evidence.Evidence([], [], tmp_path / "bench"))
+    assert found.sentence == (
+        "On CPU, 2 threads, after 32,768 tokens of context, none of them cut, a generated token takes 0.5 ms with ltc, "
+        "2 with transformer (4 times); rounds at most 10 % apart."
+    )
+    nothing = evidence.Evidence([], [], tmp_path)
+    assert [one.status for tell in (cost.decoding, cost.training, cost.newton) for one in tell(nothing)] == (
+        [NOT_MEASURED] * 3
+    )
+
+
+def test_the_gradient_is_told_by_speed_and_memory(tmp_path):
+    for method, speed, memory in (("backprop", 1000, 3e8), ("checkpoint", 900, 1e8)):
+        path = write_run(tmp_path, "ltc", 0, 1.9, speed=speed, device_name=method)
+        change(path, "config", gradient={"name": method})
+        change(path, "result", training__peak_memory_bytes=int(memory), gradient=method)
+    (found,) = cost.gradients(known(tmp_path))
+    assert "gradient=backprop 1,000 tokens/s and 300 MB of memory" in found.sentence
+    assert "gradient=checkpoint 900 tokens/s and 100 MB of memory" in found.sentence
+
+
+def test_commands_are_one_grid_where_the_runs_are_one(seeds):
+    variants = known(seeds).of("sotu-1m", "transformer")
+    assert evidence.commands(variants) == (
+        "python run.py -m model=transformer trainer.learning_rate=0.001 size=1m task=sotu seed=0,1,2,3",
+    )
+    for seed in (0, 1):
+        write_run(seeds, "gru", seed)
+    both = known(seeds).of("sotu-1m", "transformer", "gru")  # of other seeds: no grid
+    assert len(evidence.commands(both)) == 2
+
+
+def test_nothing_recorded_is_said_of_every_finding(tmp_path):
+    nothing = told.build(evidence.Evidence([], [], tmp_path))
+    assert {one.status for one in nothing} == {NOT_MEASURED}
+    assert all(one.commands and "not measured" in one.sentence for one in nothing)
+    assert len({one.name for one in nothing}) == len(nothing)
+    assert told.headline(nothing) == ""
+
+
+def test_findings_stand_under_their_topics_once_each(seeds):
+    findings = told.build(known(seeds))
+    text = told.markdown(findings)
+    topics = [line for line in text.splitlines() if line.startswith("### ")]
+    assert len(topics) == len(set(topics)) == len({one.topic for one in findings})
+    assert text.count("\n- ") == len(findings)
+    assert all(f"  `{command}`" in text for one in findings for command in one.commands)
+    assert told.headline(findings).count("\n") + 1 == sum(one.headline for one in findings)
+    significant = finding.Finding("n", "T", "A.", SIGNIFICANT, headline=True)
+    assert told.headline([significant]) == "- A. *Significant.*"
+
+
+def test_a_label_is_shown_as_it_stands_in_markdown():
+    one = finding.Finding("n", "T", "a*b* <i> [x](y) `c`", finding.MEASURED)
+    assert "\\*b\\* \\<i\\> \\[x\\](y) \\`c\\`" in told.markdown([one])
+
+
+def test_no_finding_sees_the_test_figure_of_what_was_not_chosen(tmp_path):
+    write_run(tmp_path / "runs", "ltc", 0, 1.2345678, validation=2.2, learning_rate=0.01)
+    write_run(tmp_path / "runs", "ltc", 0, 1.9, validation=2.1, learning_rate=0.003)
+    write_run(tmp_path / "runs", "transformer", 0, 2.0, learning_rate=0.003)
+    shutil.copytree(BENCH, tmp_path / "bench")
+    made = report.build(records.load([tmp_path / "runs"]), tmp_path / "bench")
+    text = told.markdown(made.findings)
+    assert "1.234" not in text
+    assert "ltc has 1.900 bits per byte on test and transformer 2.000" in text
