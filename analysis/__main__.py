@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from analysis import pages, provenance, records, report
+from analysis.html import page as html
 from analysis.selection import TUNED
 from harness.errors import RecordError, UserError
 
@@ -18,6 +19,7 @@ measurements; analysis/report.py lists their names."""
 EPILOG = """examples:
   python -m analysis                                    all of results/ and runs/, into reports/
   python -m analysis runs --output /tmp/tables          one folder, written elsewhere
+  python -m analysis --report                           all of them in one HTML file, reports/report.html
   python -m analysis --pages                            README.md and docs/*.md, from results/ alone
   python -m analysis --pages --check                    exit 1 where a page differs from the records"""
 SHARED, LOCAL = Path("results"), Path("runs")
@@ -44,6 +46,11 @@ def parser() -> argparse.ArgumentParser:
         type=Path,
         metavar="FILE",
         help="pages whose generated sections are written\n(default: README.md and docs/*.md)",
+    )
+    made.add_argument(
+        "--report",
+        action="store_true",
+        help="write one self-contained HTML file in place of tables and figures",
     )
     made.add_argument(
         "--check",
@@ -79,6 +86,8 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     if options.check and options.pages is None:
         raise RecordError("--check was given without --pages.", "pages to check.", "add --pages.")
+    if options.report and options.pages is not None:
+        raise RecordError("--report was given with --pages.", "one of them.", "run the command twice, once with each.")
     folders = options.records or _default_folders(options)
     known = records.load(folders)
     _say(known)
@@ -90,7 +99,8 @@ def _run(options: argparse.Namespace) -> int:
     if options.check:
         return max(damaged, unclean, _check(options, made))
     if known.runs:
-        for path in report.write(made, options.output):
+        written = [html.write(made, known, options.output)] if options.report else report.write(made, options.output)
+        for path in written:
             print(f"wrote {path}")
     elif options.pages is None:
         raise RecordError("No recorded run was found.", "a finished run.", "make one first: python run.py model=ltc.")

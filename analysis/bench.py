@@ -9,6 +9,7 @@ import pandas as pd
 
 from analysis import figures
 from analysis.curve import Curve
+from analysis.render import Table
 from analysis.styles import styles
 from harness.errors import RecordError
 
@@ -134,6 +135,22 @@ def _floors(frame: pd.DataFrame) -> str:
 
 def models(content: dict) -> str:
     """Training tokens/s by length, and milliseconds a generated token."""
+    return "\n\n".join([_markdown(_speeds(content)), _targets(content), _footer(content)]) + "\n"
+
+
+def speeds(measured: Path) -> list[Table]:
+    """The speeds of whole models, a table for each device they were measured on."""
+    made = []
+    for path in filter(Path.exists, files(measured, "models")):
+        content = read(path)
+        shown = _speeds(content)
+        rows = [[str(cell) for cell in row] for row in shown.itertuples(index=False)]
+        header = ["model", *map(str, shown.columns[1:])]
+        made.append(Table(f"bench-{path.stem}", "Speeds of whole models", header, rows, [_footer(content)], shown))
+    return made
+
+
+def _speeds(content: dict) -> pd.DataFrame:
     frame = pd.DataFrame(content["rows"])
     training, decoding = (frame[frame["what"] == what] for what in ("training", "decoding"))
     table = {"": list(dict.fromkeys(frame["contestant"]))}
@@ -142,7 +159,7 @@ def models(content: dict) -> str:
         table[f"training tokens/s at {length:,}"] = [by_name.get(name, "") for name in table[""]]
     by_name = {row["contestant"]: _number(row["decode_ms"]) for row in decoding.to_dict("records")}
     table[f"decode, ms/token after {content['context']:,}"] = [by_name.get(name, "") for name in table[""]]
-    return "\n\n".join([_markdown(pd.DataFrame(table)), _targets(content), _footer(content)]) + "\n"
+    return pd.DataFrame(table)
 
 
 def newton(content: dict) -> str:

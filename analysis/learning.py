@@ -1,0 +1,48 @@
+"""A run's losses while it trained, thinned to what a small figure can show."""
+
+import json
+import math
+from pathlib import Path
+
+SHOWN = 100
+"""Most points of a curve."""
+CURVES = {"training": "loss", "validation": "validation_loss"}
+"""{curve: its key in a line of metrics.jsonl}; both are in nats a token, or what the task's loss is."""
+
+Points = list[tuple[int, float]]
+
+
+def curves(folder: Path) -> dict[str, Points]:
+    """{curve: [(update, loss)]} of the run in `folder`; none for a curve that metrics.jsonl does not hold.
+
+    A line that was torn, or whose figure is not finite, is left out.
+    """
+    found: dict[str, Points] = {curve: [] for curve in CURVES}
+    for line in _lines(folder / "metrics.jsonl"):
+        for curve, key in CURVES.items():
+            update, value = line.get("update"), line.get(key)
+            if isinstance(update, int) and isinstance(value, int | float) and math.isfinite(value):
+                found[curve].append((update, float(value)))
+    return {curve: thinned(points) for curve, points in found.items() if points}
+
+
+def thinned(points: Points, most: int = SHOWN) -> Points:
+    """At most `most` of the points: as good as evenly spaced, the first and the last among them."""
+    if len(points) <= most:
+        return points
+    return [points[round(place * (len(points) - 1) / (most - 1))] for place in range(most)]
+
+
+def _lines(path: Path) -> list[dict]:
+    try:
+        texts = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return []
+    lines = []
+    for text in texts:
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue
+        lines += [line] if isinstance(line, dict) else []
+    return lines
