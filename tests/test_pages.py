@@ -2,13 +2,20 @@
 
 import re
 import shlex
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 import yaml
 
 import run
 from analysis import __main__ as analysis
-from analysis import models, pages, records
+from analysis import models, pages, records, report
+from analysis.findings import evidence
+from analysis.findings import pages as findings
 from bench import __main__ as bench
 from configs import MODELS
 
@@ -33,6 +40,90 @@ def test_the_generated_sections_are_what_the_records_give(monkeypatch, capsys):
     assert status < 2, said.err
     assert "differs from the records" not in said.out, said.out
     assert said.out.count(": up to date") == len(pages.published())
+
+
+HEAVY = ("torch", "numba", "transformers", "hydra", "omegaconf")
+"""What a reader who wants the tables alone need not have."""
+SECONDS = 120
+
+
+def checkout(folder: Path) -> list[Path]:
+    """Copies what git holds of this checkout, as it stands, into `folder`; returns the paths."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=run.ROOT, capture_output=True, text=True, check=True)
+    paths = [Path(name) for name in listed.stdout.split("\0") if name and (run.ROOT / name).is_file()]
+    for path in paths:
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(run.ROOT / path, folder / path)
+    return paths
+
+
+@pytest.mark.slow
+def test_a_clean_checkout_without_torch_makes_every_published_file_again_byte_for_byte(tmp_path, monkeypatch):
+    monkeypatch.chdir(run.ROOT)
+    paths = checkout(tmp_path)
+    reports = [path for path in paths if path.parts[:2] == ("results", "reports")]
+    made = [path for path in paths if path in pages.published() or path in reports]
+    assert {path.suffix for path in made} >= {".md", ".png", ".csv", ".tex"}
+    for path in reports:
+        (tmp_path / path).unlink()
+    for page in map(tmp_path.joinpath, pages.published()):
+        text = page.read_text()
+        page.write_text(pages.render(text, dict.fromkeys(re.findall(r"generated:([\w-]+)", text), "other")))
+    program = (
+        f"import sys; sys.modules |= dict.fromkeys({HEAVY}); from analysis.__main__ import main; "
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    start = time.monotonic()
+    for arguments in (["--pages"], ["results"]):
+        done = subprocess.run([sys.executable, "-c", program, *arguments], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    assert time.monotonic() - start < SECONDS
+    assert [path for path in made if (tmp_path / path).read_bytes() != (run.ROOT / path).read_bytes()] == []
+    written = {path.relative_to(tmp_path) for path in (tmp_path / "results" / "reports").iterdir()}
+    assert {path for path in written if path.suffix != ".pdf"} == set(reports)
+    figures = [path.name for path in written if path.suffix in (".png", ".pdf")]
+    published, own = tmp_path / "results" / "reports", tmp_path / "reports"  # the second command draws them once more
+    assert [name for name in figures if (published / name).read_bytes() != (own / name).read_bytes()] == []
+
+
+def told_commands() -> set[str]:
+    """The commands of all findings, of those too that nothing is recorded of."""
+    made = report.build(records.load([run.ROOT / "results"]), run.ROOT / "results" / "bench")
+    nothing = findings.build(evidence.Evidence([], [], Path("nowhere")))
+    return {command for finding in (*made.findings, *nothing) for command in finding.commands}
+
+
+def covering(command: str) -> list[tuple[str, ...]]:
+    """The overrides of a few runs of a command of run.py that hold every value of its lists, seeds aside, once."""
+    given = dict(part.split("=", 1) for part in shlex.split(command)[2:] if part != "-m")
+    values = {key: text.split(",")[: 1 if key == "seed" else None] for key, text in given.items()}
+    most = max(map(len, values.values()))
+    return [tuple(f"{key}={known[turn % len(known)]}" for key, known in values.items()) for turn in range(most)]
+
+
+def test_a_few_runs_hold_every_value_of_a_command():
+    assert covering("python run.py -m model=a,b size=1,2,3 seed=0,1") == [
+        ("model=a", "size=1", "seed=0"),
+        ("model=b", "size=2", "seed=0"),
+        ("model=a", "size=3", "seed=0"),
+    ]
+
+
+@pytest.mark.slow
+def test_every_command_of_a_finding_composes():
+    told = told_commands()
+    runs = {command for command in told if command.startswith("python run.py ")}
+    sweeps = {command for command in runs if "+sweeps=" in command}
+    assert {shlex.split(command)[-1].removeprefix("+sweeps=") for command in sweeps} <= {
+        path.stem for path in (run.ROOT / "sweeps").glob("*.yaml")
+    }
+    overrides = {given for command in runs - sweeps for given in covering(command)}
+    assert len(overrides) > 10
+    for given in sorted(overrides):
+        run.preflight(list(given))
+    for command in told - runs:
+        assert command.startswith("python -m bench ")
+        bench.arguments(shlex.split(command)[3:])
 
 
 def test_a_clean_commit_made_every_shared_record():
