@@ -52,6 +52,7 @@ bench: peers
 	$(BIN)/python -m bench models
 	$(BIN)/python -m bench newton
 	$(BIN)/python -m bench checks
+	$(BIN)/python -m bench gradients
 
 # A seeded sample of small changes to the code, each tried against the tests of its module, into docs/mutation.md. It
 # takes an hour or more, and goes on where it was stopped.

@@ -13,7 +13,7 @@ from analysis.render import Table
 from analysis.styles import styles
 from harness.errors import RecordError
 
-SUBJECTS = ("kernels", "models", "newton", "checks")
+SUBJECTS = ("kernels", "models", "newton", "checks", "gradients")
 FIGURES = (
     "Newton's method over time against the fused sequential scan",
     "Newton's method over time against the fused sequential scan, on a GPU",
@@ -27,7 +27,7 @@ Row = dict[Any, Any]
 
 
 def sections(measured: Path, images: str) -> dict[str, str]:
-    """The generated sections kernels, models, newton and checks.
+    """The generated sections kernels, models, newton, checks and gradients.
 
     measured: the bench's folder. images: where the figures stand, as a page names that folder. A device's tables follow
     the CPU's; a subject that was not measured is the command that measures it.
@@ -65,6 +65,12 @@ def _drawn(measured: Path) -> list[tuple[Path, str]]:
 def files(folder: Path, subject: str) -> list[Path]:
     """Where a subject's measurements are, by device, there or not."""
     return [folder / f"{subject}.json", folder / f"{subject}-cuda.json"]
+
+
+def content(measured: Path, subject: str) -> dict[str, Any]:
+    """A subject's file of the CPU; {} where it was not measured."""
+    path = files(measured, subject)[0]
+    return read(path) if path.exists() else {}
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -206,6 +212,16 @@ def checks(content: dict) -> str:
     return "\n\n".join([title, _markdown(pd.DataFrame(table)), _footer(content)]) + "\n"
 
 
+def gradients(content: dict) -> str:
+    """The memory of a training pass, over its tokens, and the error of the gradients, by implementation."""
+    frame = pd.DataFrame(content["rows"])
+    table = pd.DataFrame({"": frame["operation"] + ", " + frame["contestant"], "measured at": _sizes(frame)})
+    table["bytes a token"] = [_number(value) for value in frame["bytes_per_token"]]
+    table["gradient error"] = frame["gradient_error"].map("{:.1e}".format)
+    title = f"**Forward and backward, {content['channels']} channels**"
+    return "\n\n".join([title, _markdown(table), _footer(content)]) + "\n"
+
+
 def _sizes(frame: pd.DataFrame) -> list[str]:
     return [f"{batch} x {length:,}" for batch, length in zip(frame["batch"], frame["length"], strict=True)]
 
@@ -274,4 +290,4 @@ def _markdown(table: pd.DataFrame) -> str:
     return table.to_markdown(index=False, disable_numparse=True)
 
 
-TABLES = {"kernels": kernels, "models": models, "newton": newton, "checks": checks}
+TABLES = {"kernels": kernels, "models": models, "newton": newton, "checks": checks, "gradients": gradients}

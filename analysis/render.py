@@ -8,6 +8,9 @@ import pandas as pd
 from analysis.statistics import Summary
 
 MISSING = "–"
+NOT_MEASURED = "not measured"
+PARAGRAPH = r"p{4cm}"
+"""How LaTeX sets a column of sentences."""
 LATEX_ESCAPES = {c: "\\" + c for c in "&%$#_{}"} | {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
@@ -16,6 +19,14 @@ LATEX_ESCAPES = {c: "\\" + c for c in "&%$#_{}"} | {
     "–": "--",
     "≈": r"$\approx$",
     "×": r"$\times$",
+    "²": r"$^2$",
+    "−": "$-$",
+    "≤": r"$\leq$",
+    "≥": r"$\geq$",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "α": r"$\alpha$",
+    "µ": r"$\mu$",
 }
 
 
@@ -24,6 +35,7 @@ class Table:
     """name: the stem of its files. rows: text as shown, the first column to the left. data: the exact figures.
 
     runs: the folders of the recorded runs that each row was made from, in the order of the rows.
+    prose: the headings of columns that hold sentences, to the left too and wrapped in LaTeX.
     """
 
     name: str
@@ -33,26 +45,34 @@ class Table:
     notes: list[str]
     data: pd.DataFrame
     runs: list[list[str]] = field(default_factory=list)
+    prose: tuple[str, ...] = ()
+
+    @property
+    def left(self) -> list[bool]:
+        """Whether each column is set to the left."""
+        return [not place or heading in self.prose for place, heading in enumerate(self.header)]
 
 
 def markdown(table: Table) -> str:
     """The table in GitHub's Markdown, with its title above and its notes below."""
     cells = [[cell.replace("|", r"\|") for cell in row] for row in [table.header, *table.rows]]
     widths = [max(3, *(len(row[i]) for row in cells)) for i in range(len(table.header))]
-    lines = [_line(row, widths) for row in cells]
-    lines.insert(1, "|" + "|".join("-" * (w + 1) + (":" if i else "-") for i, w in enumerate(widths)) + "|")
+    lines = [_line(row, widths, table.left) for row in cells]
+    rules = ("-" * (width + 1) + ("-" if left else ":") for width, left in zip(widths, table.left, strict=True))
+    lines.insert(1, "|" + "|".join(rules) + "|")
     return "\n".join([f"**{table.title}**", "", *lines, "", " ".join(table.notes)]).strip() + "\n"
 
 
-def _line(row: list[str], widths: list[int]) -> str:
-    padded = [c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
+def _line(row: list[str], widths: list[int], left: list[bool]) -> str:
+    padded = [c.ljust(w) if to_left else c.rjust(w) for c, w, to_left in zip(row, widths, left, strict=True)]
     return "| " + " | ".join(padded) + " |"
 
 
 def latex(table: Table) -> str:
     """The table as a LaTeX float; needs the booktabs package."""
     lines = [r"\begin{table}", r"\centering", rf"\caption{{{escape(table.title)}}}", rf"\label{{tab:{table.name}}}"]
-    lines += [rf"\begin{{tabular}}{{l{'r' * (len(table.header) - 1)}}}", r"\toprule"]
+    kinds = ["r" if not left else PARAGRAPH if i else "l" for i, left in enumerate(table.left)]
+    lines += [rf"\begin{{tabular}}{{{''.join(kinds)}}}", r"\toprule"]
     lines += [" & ".join(map(escape, table.header)) + r" \\", r"\midrule"]
     lines += [" & ".join(map(escape, row)) + r" \\" for row in table.rows]
     lines += [r"\bottomrule", r"\end{tabular}", r"\par\smallskip\footnotesize", escape(" ".join(table.notes))]

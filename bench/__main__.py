@@ -9,7 +9,7 @@ import torch
 import yaml
 
 from analysis.bench import SUBJECTS, TABLES
-from bench import checks, kernels, models, newton
+from bench import checks, gradients, kernels, models, newton
 from bench.store import Store
 from bench.targets import Target
 from bench.timing import Limits
@@ -17,7 +17,13 @@ from harness.errors import UserError
 from harness.machine.runtime import one_precision, use_threads
 
 ROOT = Path(__file__).resolve().parents[1]
-RUN = {"kernels": kernels.run, "models": models.run, "newton": newton.run, "checks": checks.run}
+RUN = {
+    "kernels": kernels.run,
+    "models": models.run,
+    "newton": newton.run,
+    "checks": checks.run,
+    "gradients": gradients.run,
+}
 
 
 def arguments(given: list[str] | None) -> argparse.Namespace:

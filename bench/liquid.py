@@ -152,7 +152,10 @@ def _fused(name: str, solver: Solver, device: torch.device, states: int = 1) -> 
     def make(*size: int) -> Call:
         return _scanning(partial(run, solver), _field(*size, device, states))
 
-    return Contestant(name, make)
+    def exact(*size: int) -> Call:
+        return _scanning(partial(LIQUID_SCAN.reference, solver), _field(*size, device, states))
+
+    return Contestant(name, make, exact=exact)
 
 
 def _field(batch: int, length: int, channels: int, device: torch.device, states: int = 1) -> Field:

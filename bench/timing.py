@@ -42,6 +42,7 @@ class Contestant:
 
     make: (batch, length, channels) -> Call. needs: modules without which it is skipped. most_tokens: the largest
     batch x length it is given (the memory of a loop's backward grows with it). training: whether it has a backward.
+    exact: of one that computes float32 alone, the same call with the same inputs in the default type; None: make.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Contestant:
     needs: tuple[str, ...] = ()
     most_tokens: int | None = None
     training: bool = True
+    exact: Callable[[int, int, int], Call] | None = None
 
 
 @dataclass

@@ -3,6 +3,7 @@
 import copy
 import importlib.util
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import run
 from analysis import bench as table
 from analysis.__main__ import main as analyse
 from bench import __main__ as command
-from bench import checks, kernels, timing
+from bench import checks, gradients, kernels, timing
 from bench.bandwidth import floor_ms
 from bench.comparison import Comparison, layer
 from bench.store import Store
@@ -125,6 +126,57 @@ def test_rows_relate_a_tokens_time_to_the_firsts(clock):
     assert second["training_ratio"] == pytest.approx(second["training_us"] / first["training_us"])
     assert second["forward_ratio"] == pytest.approx(4)
     assert first["training_us"] == pytest.approx(1e3 * first["training_ms"] / 128)
+
+
+class Scaled(torch.autograd.Function):
+    """Doubles; its gradient is too large by one part in a hundred where the type is float32, and exact in float64."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * (2.02 if gradient.dtype == torch.float32 else 2.0)
+
+
+def doubling(function) -> Contestant:
+    def make(batch: int, length: int, channels: int) -> Call:
+        x = torch.randn(batch, length, channels, requires_grad=True)
+        return Call(lambda: function(x), [x])
+
+    return Contestant("doubles", make)
+
+
+def test_a_wrong_gradient_is_measured_and_a_right_one_is_rounding():
+    assert gradients.error(doubling(Scaled.apply), 2, 3, 4, CPU) == pytest.approx(0.01, rel=1e-3)
+    assert gradients.error(doubling(lambda x: x.sin()), 2, 3, 4, CPU) < 1e-6
+    assert torch.get_default_dtype() == torch.float32
+    exact = replace(doubling(Scaled.apply), exact=doubling(lambda x: 2.02 * x).make)
+    assert gradients.error(exact, 2, 3, 4, CPU) < 1e-6  # what it is compared with is what it says
+
+
+def test_the_memory_of_a_pass_is_measured_over_its_tokens():
+    def hungry(x):
+        kept = [x.exp() for _ in range(8)]  # each keeps its output for the backward pass
+        return sum(kept)
+
+    limited = replace(doubling(hungry), most_tokens=2 * 2**11)
+    row = gradients.memory(limited, 2, 2**14, 256, CPU)
+    assert (row["batch"], row["length"]) == (2, 2**11)
+    if row["bytes_per_token"] is not None:  # a system that resets the peak
+        assert 8 * 1024 <= row["bytes_per_token"] <= 24 * 1024
+
+
+@pytest.mark.slow
+def test_memory_and_gradients_of_the_published_cell_are_measured_once(capsys):
+    config = CONFIGS["gradients"] | CONFIGS["gradients"]["quick"] | {"comparisons": ["bench.liquid.published_ltc"]}
+    store = Store(None)
+    for _ in range(2):
+        gradients.run(config, store, CPU, Limits(), print)
+    assert [row["contestant"] for row in store.rows] == ["fused", "torch loop", "ncps LTC"]
+    assert all(0 < row["gradient_error"] < 1e-5 for row in store.rows)
+    assert "| published LTC, ncps LTC" in table.gradients(store.content)
 
 
 def test_a_target_is_met_missed_or_not_measured():
