@@ -1,4 +1,4 @@
-"""What one line of a figure shows."""
+"""What one line, or one set of points, of a figure shows."""
 
 from dataclasses import dataclass, field
 
@@ -15,4 +15,21 @@ class Curve:
     model: str
     points: dict[int, float]
     spread: dict[int, float] = field(default_factory=dict)
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Series:
+    """Points of a figure with their own intervals and a line of their own.
+
+    points: {x: y}. bars: {x: (low, high)}, where there are several seeds. line: {x: y}, a fit or the points themselves.
+    marked: the x whose point is ringed. note: what the legend adds to the label.
+    """
+
+    label: str
+    model: str
+    points: dict[float, float]
+    bars: dict[float, tuple[float, float]] = field(default_factory=dict)
+    line: dict[float, float] = field(default_factory=dict)
+    marked: float | None = None
     note: str = ""

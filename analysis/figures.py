@@ -4,9 +4,10 @@ The same data give the same bytes: no date and no version is written, and no mat
 """
 
 import io
+import math
 import re
 import textwrap
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
-from analysis.curve import Curve
+from analysis.curve import Curve, Series
 from analysis.render import si_bytes
 from analysis.styles import Style
 
@@ -88,6 +89,90 @@ def ratio(curves: list[Curve], looks: dict[str, Style], title: str, xlabel: str,
     return figure
 
 
+def scatter(series: list[Series], looks: dict[str, Style], title: str, labels: tuple[str, str]) -> Figure:
+    """Points with their bars and lines, the marked ones ringed, on logarithmic axes. labels: of x and of y."""
+    with _drawing():
+        rows = [row for one in series for row in _series_text(one).split("\n")]
+        figure, axes = _canvas(rows, title, *labels)
+        chosen = variants(series, looks)
+        for one in series:
+            _points(axes, one, chosen[one.label])
+        axes.set_yscale("log")
+        for axis, values in (
+            (axes.xaxis, [x for one in series for x in one.points]),
+            (axes.yaxis, [y for one in series for y in (*one.points.values(), *one.line.values())]),
+        ):
+            axis.set_major_locator(FixedLocator(nice(values)))
+            axis.set_minor_locator(NullLocator())
+            axis.set_major_formatter(FuncFormatter(lambda value, _: si_count(value)))
+        ordered = sorted(series, key=lambda one: (not one.points, -_end(one), one.label))
+        _legend(axes, [_handle(one, chosen[one.label]) for one in ordered], [_series_text(one) for one in ordered])
+    return figure
+
+
+def _points(axes: Axes, one: Series, style: Style) -> None:
+    look = _look(style)
+    if one.line:
+        axes.plot(list(one.line), list(one.line.values()), **(look | {"marker": "none"}))
+    axes.plot(list(one.points), list(one.points.values()), **(look | {"linestyle": "none"}))
+    for x, (low, high) in one.bars.items():
+        axes.plot([x, x], [low, high], color=style.colour, linewidth=0.8)
+    if one.marked in one.points:
+        ring: dict[str, Any] = {
+            "marker": "o",
+            "markersize": 2.2 * MARKER_SIZE,
+            "markerfacecolor": "none",
+            "linestyle": "none",
+        }
+        axes.plot([one.marked], [one.points[one.marked]], markeredgecolor=style.colour, **ring)
+
+
+def _handle(one: Series, style: Style) -> Line2D:
+    look = _look(style) | ({} if one.line else {"linestyle": "none"})
+    return Line2D([], [], **look) if one.points else Line2D([], [], linestyle="none")
+
+
+def _end(one: Series) -> float:
+    return one.points[max(one.points)] if one.points else 0.0
+
+
+def _series_text(one: Series) -> str:
+    return "\n".join(
+        textwrap.wrap("  ".join(filter(None, (one.label, one.note))), LEGEND_LETTERS, subsequent_indent="   ")
+    )
+
+
+def nice(values: Iterable[float], most: int = 7) -> list[float]:
+    """At most so many round numbers from the least of `values` to the greatest, for a logarithmic axis; none for none.
+
+    Even steps where the values lie within a factor of three, else steps of like ratio.
+    """
+    known = [value for value in values if value > 0]
+    if not known:
+        return []
+    low, high = min(known), max(known)
+    if high < 3 * low:
+        power = 10.0 ** math.floor(math.log10(max(high - low, 1e-3 * high)))
+        steps = (step * scale for scale in (power / 10, power, 10 * power) for step in (1, 2, 5))
+        step = next(step for step in steps if (high - low) / step <= most - 1)
+        ticks = [step * number for number in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
+        return ticks or [low]
+    powers = [10.0**power for power in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)]
+    for mantissas in ((1, 1.25, 2, 2.5, 4, 5, 8), (1, 2, 5), (1, 3), (1,)):
+        ticks = [m * power for power in powers for m in mantissas if low <= m * power * 1.001 <= high * 1.002]
+        if len(ticks) <= most:
+            break
+    return ticks or [low]
+
+
+def si_count(value: float) -> str:
+    """125000 -> 125k, 1e6 -> 1M, 0.003 -> 0.003."""
+    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:.3g}{unit}"
+    return f"{value:.3g}"
+
+
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:
     """Writes NAME.png and NAME.pdf into `folder` and closes the figure."""
     paths = [folder / f"{name}.png", folder / f"{name}.pdf"]
@@ -138,7 +223,11 @@ def _axes(
     curves: list[Curve], show: Callable[[float], str], title: str, xlabel: str, ylabel: str
 ) -> tuple[Figure, Axes]:
     """A figure with room for the legend of its curves."""
-    rows = [row for curve in curves for row in legend_text(curve, show).split("\n")]
+    return _canvas([row for c in curves for row in legend_text(c, show).split("\n")], title, xlabel, ylabel)
+
+
+def _canvas(rows: list[str], title: str, xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
+    """A figure with room for these rows of a legend."""
     width = PLOT_INCHES[0] + 0.7 + LETTER_INCHES * max(map(len, rows), default=0)
     height = max(PLOT_INCHES[1], 0.5 + ROW_INCHES * len(rows))
     figure, axes = plt.subplots(figsize=(width, height), layout="constrained")
@@ -163,9 +252,14 @@ def _draw(axes: Axes, curves: list[Curve], looks: dict[str, Style], show: Callab
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_count(value)))
     ordered = sorted(curves, key=lambda curve: (not curve.points, -last(curve), curve.label))
+    samples = [_sample(curve, chosen[curve.label]) for curve in ordered]
+    _legend(axes, samples, [legend_text(curve, show) for curve in ordered])
+
+
+def _legend(axes: Axes, samples: list[Line2D], texts: list[str]) -> None:
     axes.figure.legend(
-        [_sample(curve, chosen[curve.label]) for curve in ordered],
-        [legend_text(curve, show) for curve in ordered],
+        samples,
+        texts,
         loc="outside right upper",
         frameon=False,
         fontsize=8,
@@ -206,7 +300,7 @@ def _sample(curve: Curve, style: Style) -> Line2D:
     return Line2D([], [], **_look(style)) if curve.points else Line2D([], [], linestyle="none")
 
 
-def variants(curves: list[Curve], looks: dict[str, Style]) -> dict[str, Style]:
+def variants(curves: Sequence[Curve | Series], looks: dict[str, Style]) -> dict[str, Style]:
     """The style of each curve by its label: its model's, and among curves of one model the variant's, by label."""
     chosen, seen = {}, dict.fromkeys((curve.model for curve in curves), 0)
     for curve in sorted(curves, key=lambda curve: curve.label):

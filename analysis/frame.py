@@ -10,11 +10,15 @@ import pandas as pd
 from analysis.records import Record
 from harness.records.identity import IGNORED, meaning
 
+TUNED = ("trainer.learning_rate",)
+"""The keys that the protocol tunes: their values are tried, and the best on validation is reported."""
+
 NEUTRAL = ("seed", *IGNORED)
 """Configuration keys that do not make a run another experiment: its seed, and where and how it was run."""
 SPLITS = ("validation", "test")
 MEASURED = ("state_bytes", "generation_memory_bytes", "decode_ms_p50", "decode_tokens_per_second", "first_token_ms")
 METRICS = ("bits_per_byte", "accuracy", "mean_squared_error", "loss")
+SHAPE = ("d_model", "n_layers")
 
 
 def runs(records: Iterable[Record]) -> pd.DataFrame:
@@ -22,7 +26,9 @@ def runs(records: Iterable[Record]) -> pd.DataFrame:
 
     variant: the same for runs that differ in nothing but the seed, and code: the digest of the code that made them ("":
     unknown); only runs that share both are averaged. label: how a table calls them. machine: the device and its
-    threads; rates compare within one machine only. table: runs compare within one task, size and data.
+    threads; rates compare within one machine only. table: runs compare within one task, size and data. recipe: the same
+    for runs of one budget and trainer, whatever their tuned keys. elsewhere: the block where it is not the model's own.
+    grows: whether the state grows with the context where no policy cuts it.
     """
     records = list(records)
     frame = pd.DataFrame([_row(record) for record in records])
@@ -47,13 +53,18 @@ def _row(record: Record) -> dict[str, Any]:
     result, training = record.result, record.result["training"]
     measurement = result.get("measurement") or {}
     row: dict[str, Any] = {"path": str(record.path), "variant": variant(record), "machine": machine(record)}
-    row |= {"code": record.code, "context": _context(result)}
+    row |= {"code": record.code, "context": _context(result), "recipe": recipe(record), "elsewhere": _block(record)}
+    row |= {"grows": _grows(result)}
+    trainer = record.config.get("trainer") or {}
+    row |= {"learning_rate": _number(trainer.get("learning_rate")), "train_length": _number(trainer.get("length"))}
     row |= {
         key: result.get(key)
         for key in ("key", "name", "status", "model", "solver", "gradient", "block", "size", "task")
     }
     row |= {"seed": result["seed"], "parameters": result["parameters"]["total"]}
-    row |= {"non_embedding": result["parameters"]["non_embedding"]}
+    row |= {key: result["parameters"].get(key) for key in ("non_embedding", "embedding")}
+    row |= {key: (result.get("width") or {}).get(key) for key in SHAPE}
+    row |= {"tied": record.config["model"].get("tie_embeddings")}
     row |= {key: training.get(key) for key in ("tokens", "updates", "epochs", "tokens_per_second", "seconds")}
     row |= {f"train_{key}": training.get(key) for key in ("flops_per_token", "peak_memory_bytes", "energy_joules")}
     for split in SPLITS:
@@ -80,10 +91,32 @@ def _context(result: dict) -> str | None:
     return policy["kind"] if policy.get("tokens") is None else f"{policy['kind']} {policy['tokens']:,}"
 
 
+def _grows(result: dict) -> bool | None:
+    """Whether the state grows with the context where nothing is cut, as the check `state_growth` found."""
+    checks = (result.get("checks") or {}).get("results") or []
+    said = next((check.get("detail") or "" for check in checks if check["name"] == "state_growth"), "")
+    return said.startswith("claimed to grow") if said.startswith("claimed") else None
+
+
 def variant(record: Record) -> str:
     """The meaning of the configuration without the seed, in a canonical form, with the digest of the data."""
     config = {key: value for key, value in meaning(record.config).items() if key not in NEUTRAL}
     return json.dumps([config, record.result["data"].get("digest")], sort_keys=True)
+
+
+def recipe(record: Record) -> str:
+    """How a run was trained, in a canonical form: its trainer without the tuned keys.
+
+    Where the budget is so many tokens a parameter, its tokens, which follow from it, are left out.
+    """
+    trainer = meaning(record.config).get("trainer") or {}
+    follows = {"tokens"} if trainer.get("tokens_per_parameter") is not None else set()
+    kept = {key: value for key, value in trainer.items() if f"trainer.{key}" not in TUNED and key not in follows}
+    return json.dumps(kept, sort_keys=True)
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 def _tables(frame: pd.DataFrame) -> pd.Series:

@@ -9,7 +9,20 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis import bench, example, figures, frame, memory, models, provenance, quality, render, selection, tables
+from analysis import (
+    bench,
+    example,
+    figures,
+    frame,
+    memory,
+    models,
+    provenance,
+    quality,
+    render,
+    selection,
+    tables,
+    verdict,
+)
 from analysis.findings import evidence
 from analysis.findings import pages as findings
 from analysis.findings.finding import Finding
@@ -30,8 +43,8 @@ class Report:
     """runs: one row a run; test figures are those of chosen runs alone. comparison: of text tasks.
 
     synthetic: of tasks scored otherwise. tuning: what was chosen, among what. figures: by the stem of their files.
-    example: one run's summary. models: the table of models, in Markdown. measured: the bench's folder. findings: what
-    all that says, a sentence each.
+    example: one run's summary. models: the table of models, in Markdown. verdict: what docs/comparison.md shows.
+    measured: the bench's folder. findings: what all that says, a sentence each.
     """
 
     runs: pd.DataFrame
@@ -42,6 +55,7 @@ class Report:
     figures: dict[str, "Plot"]
     example: str
     models: str
+    verdict: verdict.Verdict
     measured: Path
     findings: list[Finding]
 
@@ -72,15 +86,18 @@ def build(records: Records, measured: Path, tuned: Sequence[str] = selection.TUN
     looks = styles(record.result["model"] for record in records.runs)
     comparison = tables.comparisons(shown)
     known = evidence.gather(records.runs, runs, measured, getattr(_largest(comparison), "name", ""))
+    judged = verdict.build(records.runs, runs, shown, looks, measured)
+    drawn = {stem: Plot(title, draw) for stem, (title, draw) in verdict.everything(judged)[1].items()}
     return Report(
         _without_test_of_others(runs),
         comparison,
         tables.comparisons(shown, "test_accuracy") + tables.comparisons(shown, "test_mean_squared_error"),
         tables.tuning(runs),
         [table for size in sizes if (table := memory.table(contexts, size))],
-        _memory_plots(contexts, sizes, looks) | _quality_plots(chosen, shown, looks),
+        _memory_plots(contexts, sizes, looks) | _quality_plots(chosen, shown, looks) | drawn,
         example.summary(chosen),
         models.table(records.runs),
+        judged,
         measured,
         findings.build(known),
     )
@@ -124,9 +141,15 @@ def _quality_plots(records: list[Record], runs: pd.DataFrame, looks: dict[str, S
 def write(report: Report, output: Path) -> list[Path]:
     """Writes all tables and figures, and runs.csv with one row a run, into the folder `output`."""
     output.mkdir(parents=True, exist_ok=True)
-    report.runs.drop(columns=["variant", "family"]).to_csv(output / "runs.csv", index=False)
+    report.runs.drop(columns=["variant", "family", "recipe"]).to_csv(output / "runs.csv", index=False)
     paths = [output / "runs.csv"]
-    for table in [*report.comparison, *report.synthetic, *report.tuning, *report.memory]:
+    for table in [
+        *report.comparison,
+        *report.synthetic,
+        *report.tuning,
+        *report.memory,
+        *verdict.everything(report.verdict)[0],
+    ]:
         paths += render.write(table, output)
     for name, plot in report.figures.items():
         paths += figures.save(plot.draw(title=plot.title), output, name)
@@ -138,13 +161,14 @@ def sections(report: Report, output: Path, page: Path) -> dict[str, str]:
 
     example, architectures (the table of models), comparison, synthetic, tuning, memory, figures; headline and figure,
     the comparison of the most runs and the figure of its models' states; findings, and verdict, the foremost of them;
-    the bench's kernels, models and newton.
+    quality, scaling, learning-rates, field, liquid and cost; the bench's kernels, models and newton.
     """
     folder = Path(os.path.relpath(output, page.parent)).as_posix()
     images = {name: f"![{plot.title}]({folder}/{name}.png)" for name, plot in report.figures.items()}
     largest = _largest(report.comparison)
     memories = [name for name in images if name.startswith("memory-")]
     shown = [name for name in memories if largest and largest.name.endswith(name.removeprefix("memory"))] or memories
+    judged = verdict.everything(report.verdict)[1]
     texts = {
         "example": [report.example] if report.example else [],
         "architectures": [report.models],
@@ -154,9 +178,9 @@ def sections(report: Report, output: Path, page: Path) -> dict[str, str]:
         "synthetic": [render.markdown(table) for table in report.synthetic],
         "tuning": [render.markdown(table) for table in report.tuning],
         "memory": [render.markdown(table) for table in report.memory],
-        "figures": list(images.values()),
+        "figures": [image for name, image in images.items() if name not in judged],
         "findings": [findings.markdown(report.findings)],
         "verdict": [findings.headline(report.findings)],
-    }
+    } | verdict.sections(report.verdict, images)
     made = {name: "\n".join(parts) or NOTHING for name, parts in texts.items()}
     return made | bench.sections(report.measured, folder)

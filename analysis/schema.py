@@ -16,6 +16,12 @@ class Part(BaseModel):
 class Parameters(Part):
     total: int
     non_embedding: int
+    embedding: int | None = None
+
+
+class Width(Part):
+    d_model: int | None = None
+    n_layers: int | None = None
 
 
 class Data(Part):
@@ -38,6 +44,7 @@ class Training(Part):
     updates: int
     epochs: float | None = None
     tokens_per_second: float | None = None
+    flops_per_token: float | None = None
     load: Load | None = None
     divergence: Divergence | None = None
 
@@ -125,6 +132,7 @@ class Result(Part):
     task: str = Name
     seed: int
     parameters: Parameters
+    width: Width | None = None
     data: Data
     training: Training
     evaluation: Evaluation | None = None
@@ -147,6 +155,7 @@ class Block(Part):
 
 class Model(Part):
     names: dict[str, str | None] | None = None
+    tie_embeddings: bool | None = None
 
 
 class Config(Part):

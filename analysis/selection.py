@@ -6,14 +6,12 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from analysis.frame import differing_keys, flatten, short
+from analysis.frame import TUNED, differing_keys, flatten, short
 from analysis.records import Record
 from analysis.statistics import summarise
 from harness.errors import RecordError
 from harness.records.identity import meaning
 
-TUNED = ("trainer.learning_rate",)
-"""The keys that the protocol tunes: their values are tried, and the best on validation is reported."""
 HIGHER_IS_BETTER = {
     "validation_bits_per_byte": False,
     "validation_accuracy": True,
@@ -67,6 +65,11 @@ def select(records: Sequence[Record], runs: pd.DataFrame, tuned: Sequence[str] =
 def is_tuned(key: str, tuned: Iterable[str]) -> bool:
     """Whether a flat key is one of `tuned` or lies below it, also where another part of the configuration copies it."""
     return any(f".{name}." in f".{key}." for name in tuned)
+
+
+def families(records: Sequence[Record], tuned: Sequence[str]) -> list[str]:
+    """What is the same for runs that differ in the keys `tuned` and seed alone, and were made by one code."""
+    return _families(records, [flatten(meaning(record.config)) for record in records], tuned)
 
 
 def _families(records: Sequence[Record], flat: list[dict], tuned: Sequence[str]) -> list[str]:

@@ -1,0 +1,266 @@
+"""What training and generation cost: as measured, and extrapolated, said to be so, to another size."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import pandas as pd
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from analysis.field import by_context, policy
+from analysis.render import NOT_MEASURED, Table, si_bytes
+from harness.errors import RecordError
+
+FILE = Path(__file__).resolve().parents[1] / "docs" / "prices.yaml"
+CONTEXTS = (1024, 32768, 131072)
+FLOPS_PER_PARAMETER = 6
+"""Of training a token: two forward and four backward for each parameter of a product."""
+SHAPE = ("d_model", "n_layers", "parameters", "embedding", "train_flops_per_token", "state_bytes_1024", "train_length")
+"""Columns of the frame of runs that an extrapolation needs."""
+MILLION, HOUR = 1e6, 3600.0
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(gt=0)]
+
+
+class Inputs(BaseModel):
+    """Values of docs/prices.yaml; nothing more, nothing missing."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Measured(Inputs):
+    dollars_per_hour: Positive
+
+
+class Utilisation(Inputs):
+    """The part of an accelerator's rates that is reached: low, middle, high."""
+
+    training: list[Positive]
+    memory: list[Positive]
+
+    @field_validator("training", "memory")
+    @classmethod
+    def _rises(cls, values: list[float]) -> list[float]:
+        if len(values) != 3 or sorted(values) != values or values[-1] > 1:
+            raise ValueError("three numbers up to 1 that rise: low, middle, high")
+        return values
+
+
+class Extrapolated(Inputs):
+    parameters: Positive
+    layers: Count
+    train_length: Count
+    contexts: list[Count]
+    bytes_per_number: Count
+    sequences: Count
+    accelerator: str
+    dollars_per_hour: Positive
+    memory_bytes: Positive
+    bytes_per_second: Positive
+    flops_per_second: Positive
+    source: str
+    utilisation: Utilisation
+
+
+class Prices(Inputs):
+    measured: Measured
+    extrapolated: Extrapolated
+
+
+def read(path: Path = FILE) -> Prices:
+    """Reads the prices; RecordError names the key, its value and what is wrong."""
+    try:
+        return Prices.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except ValidationError as error:
+        wrong = [
+            f"{'.'.join(map(str, one['loc']))}={one['input']!r}: {one['msg']}"
+            for one in error.errors(include_url=False, include_context=False)
+        ]
+        problem = "; ".join(wrong)
+    except (OSError, yaml.YAMLError) as error:
+        problem = str(error)
+    raise RecordError(
+        f"{path} cannot be used ({problem}).", "prices, sizes and rates as the file's comments describe.", "correct it."
+    )
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A model as measured. numbers: that its state holds of one sequence, from the measured bytes in float32.
+
+    window: the tokens that the state spans where it grows up to them; None for a state of fixed size. dense: parameters
+    that a token is multiplied with (all but the table of embeddings). flops: a token's, of training at `length`.
+    """
+
+    d_model: int
+    layers: int
+    parameters: int
+    dense: int
+    numbers: float
+    window: int | None
+    flops: float
+    length: int
+
+
+@dataclass(frozen=True)
+class Larger:
+    """The same architecture at another size. numbers_at: of its state at a context, of one sequence."""
+
+    shape: Shape
+    inputs: Extrapolated
+
+    @property
+    def d_model(self) -> float:
+        """The width that fills the budget: parameters grow with layers x d_model squared, as many as measured."""
+        per_square = self.shape.dense / (self.shape.layers * self.shape.d_model**2)
+        return math.sqrt(self.inputs.parameters / (per_square * self.inputs.layers))
+
+    @property
+    def growth(self) -> float:
+        """Of what is proportional to layers x d_model: states, and operations on single numbers."""
+        return self.inputs.layers * self.d_model / (self.shape.layers * self.shape.d_model)
+
+    def numbers_at(self, context: int) -> float:
+        """Of one sequence's state, which a growing one holds whole."""
+        spanned = 1.0 if self.shape.window is None else context / self.shape.window
+        return self.shape.numbers * self.growth * spanned
+
+    @property
+    def training_flops(self) -> float:
+        """Of a token: six for each parameter, and the measured rest, which grows with layers x d_model and attention's
+        with the length too."""
+        rest = max(0.0, self.shape.flops - FLOPS_PER_PARAMETER * self.shape.dense) * self.growth
+        if self.shape.window is not None:
+            rest *= self.inputs.train_length / self.shape.length
+        return FLOPS_PER_PARAMETER * self.inputs.parameters + rest
+
+    def training_dollars(self, utilisation: float) -> float:
+        """For a million tokens."""
+        seconds = MILLION * self.training_flops / (self.inputs.flops_per_second * utilisation)
+        return seconds / HOUR * self.inputs.dollars_per_hour
+
+    def decoding_dollars(self, context: int, utilisation: float) -> float | None:
+        """For a million generated tokens after `context`: a step reads all weights once and each sequence's state.
+
+        As many sequences are generated at once as fit beside the weights, up to the stated number. None for none.
+        """
+        weights, state = (
+            self.inputs.bytes_per_number * numbers for numbers in (self.inputs.parameters, self.numbers_at(context))
+        )
+        together = min(self.inputs.sequences, math.floor((self.inputs.memory_bytes - weights) / state))
+        if together < 1:
+            return None
+        rate = self.inputs.bytes_per_second * utilisation
+        computing = 2 * self.inputs.parameters / (self.inputs.flops_per_second * utilisation)
+        seconds = max((weights / together + state) / rate, computing)
+        return MILLION * seconds / HOUR * self.inputs.dollars_per_hour
+
+
+def tables(standing: dict[str, pd.DataFrame], speeds: dict[str, dict[int, float]], prices: Prices) -> list[Table]:
+    """As measured, and extrapolated.
+
+    standing: the runs that stand for each model, none for one that was not measured. speeds: by the bench, {model:
+    {length: training tokens/s}}.
+    """
+    shortest = {model: rates[min(rates)] for model, rates in speeds.items()}
+    shapes = [(model, shape(runs.iloc[0]) if len(runs) else None) for model, runs in standing.items()]
+    return [measured_table(standing.items(), shortest, prices), extrapolated_table(shapes, prices)]
+
+
+def shape(run: pd.Series) -> Shape | None:
+    """The shape of a run; None where its record lacks a part of it."""
+    known = pd.to_numeric(run.reindex(SHAPE))
+    if known.isna().any():
+        return None
+    d_model, layers, parameters, embedding, flops, state, length = (float(value) for value in known)
+    table = 0.0 if run.get("tied") is True else embedding / 2  # untied: a table, and a head
+    kind, _, tokens = str(run.get("context")).partition(" ")
+    window = {"window": int(tokens.replace(",", "") or 0), "full": 1024}.get(kind) or None
+    dense = round(parameters - table)
+    return Shape(int(d_model), int(layers), int(parameters), dense, state / 4, window, flops, int(length))
+
+
+def measured_dollars(tokens_per_second: float | None, dollars_per_hour: float) -> float | None:
+    """For a million tokens at this speed."""
+    return None if not tokens_per_second else MILLION / tokens_per_second / HOUR * dollars_per_hour
+
+
+def measured_table(rows: Iterable[tuple[str, pd.DataFrame]], speeds: dict[str, float], prices: Prices) -> Table:
+    """Dollars for a million tokens, as measured: training, and generation after each context.
+
+    rows: (model, the runs that stand for it; none: not measured). speeds: training tokens/s by model, from the bench.
+    """
+    price = prices.measured.dollars_per_hour
+    header = ["model", "context", "training", *(f"generation at {context // 1024}k" for context in CONTEXTS)]
+    cells, data = [], []
+    for model, runs in rows:
+        quiet = runs[~runs["decode_busy"]] if len(runs) else runs
+        rates = by_context(quiet, "decode_tokens_per_second")
+        training = measured_dollars(speeds.get(model), price)
+        generation = {context: measured_dollars(rates.get(context), price) for context in CONTEXTS}
+        cells.append([model, policy(runs), dollars(training), *map(dollars, generation.values())])
+        data.append({"model": model, "training": training} | {f"generation_{c}": d for c, d in generation.items()})
+    notes = [
+        f"Dollars for a million tokens at ${price:.2f} an hour (docs/prices.yaml), batch 1 in generation. Training: at "
+        "the bench's speed at its shortest length, on its machine; generation: at the recorded runs', under their "
+        "context policy."
+    ]
+    return Table("cost-measured", "Cost, measured", header, cells, notes, pd.DataFrame(data))
+
+
+def extrapolated_table(rows: Iterable[tuple[str, Shape | None]], prices: Prices) -> Table:
+    """Dollars for a million tokens at another size, with the range that the stated utilisation gives."""
+    inputs = prices.extrapolated
+    size = f"{inputs.parameters / 1e9:g}B"
+    header = ["model", "d_model", "training", *(f"generation at {c // 1024}k" for c in inputs.contexts)]
+    header.append("state at the last")
+    cells, data = [], []
+    for model, known in rows:
+        if known is None:
+            cells.append([model, *[NOT_MEASURED] * (len(header) - 1)])
+            continue
+        large = Larger(known, inputs)
+        training = [large.training_dollars(part) for part in inputs.utilisation.training]
+        generation = {
+            c: [large.decoding_dollars(c, part) for part in inputs.utilisation.memory] for c in inputs.contexts
+        }
+        state = large.numbers_at(inputs.contexts[-1]) * inputs.bytes_per_number
+        cells.append([model, f"{large.d_model:,.0f}", span(training), *map(span, generation.values()), si_bytes(state)])
+        row: dict[str, float | str | None] = {
+            "model": model,
+            "d_model": large.d_model,
+            "state_bytes": state,
+            "flops_per_token": large.training_flops,
+        }
+        ranges: dict[str, Sequence[float | None]] = {"training": training}
+        ranges |= {f"generation_{context}": three for context, three in generation.items()}
+        for key, (dear, middle, cheap) in ranges.items():
+            row |= {key: middle, f"{key}_low": cheap, f"{key}_high": dear}
+        data.append(row)
+    low, _, high = (f"{100 * part:.0f}" for part in inputs.utilisation.training)
+    notes = [
+        f"Extrapolation, not a measurement: dollars for a million tokens of {size} parameters on one "
+        f"{inputs.accelerator} at ${inputs.dollars_per_hour:.2f} an hour (docs/prices.yaml). From the measured model: "
+        "parameters a layer and d_model², state a layer and d_model, and operations beyond six a parameter; "
+        f"{inputs.layers} layers, the width solved for. Training: those operations at {low} to {high} % of the peak. "
+        "Generation: the time to read the weights once a step and each sequence's state, for as many of "
+        f"{inputs.sequences} sequences as fit. A growing state is taken to hold the whole context. Range: of the "
+        "utilisation alone; that an architecture can be run so well, or trains to the same quality, is not known."
+    ]
+    return Table("cost-extrapolated", f"Cost at {size}, extrapolated", header, cells, notes, pd.DataFrame(data))
+
+
+def dollars(value: float | None) -> str:
+    """Two figures."""
+    return NOT_MEASURED if value is None else f"${value:.2g}"
+
+
+def span(three: Sequence[float | None]) -> str:
+    """`middle (low to high)`, from dear to cheap; `does not fit` for None."""
+    dear, middle, cheap = three
+    if dear is None or middle is None or cheap is None:
+        return "does not fit"
+    return f"${middle:.2g} ({cheap:.2g} to {dear:.2g})"

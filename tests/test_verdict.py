@@ -1,0 +1,539 @@
+"""docs/comparison.md's tables and figures, from synthetic records and from the bench's files."""
+
+import hashlib
+import json
+import re
+
+import numpy as np
+import pytest
+import yaml
+
+from analysis import (
+    bench,
+    cost,
+    differences,
+    field,
+    figures,
+    grids,
+    liquid,
+    literature,
+    models,
+    render,
+    report,
+    scaling,
+    verdict,
+)
+from analysis import records as records_of
+from analysis.__main__ import main
+from analysis.entries import Entry
+from analysis.literature import Claims
+from analysis.statistics import Slope
+from harness.errors import RecordError
+from test_analysis import ROOT, write_run
+
+NOISE = (0.0, 0.03, -0.02, 0.01, -0.03)
+"""What the order of the data does to every model alike, by seed."""
+SIZES = {"125k": 125_000, "250k": 250_000, "500k": 500_000, "1m": 1_000_000}
+
+
+def record(folder, model, seed, bits, trainer=None, parameters=None, **more):
+    """A record as tests/test_analysis.py writes them, of other trainer keys or parameters, under a key of its own."""
+    path = write_run(folder, model, seed, bits, **more)
+    config, result = (json.loads((path / f"{name}.json").read_text()) for name in ("config", "result"))
+    config["trainer"] |= trainer or {}
+    if parameters:
+        result["parameters"] = {"total": parameters, "non_embedding": parameters}
+    result["key"] = hashlib.sha256(json.dumps([config, result]).encode()).hexdigest()[:12]
+    for name, content in (("config", config), ("result", result)):
+        (path / f"{name}.json").write_text(json.dumps(content))
+    return path.rename(path.with_name(result["key"]))
+
+
+def seeds(folder, model, bits, count=5, jitter=0.001, **more):
+    """Runs whose figures share the seeds' noise, and differ by a little of their own."""
+    rng = np.random.default_rng(int(hashlib.sha256(model.encode()).hexdigest()[:8], 16))
+    for seed, own in enumerate(rng.normal(size=count)):
+        record(folder, model, seed, float(bits + NOISE[seed] + jitter * own), **more)
+
+
+def made(folder, measured=None):
+    return report.build(records_of.load([folder]), measured or folder / "bench")
+
+
+def rows(table):
+    return {row[0]: dict(zip(table.header, row, strict=True)) for row in table.rows}
+
+
+def quality(folder):
+    (table,) = made(folder).verdict.tables["quality"]
+    return table
+
+
+def test_differences_are_paired_by_seed_and_named_by_one_rule(tmp_path):
+    seeds(tmp_path, "transformer", 2.0)
+    seeds(tmp_path, "mamba", 1.9)
+    seeds(tmp_path, "ltc", 1.8)
+    seeds(tmp_path, "gru", 2.0004)
+    seeds(tmp_path, "lstm", 2.2)
+    table = quality(tmp_path)
+    assert list(rows(table)) == ["ltc", "mamba", "transformer", "gru", "lstm"]
+    against = {model: row["than transformer"] for model, row in rows(table).items()}
+    assert against == {
+        "ltc": "better",
+        "mamba": "better",
+        "transformer": "the reference",
+        "gru": "not significant",
+        "lstm": "worse",
+    }
+    exact = table.data.set_index("model")
+    assert exact.loc["ltc", "less_transformer_mean"] == pytest.approx(-0.2, abs=0.004)
+    assert exact.loc["ltc", "less_transformer_low"] < -0.2 < exact.loc["ltc", "less_transformer_high"] + 0.004
+    assert rows(table)["ltc"]["seeds"] == "5"
+    ends = re.fullmatch(r"([\d.]+) to ([\d.]+)", rows(table)["ltc"]["95 % interval"])
+    assert float(ends[1]) < exact.loc["ltc", "mean"] < float(ends[2])
+    assert set(exact["interval"]) == {"BCa"}
+
+
+def test_every_p_of_a_table_is_adjusted_by_holm_over_all_of_them(tmp_path):
+    for model, bits in (("transformer", 2.0), ("mamba", 1.9), ("ltc", 1.8), ("gru", 2.0004)):
+        seeds(tmp_path, model, bits)
+    data = quality(tmp_path).data
+    plain = [p for model in differences.REFERENCES for p in data[f"less_{model}_p"].dropna()]
+    adjusted = [p for model in differences.REFERENCES for p in data[f"less_{model}_p_holm"].dropna()]
+    assert len(plain) == len(adjusted) == 6
+    assert min(adjusted) == pytest.approx(6 * min(plain))
+    assert all(ours >= theirs for ours, theirs in zip(adjusted, plain, strict=True))
+
+
+def test_runs_of_other_seeds_are_no_pairs(tmp_path):
+    for seed in range(3):
+        record(tmp_path, "transformer", seed, 2.0 + NOISE[seed])
+        record(tmp_path, "ltc", seed + 10, 1.5 + NOISE[seed])
+    row = rows(quality(tmp_path))["ltc"]
+    assert (row["less transformer"], row["p"], row["than transformer"]) == ("–", "–", "no seed in common")
+
+
+def test_a_missing_seed_leaves_the_others_paired(tmp_path):
+    seeds(tmp_path, "transformer", 2.0, count=5)
+    seeds(tmp_path, "ltc", 1.8, count=4)
+    table = quality(tmp_path)
+    assert table.data.set_index("model").loc["ltc", "less_transformer_count"] == 4
+    assert rows(table)["ltc"]["than transformer"] == "better"
+    assert rows(table)["ltc"]["seeds"] == "4"
+
+
+def test_a_run_repeated_under_one_seed_is_no_second_seed(tmp_path):
+    seeds(tmp_path, "transformer", 2.0, count=2)
+    for machine in ("CPU of tests", "Other CPU", "Third CPU"):
+        for seed in range(2):
+            record(tmp_path, "ltc", seed, 1.8 + NOISE[seed], device_name=machine)
+    table = quality(tmp_path)
+    row = rows(table)["ltc"]
+    assert (row["seeds"], row["than transformer"], row["p"]) == ("2", "2 seeds", "–")
+    assert table.data.set_index("model").loc["ltc", "less_transformer_count"] == 2
+
+
+def test_a_diverged_run_is_a_row_and_not_a_smaller_sample(tmp_path):
+    seeds(tmp_path, "transformer", 2.0)
+    seeds(tmp_path, "ltc", 1.5, count=4)
+    record(tmp_path, "ltc", 4, 1.5, status="diverged")
+    for seed in range(3):
+        record(tmp_path, "gru", seed, 2.0, status="diverged")
+    table = quality(tmp_path)
+    found = rows(table)
+    assert found["ltc"]["than transformer"] == "1 of 5 runs diverged"
+    assert found["ltc"]["p"] == "–"
+    assert "(1 of 5 diverged)" in found["ltc"]["bits per byte (test)"]
+    assert found["gru"]["bits per byte (test)"] == "3 of 3 diverged"
+    assert list(found)[-1] == "gru"
+
+
+def test_what_a_diverged_reference_leaves_is_not_tested(tmp_path):
+    seeds(tmp_path, "transformer", 2.0, count=4)
+    record(tmp_path, "transformer", 4, 2.0, status="diverged")
+    seeds(tmp_path, "ltc", 1.5)
+    assert rows(quality(tmp_path))["ltc"]["than transformer"] == "1 of 5 runs of transformer diverged"
+
+
+def test_no_reference_is_not_measured_and_said(tmp_path):
+    seeds(tmp_path, "ltc", 1.8, count=3)
+    table = quality(tmp_path)
+    assert rows(table)["ltc"]["than mamba"] == "not measured"
+    assert "No recorded run of transformer and mamba here." in table.notes
+
+
+def test_another_budget_or_recipe_is_not_compared(tmp_path):
+    seeds(tmp_path, "transformer", 2.0, count=3, trainer={"tokens": 1000, "beta2": 0.95})
+    seeds(tmp_path, "ltc", 1.8, count=3, trainer={"tokens": 1000, "beta2": 0.95})
+    seeds(tmp_path, "transformer", 1.2, count=5, trainer={"tokens": 9000, "beta2": 0.95})
+    seeds(tmp_path, "gru", 1.1, count=5, trainer={"tokens": 1000, "beta2": 0.99})
+    table = quality(tmp_path)
+    assert [row.split(" ")[0] for row in rows(table)] == ["ltc", "transformer"]
+    assert list(rows(table)) == ["ltc", "transformer"]  # without the keys that set the others apart
+    assert "not compared here: 2 other rows." in " ".join(table.notes)
+
+
+def test_a_budget_by_parameters_is_one_recipe_whatever_its_tokens(tmp_path):
+    for model, bits, tokens in (("transformer", 2.0, 5_000_000), ("ltc", 1.8, 5_012_345)):
+        seeds(tmp_path, model, bits, count=3, trainer={"tokens": tokens, "tokens_per_parameter": 20})
+    assert rows(quality(tmp_path))["ltc"]["than transformer"] == "better"
+
+
+def test_of_several_transformers_the_one_in_its_own_block_is_the_reference():
+    def entry(label, own, count, figure):
+        return Entry(label, "transformer", "1m", "", own, 1, 1, dict.fromkeys(range(count), figure), frozenset())
+
+    gated, wide, plain = (
+        entry("transformer, gated block", False, 5, 1.0),
+        entry("transformer (d_ff=9)", True, 3, 1.1),
+        entry("transformer (d_ff=8)", True, 5, 1.2),
+    )
+    found = differences.compare([gated, wide, plain], higher=False)
+    assert [one.entry for one in found] == [gated, wide]
+
+
+def test_higher_accuracy_is_better(tmp_path):
+    for seed in range(3):
+        record(tmp_path, "transformer", seed, 0, accuracy=0.5 + 0.01 * seed)
+        record(tmp_path, "ltc", seed, 0, accuracy=0.8 + 0.011 * seed)
+    assert rows(quality(tmp_path))["ltc"]["than transformer"] == "better"
+
+
+PLANTED = scaling.Law(1.0, 60.0, 0.35)
+
+
+def losses(noise, counts=(3, 5, 3, 2), seed=1):
+    rng = np.random.default_rng(seed)
+    sizes = zip(SIZES.values(), counts, strict=True)
+    return {n: [PLANTED.at(n) * float(np.exp(noise * rng.standard_normal())) for _ in range(k)] for n, k in sizes}
+
+
+def test_a_fit_recovers_the_planted_law():
+    found = scaling.fit(losses(0.0))
+    assert (found.floor, found.factor, found.exponent) == pytest.approx((1.0, 60.0, 0.35), rel=1e-4)
+    few = {n: values[:1] for n, values in losses(0.0).items() if n != 500_000}  # three sizes, three constants
+    assert scaling.fit(few).exponent == pytest.approx(0.35, rel=1e-3)
+
+
+def test_little_noise_identifies_the_exponent_and_much_does_not():
+    quiet, loud = losses(0.001), losses(0.02)
+    for known, identified in ((quiet, True), (loud, False)):
+        law = scaling.fit(known)
+        ends = scaling.bootstrap(known, law)
+        assert scaling.identified(ends) == identified
+        if identified:
+            assert ends["exponent"][0] < 0.35 < ends["exponent"][1]
+            assert law.exponent == pytest.approx(0.35, abs=0.05)
+    assert scaling.bootstrap({n: values[:1] for n, values in quiet.items()}, PLANTED) is None
+    assert not scaling.identified(None)
+
+
+def test_one_wild_run_does_not_move_the_law():
+    """The Huber loss: by least squares it would."""
+    known = losses(0.0, (5, 5, 5, 5))
+    known[250_000][0] *= 1.2
+    assert scaling.fit(known).exponent == pytest.approx(0.35, abs=0.01)
+
+
+def ladder(folder, model, law, count=2, sizes=SIZES, **more):
+    for size in sizes:
+        for seed in range(count):
+            bits = law.at(SIZES[size]) * (1 + 0.0005 * (seed - 0.5))
+            trainer = {"tokens": 20 * SIZES[size], "tokens_per_parameter": 20}
+            record(folder, model, seed, bits, trainer, SIZES[size], size=size, learning_rate=1 / SIZES[size], **more)
+
+
+def test_laws_are_fitted_along_each_ladder_and_less_is_not_measured(tmp_path):
+    ladder(tmp_path, "ltc", PLANTED)
+    ladder(tmp_path, "gru", scaling.Law(1.2, 200.0, 0.45))
+    ladder(tmp_path, "mamba", PLANTED, sizes=("125k", "1m"))
+    record(tmp_path, "lstm", 0, 2.0)
+    judged = made(tmp_path)
+    (table,) = judged.verdict.tables["scaling"]
+    found = rows(table)
+    assert float(found["ltc"]["alpha"]) == pytest.approx(0.35, abs=0.02)
+    assert float(found["gru"]["alpha"]) == pytest.approx(0.45, abs=0.02)
+    assert found["ltc"]["exponent"] == "identified"
+    assert found["ltc"]["parameters"] == "125,000 to 1,000,000"
+    assert (found["mamba"]["sizes"], found["mamba"]["alpha"]) == ("2", "not measured")
+    assert found["lstm"]["exponent"] == "not measured"
+    axes = judged.figures["scaling-sotu"].draw(title="t").axes[0]
+    assert [len(line.get_xdata()) for line in axes.get_lines() if len(line.get_xdata()) > 2] == [40, 4, 40, 4]
+
+
+def test_of_two_budgets_at_one_size_the_longer_counts_and_diverged_runs_do_not(tmp_path):
+    ladder(tmp_path, "ltc", PLANTED)
+    for seed in range(2):
+        record(tmp_path, "ltc", seed, 9.0, {"tokens": 100}, 125_000, size="125k", tokens=1000)
+    record(tmp_path, "ltc", 5, 9.0, {"tokens_per_parameter": 20}, 250_000, size="250k", status="diverged")
+    (table,) = made(tmp_path).verdict.tables["scaling"]
+    assert float(rows(table)["ltc"]["alpha"]) == pytest.approx(0.35, abs=0.02)
+
+
+def test_the_learning_rate_grid_shows_the_choice_and_where_it_lies(tmp_path):
+    for rate, bits in ((0.001, 2.1), (0.002, 2.0), (0.004, 2.2)):
+        for seed in range(2):
+            record(tmp_path, "ltc", seed, bits + NOISE[seed], learning_rate=rate)
+    for rate, bits in ((0.001, 2.2), (0.002, 2.1)):
+        record(tmp_path, "gru", 0, bits, learning_rate=rate)
+    for rate, bits, status in ((0.001, 2.0, "finished"), (0.002, 1.9, "finished"), (0.004, 2.0, "diverged")):
+        record(tmp_path, "lstm", 0, bits, learning_rate=rate, status=status)
+    record(tmp_path, "mamba", 0, 2.0)
+    judged = made(tmp_path)
+    (table,) = judged.verdict.tables["learning-rates"]
+    found = rows(table)
+    assert {model: (row["chosen"], row["optimum"]) for model, row in found.items()} == {
+        "ltc": ("0.002", "inside"),
+        "gru": ("0.002", "at the upper edge"),
+        "lstm": ("0.002", "inside"),
+    }
+    assert found["lstm"]["rate: figure"].endswith("0.004: diverged")
+    assert found["ltc"]["validation"] == "2.0150"
+    axes = judged.figures["learning-rates-sotu-1m"].draw(title="t").axes[0]
+    rings = [line for line in axes.get_lines() if line.get_marker() == "o" and line.get_markerfacecolor() == "none"]
+    assert [list(ring.get_xdata()) for ring in rings] == [[0.002]] * 3
+
+
+def test_a_rate_that_lacks_a_seed_is_compared_over_the_seeds_that_all_ran():
+    grid = grids.Grid("ltc", "ltc", {0.1: {0: 2.0, 1: 9.0}, 0.2: {0: 2.1}}, frozenset(), 0.1)
+    assert grid.means == {0.1: 2.0, 0.2: 2.1}
+
+
+BENCH = {
+    "models": [
+        {"what": "training", "contestant": model, "length": length, "tokens_per_second": rate}
+        for model, rates in (("transformer", (1000, 500, 250)), ("ltc", (2000, 2000, 2000)))
+        for length, rate in zip((512, 1024, 2048), rates, strict=True)
+    ],
+    "kernels": [
+        {
+            "operation": "liquid scan", "contestant": "torch loop", "batch": 8, "length": 512,
+            "training_us": 100.0, "training_ratio": 50.0,
+        }
+    ],
+    "gradients": [
+        {"operation": "liquid scan", "contestant": "torch loop", "bytes_per_token": 5000.0, "gradient_error": 2e-7}
+    ],
+}  # fmt: skip
+
+
+@pytest.fixture
+def measured(tmp_path):
+    folder = tmp_path / "measured"
+    folder.mkdir()
+    for subject, content in BENCH.items():
+        whole = {"machine": {}, "skipped": {}, "channels": 256, "rows": content}
+        (folder / f"{subject}.json").write_text(json.dumps(whole))
+    return folder
+
+
+def test_the_field_has_every_model_with_exponents_speeds_and_its_worst_task(tmp_path, measured):
+    for model in ("transformer", "ltc"):
+        record(tmp_path / "runs", model, 0, 2.0 if model == "ltc" else 1.9)
+    for model, accuracy in (("transformer", 0.9), ("ltc", 0.5), ("gru", 0.7)):
+        record(tmp_path / "runs", model, 0, 0, accuracy=accuracy)
+    (table,) = made(tmp_path / "runs", measured).verdict.tables["field"]
+    found = rows(table)
+    assert set(found) == set(models.catalogue())
+    assert found["transformer"]["exponent of state"].startswith("1.00")  # the record's state grows with its context
+    assert found["ltc"]["exponent of state"] == "0.00"
+    assert found["ltc"]["training / transformer"] == "2.00 / 4.00 / 8.00"
+    assert found["ltc"]["exponent of time"].startswith("1.00")
+    assert found["transformer"]["exponent of time"].startswith("2.00")
+    assert found["ltc"]["worst task"] == "mqar: 3 of 3 (0.5, best 0.9)"
+    assert found["ltc"]["longest context"] == "131,072"
+    assert set(found["hybrid"].values()) == {"hybrid", "–", "not measured"}
+    assert "Gu and Dao 2023" in found["mamba"]["speed, literature"]
+
+
+def test_a_model_that_diverged_everywhere_ranks_last(tmp_path):
+    record(tmp_path, "ltc", 0, 2.0, status="diverged")
+    record(tmp_path, "gru", 0, 2.5)
+    record(tmp_path, "ltc", 0, 0, accuracy=0.9)
+    record(tmp_path, "gru", 0, 0, accuracy=0.8)
+    found = rows(made(tmp_path).verdict.tables["field"][0])
+    assert found["ltc"]["worst task"] == "sotu: 2 of 2 (diverged, best 2.5)"
+
+
+def test_implementations_are_joined_with_the_bench_and_named_as_it_names_them(measured):
+    table = liquid.table(liquid.read(), bench.content(measured, "kernels"), bench.content(measured, "gradients"))
+    row = next(row for row in table.rows if row[:2] == ["torch loop", "liquid scan"])
+    shown = dict(zip(table.header, row, strict=True))
+    assert [shown[key] for key in ("µs a token", "times ours", "memory a token", "gradient error")] == [
+        "100", "50", "5 kB", "2.0e-07",
+    ]  # fmt: skip
+    other = next(row for row in table.rows if row[0] == "fused, rk4")
+    assert other.count("not measured") == 4
+
+
+def test_every_implementation_is_a_contestant_of_the_bench():
+    import torch
+
+    from bench import liquid as contestants
+
+    compared = [f(torch.device("cpu")) for f in (contestants.liquid_scan, contestants.published_ltc, contestants.cfc)]
+    names = {comparison.operation: {one.name for one in comparison.contestants} for comparison in compared}
+    for operation, known in liquid.read().items():
+        assert set(known) <= names[operation]
+
+
+def shape(**more):
+    given = {"d_model": 128, "layers": 4, "parameters": 1_000_000, "dense": 950_000, "numbers": 1000.0, "window": None}
+    return cost.Shape(**(given | {"flops": 6.0 * 950_000, "length": 512} | more))
+
+
+def test_costs_follow_from_their_stated_inputs():
+    inputs = cost.read().extrapolated
+    flat = cost.Larger(shape(), inputs)
+    per_square = 950_000 / (4 * 128**2)
+    assert per_square * inputs.layers * flat.d_model**2 == pytest.approx(inputs.parameters)
+    assert flat.training_flops == pytest.approx(6 * inputs.parameters)
+    seconds = 1e6 * 6 * inputs.parameters / (inputs.flops_per_second * 0.5)
+    assert flat.training_dollars(0.5) == pytest.approx(seconds / 3600 * inputs.dollars_per_hour)
+    assert flat.decoding_dollars(1024, 0.5) == flat.decoding_dollars(131072, 0.5)
+    weights, state = inputs.bytes_per_number * inputs.parameters, inputs.bytes_per_number * flat.numbers_at(1)
+    step = (weights / inputs.sequences + state) / (inputs.bytes_per_second * 0.5)
+    assert flat.decoding_dollars(1024, 0.5) == pytest.approx(1e6 * step / 3600 * inputs.dollars_per_hour)
+
+
+def test_a_growing_state_costs_more_with_the_context_until_it_does_not_fit():
+    inputs = cost.read().extrapolated
+    grows = cost.Larger(shape(numbers=2 * 4 * 128 * 512.0, window=512), inputs)
+    assert grows.numbers_at(32768) == pytest.approx(32 * grows.numbers_at(1024))
+    dollars = [grows.decoding_dollars(context, 0.5) for context in (1024, 32768, 131072)]
+    assert dollars[0] < dollars[1] < dollars[2]
+    assert grows.decoding_dollars(10**7, 0.5) is None
+    assert cost.span([None, None, None]) == "does not fit"
+    attends = cost.Larger(shape(window=512, flops=7.0 * 950_000), inputs)
+    assert attends.training_flops > cost.Larger(shape(flops=7.0 * 950_000), inputs).training_flops
+
+
+def test_costs_are_measured_extrapolated_or_not_measured(tmp_path, measured):
+    path = record(tmp_path / "runs", "ltc", 0, 2.0)
+    record(tmp_path / "runs", "gru", 0, 2.0)
+    config, result = (json.loads((path / f"{name}.json").read_text()) for name in ("config", "result"))
+    config["trainer"]["length"], config["model"]["tie_embeddings"] = 512, False
+    result |= {"width": {"d_model": 128, "n_layers": 4}}
+    result["parameters"] |= {"embedding": 65_536}
+    result["training"]["flops_per_token"] = 6.5e6
+    for row in result["measurement"]["contexts"]:
+        row["decode_tokens_per_second"] = 1000.0
+    (path / "config.json").write_text(json.dumps(config))
+    (path / "result.json").write_text(json.dumps(result))
+    known, larger = made(tmp_path / "runs", measured).verdict.tables["cost"]
+    price = cost.read().measured.dollars_per_hour
+    assert rows(known)["ltc"]["generation at 32k"] == f"${1e6 / 1000 / 3600 * price:.2g}"
+    assert rows(known)["ltc"]["training"] == f"${1e6 / 2000 / 3600 * price:.2g}"
+    assert rows(known)["gru"]["training"] == "not measured"
+    assert re.fullmatch(r"\$[\d.]+ \([\d.]+ to [\d.]+\)", rows(larger)["ltc"]["generation at 128k"])
+    assert set(rows(larger)["gru"].values()) == {"gru", "not measured"}
+    assert larger.notes[0].startswith("Extrapolation, not a measurement")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        (("measured", "dollars_per_hour"), -1.0, "measured.dollars_per_hour=-1.0"),
+        (("extrapolated", "layers"), "many", "extrapolated.layers='many'"),
+        (("extrapolated", "utilisation", "memory"), [0.8, 0.5, 0.6], "three numbers up to 1 that rise"),
+        (("extrapolated", "price"), 3, "extrapolated.price"),
+    ],
+)
+def test_a_wrong_price_is_named(tmp_path, key, value, said):
+    content = yaml.safe_load(cost.FILE.read_text())
+    node = content
+    for part in key[:-1]:
+        node = node[part]
+    node[key[-1]] = value
+    (path := tmp_path / "prices.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(RecordError, match=re.escape(said)):
+        cost.read(path)
+
+
+def test_every_claim_has_a_source_and_a_model(tmp_path):
+    claims = literature.read()
+    assert set(claims.known) <= set(models.catalogue())
+    assert claims.of("ltc", "speed") == "–"
+    for text in ("ltc: {speed: {claim: fast}}", "ltc: {looks: {claim: a, source: b, at: c}}", "- a"):
+        (path := tmp_path / "literature.yaml").write_text(text)
+        with pytest.raises(RecordError, match="cannot be used"):
+            literature.read(path)
+    with pytest.raises(RecordError, match="cannot be used"):
+        liquid.read(path)
+    assert Claims({}).sources(["ltc"]) == ""
+
+
+def latex_faults(text):
+    """What a strict reader finds wrong with a LaTeX float: environments, the cells of its rows, special characters."""
+    faults, stack = [], []
+    for begins, name in re.findall(r"\\(begin|end)\{(\w+)\}", text):
+        if begins == "begin":
+            stack.append(name)
+        elif not stack or stack.pop() != name:
+            faults.append(f"\\end{{{name}}}")
+    faults += stack
+    columns = re.search(r"\\begin\{tabular\}\{((?:[lr]|p\{\d+cm\})+)\}", text)
+    wanted = len(re.findall(r"[lr]|p\{", columns[1])) if columns else 0
+    plain = re.sub(r"\\[&%$#_{}]|\$[^$]*\$", "", text)
+    for row in re.findall(r"^(.*) \\\\$", plain, re.M):
+        if row.count("&") + 1 != wanted:
+            faults.append(row)
+    body = re.sub(r"\\label\{.*?\}|\\begin\{tabular\}\{.*\}", "", plain)
+    faults += re.findall(r"[%#~^_$]", body)
+    faults += [letter for letter in body if ord(letter) > 127]
+    if body.count("{") != body.count("}"):
+        faults.append("braces")
+    return faults
+
+
+def test_every_table_is_latex_that_a_strict_reader_takes(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    judged = report.build(records_of.load(["results"]), ROOT / "results" / "bench")
+    shown = [*judged.comparison, *judged.memory, *verdict.everything(judged.verdict)[0]]
+    assert len(shown) > 5
+    assert {table.name: latex_faults(render.latex(table)) for table in shown} == {table.name: [] for table in shown}
+    planted = render.latex(shown[0])
+    for fault in (planted.replace(r"\_", "_", 1), planted.replace(" & ", " ", 1), planted.replace(r"\end{table}", "")):
+        assert latex_faults(fault)
+
+
+def test_the_command_writes_each_table_and_figure_and_its_section(tmp_path):
+    ladder(tmp_path / "runs", "ltc", PLANTED)
+    for rate in (0.001, 0.002, 0.004):
+        record(tmp_path / "runs", "gru", 0, 2.0 + abs(rate - 0.002), learning_rate=rate)
+    page = tmp_path / "comparison.md"
+    page.write_text("\n".join(f"<!-- generated:{name} -->\n<!-- /generated:{name} -->" for name in verdict.SECTIONS))
+    out = tmp_path / "out"
+    assert main([str(tmp_path / "runs"), "--output", str(out), "--pages", str(page)]) == 0
+    stems = (
+        "quality-sotu-1m",
+        "scaling-sotu",
+        "learning-rates",
+        "field",
+        "liquid",
+        "cost-measured",
+        "cost-extrapolated",
+    )
+    written = {path.name for path in out.iterdir()}
+    assert {f"{stem}.{suffix}" for stem in stems for suffix in ("md", "tex", "csv")} <= written
+    assert {f"{stem}.{s}" for stem in ("scaling-sotu", "learning-rates-sotu-1m") for s in ("png", "pdf")} <= written
+    text = page.read_text()
+    assert "![Scaling laws, sotu](out/scaling-sotu.png)" in text
+    assert text.count("**Quality, sotu") == len(SIZES)
+    assert main([str(tmp_path / "runs"), "--output", str(out), "--pages", str(page), "--check"]) == 0
+
+
+def test_ticks_are_round_and_few():
+    assert figures.nice([125_000, 1_000_000]) == pytest.approx([1.25e5, 2e5, 2.5e5, 4e5, 5e5, 8e5, 1e6])
+    assert figures.nice([1.7, 2.31]) == pytest.approx([1.8, 2.0, 2.2])
+    assert figures.nice([0.0005, 0.02]) == pytest.approx([0.0005, 0.001, 0.002, 0.005, 0.01, 0.02])
+    assert len(figures.nice([1e-6, 1e6])) <= 13
+    assert figures.nice([]) == []
+    assert figures.nice([2.0, 2.0]) == [2.0]
+    assert [figures.si_count(n) for n in (125_000, 1e6, 0.003)] == ["125k", "1M", "0.003"]
+
+
+def test_exponents_read_as_people_write_them():
+    assert field.exponent(None) == "not measured"
+    assert field.exponent(Slope(-0.001, None, None)) == "0.00"
+    assert field.exponent(Slope(1.0, 0.9, 1.1)) == "1.00 (0.90 to 1.10)"
