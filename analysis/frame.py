@@ -105,14 +105,9 @@ def variant(record: Record) -> str:
 
 
 def recipe(record: Record) -> str:
-    """How a run was trained, in a canonical form: its trainer without the tuned keys.
-
-    Where the budget is so many tokens a parameter, its tokens, which follow from it, are left out.
-    """
+    """How a run was trained, in a canonical form: its trainer, the budget included, without the tuned keys."""
     trainer = meaning(record.config).get("trainer") or {}
-    follows = {"tokens"} if trainer.get("tokens_per_parameter") is not None else set()
-    kept = {key: value for key, value in trainer.items() if f"trainer.{key}" not in TUNED and key not in follows}
-    return json.dumps(kept, sort_keys=True)
+    return json.dumps({key: value for key, value in trainer.items() if f"trainer.{key}" not in TUNED}, sort_keys=True)
 
 
 def _number(value: Any) -> float | None:

@@ -15,7 +15,7 @@ from analysis.render import Table, markdown
 from analysis.selection import families, select
 from analysis.styles import Style
 
-LADDER = (*TUNED, "size", "trainer.tokens", "trainer.tokens_per_parameter", "trainer.epochs")
+LADDER = (*TUNED, "size", "trainer.tokens")
 """The keys that differ along a ladder of sizes: runs that agree in all others are one architecture's."""
 SECTIONS = ("quality", "scaling", "learning-rates", "field", "liquid", "cost")
 Drawn = tuple[str, partial[Figure]]

@@ -173,12 +173,6 @@ def test_another_budget_or_recipe_is_not_compared(tmp_path):
     assert "not compared here: 2 other rows." in " ".join(table.notes)
 
 
-def test_a_budget_by_parameters_is_one_recipe_whatever_its_tokens(tmp_path):
-    for model, bits, tokens in (("transformer", 2.0, 5_000_000), ("ltc", 1.8, 5_012_345)):
-        seeds(tmp_path, model, bits, count=3, trainer={"tokens": tokens, "tokens_per_parameter": 20})
-    assert rows(quality(tmp_path))["ltc"]["than transformer"] == "better"
-
-
 def test_of_several_transformers_the_one_in_its_own_block_is_the_reference():
     def entry(label, own, count, figure):
         return Entry(label, "transformer", "1m", "", own, 1, 1, dict.fromkeys(range(count), figure), frozenset())
@@ -239,7 +233,7 @@ def ladder(folder, model, law, count=2, sizes=SIZES, **more):
     for size in sizes:
         for seed in range(count):
             bits = law.at(SIZES[size]) * (1 + 0.0005 * (seed - 0.5))
-            trainer = {"tokens": 20 * SIZES[size], "tokens_per_parameter": 20}
+            trainer = {"tokens": 20 * SIZES[size]}
             record(folder, model, seed, bits, trainer, SIZES[size], size=size, learning_rate=1 / SIZES[size], **more)
 
 
@@ -265,7 +259,7 @@ def test_of_two_budgets_at_one_size_the_longer_counts_and_diverged_runs_do_not(t
     ladder(tmp_path, "ltc", PLANTED)
     for seed in range(2):
         record(tmp_path, "ltc", seed, 9.0, {"tokens": 100}, 125_000, size="125k", tokens=1000)
-    record(tmp_path, "ltc", 5, 9.0, {"tokens_per_parameter": 20}, 250_000, size="250k", status="diverged")
+    record(tmp_path, "ltc", 5, 9.0, {"tokens": 5_000_000}, 250_000, size="250k", status="diverged")
     (table,) = made(tmp_path).verdict.tables["scaling"]
     assert float(rows(table)["ltc"]["alpha"]) == pytest.approx(0.35, abs=0.02)
 
