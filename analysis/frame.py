@@ -53,7 +53,7 @@ def _row(record: Record) -> dict[str, Any]:
     result, training = record.result, record.result["training"]
     measurement = result.get("measurement") or {}
     row: dict[str, Any] = {"path": str(record.path), "variant": variant(record), "machine": machine(record)}
-    row |= {"code": record.code, "context": _context(result), "recipe": recipe(record), "elsewhere": _block(record)}
+    row |= {"code": record.code, "context": _context(result), "recipe": recipe(record), "elsewhere": block(record)}
     row |= {"grows": _grows(result)}
     trainer = record.config.get("trainer") or {}
     row |= {"learning_rate": _number(trainer.get("learning_rate")), "train_length": _number(trainer.get("length"))}

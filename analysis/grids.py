@@ -103,9 +103,8 @@ def table(runs: pd.DataFrame) -> Table | None:
         "best is chosen, of those none of whose runs diverged. At an edge: the grid must be extended before the choice "
         "counts."
     ]
-    return Table(
-        "learning-rates", "Learning rates", header, rows, notes, pd.DataFrame(data), ("optimum", "rate: figure")
-    )
+    prose = ("optimum", "rate: figure")
+    return Table("learning-rates", "Learning rates", header, rows, notes, pd.DataFrame(data), prose=prose)
 
 
 def _figure(grid: Grid, rate: float, means: dict[float, float]) -> str:
