@@ -316,8 +316,8 @@ def measured(tmp_path):
     folder = tmp_path / "measured"
     folder.mkdir()
     for subject, content in BENCH.items():
-        whole = {"machine": {}, "skipped": {}, "channels": 256, "rows": content}
-        (folder / f"{subject}.json").write_text(json.dumps(whole))
+        whole = {"machine": {"cpu": "CPU of tests", "threads": 2, "gpu": None}, "skipped": {}, "channels": 256}
+        (folder / f"{subject}.json").write_text(json.dumps(whole | {"rows": content}))
     return folder
 
 
