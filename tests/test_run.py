@@ -168,6 +168,7 @@ def test_a_run_leaves_a_record_and_is_not_run_twice(monkeypatch, tmp_path, tiny,
     assert path.stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 def test_newtons_method_over_time_is_checked_and_counted(monkeypatch, tmp_path, tiny):
     command(monkeypatch, "model=ltc", "parallel=newton", *tiny)
     (path,) = (tmp_path / "runs").glob("ltc-semi_implicit-checkpoint-newton-*/result.json")
@@ -175,25 +176,6 @@ def test_newtons_method_over_time_is_checked_and_counted(monkeypatch, tmp_path, 
     assert result["checks"]["passed"] is True
     assert result["counts"]["newton_iterations"] > result["counts"]["newton_calls"] > 0
     assert result["kernels"]["liquid_tokens"] == ["numba"]
-
-
-def test_a_corrupt_record_is_reported(monkeypatch, tmp_path, tiny):
-    command(monkeypatch, "model=gru", *tiny)
-    (path,) = (tmp_path / "runs").glob("gru-*/result.json")
-    path.write_text(path.read_text()[:100])
-    message = refused(monkeypatch, "model=gru", *tiny)
-    assert str(path) in message
-    assert "remedy:" in message
-
-
-def test_a_corrupt_checkpoint_is_reported(monkeypatch, tmp_path, tiny):
-    command(monkeypatch, "model=gru", *tiny)
-    (path,) = (tmp_path / "runs").glob("gru-*/checkpoint.pt")
-    path.write_bytes(b"not a checkpoint")
-    path.with_name("result.json").unlink()
-    message = refused(monkeypatch, "model=gru", *tiny)
-    assert str(path) in message
-    assert "remedy:" in message
 
 
 @pytest.mark.slow
@@ -370,6 +352,28 @@ def test_toy_runs_have_a_folder_of_their_own():
     assert run.resolve(run.compose(["debug=tiny", "records=mine"]))["records"] == "mine"
     assert run.resolve(run.compose(["+sweeps=solvers", "debug=tiny"]))["question"]
     assert run.resolve(run.compose([]))["records"] == "runs"
+
+
+def test_a_corrupt_record_is_reported(monkeypatch, recorded):
+    whole = recorded.read_text()
+    recorded.write_text(whole[:100])
+    message = refused(monkeypatch, *recorded_by(recorded))
+    recorded.write_text(whole)
+    assert str(recorded) in message
+    assert "remedy:" in message
+
+
+def test_a_corrupt_checkpoint_is_reported(monkeypatch, recorded):
+    whole, path = recorded.read_text(), recorded.with_name("checkpoint.pt")
+    saved = path.read_bytes()
+    path.write_bytes(b"not a checkpoint")
+    recorded.unlink()
+    message = refused(monkeypatch, *recorded_by(recorded))
+    path.write_bytes(saved)
+    recorded.write_text(whole)
+    recorded.with_name("failure.json").unlink(missing_ok=True)
+    assert str(path) in message
+    assert "remedy:" in message
 
 
 def test_a_gutted_record_is_told(monkeypatch, recorded):
