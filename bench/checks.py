@@ -57,7 +57,7 @@ def _rows(name: str, experiment: Any, config: dict, say: Callable[[str], None]) 
         rows.append(row)
     for row in rows[1:]:
         seconds = ", ".join(f"{row[f'{what}_seconds']:.1f} s {what}" for what in ("before", "after"))
-        say(f"{name:20} {row['threads']} threads: {seconds}")
+        say(f"{name:20} threads {row['threads']}: {seconds}")
     return rows[1:]
 
 
