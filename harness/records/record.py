@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shutil
+import time
 import traceback
 from contextlib import suppress
 from pathlib import Path
@@ -24,6 +25,8 @@ from harness.records.identity import SCHEMA_VERSION, run_key, to_json
 LOCK = ".lock"
 FAILURE = "failure.json"
 REFUSED = "refused.json"
+LOCK_SECONDS = 1.0
+"""How long a lock is waited for: who only asks whether a run is held (records/sweep.py) has it for an instant."""
 
 
 def check_writable(root: Path) -> None:
@@ -176,16 +179,21 @@ def _locked(path: Path) -> IO:
         file = path.open("a")
     except OSError as error:
         raise _unwritable(path, error) from error
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        file.close()
-        raise RecordError(
-            f"Another process is making the run in {path.parent}.",
-            "one process for a run.",
-            "wait for it, or stop it; then the same command resumes.",
-        ) from error
-    return file
+    deadline = time.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return file
+        except OSError as error:
+            if time.monotonic() < deadline:
+                time.sleep(0.02)
+                continue
+            file.close()
+            raise RecordError(
+                f"Another process is making the run in {path.parent}.",
+                "one process for a run.",
+                "wait for it, or stop it; then the same command resumes.",
+            ) from error
 
 
 def _unwritable(path: Path, error: OSError) -> RecordError:
