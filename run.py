@@ -5,17 +5,14 @@ python run.py --help
 """
 
 import inspect
-import math
+import logging
 import os
 import re
-import signal
 import sys
-import time
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
-from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent
 os.environ.setdefault("LIQUIDBENCH_ROOT", str(ROOT))
@@ -26,18 +23,33 @@ if PLUGINS not in sys.path:
 
 import hydra  # noqa: E402  (its configuration reads the two variables)
 import yaml  # noqa: E402
+from hydra._internal.callbacks import Callbacks  # noqa: E402
+from hydra._internal.core_plugins.basic_launcher import BasicLauncher  # noqa: E402
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper  # noqa: E402
+from hydra.core.global_hydra import GlobalHydra  # noqa: E402
 from hydra.core.hydra_config import HydraConfig  # noqa: E402
 from hydra.core.override_parser.overrides_parser import OverridesParser  # noqa: E402
+from hydra.core.plugins import Plugins  # noqa: E402
 from hydra.errors import InstantiationException  # noqa: E402
+from hydra.types import HydraContext, RunMode  # noqa: E402
 from omegaconf import DictConfig, OmegaConf  # noqa: E402
 from omegaconf.errors import OmegaConfBaseException  # noqa: E402
 
 from harness.configure import checked, locate  # noqa: E402
 from harness.errors import ConfigError, UserError  # noqa: E402
+from sweeps.known import Known  # noqa: E402
+from sweeps.plan import Plan, Planner, Runs  # noqa: E402
+from sweeps.section import Section  # noqa: E402
+from sweeps.work import Command, Work, objective, paragraph, signals_reported, watch_parent  # noqa: E402
 
 BASIC = f"{BasicSweeper.__module__}.{BasicSweeper.__name__}"
 """Hydra's own sweeper, whose jobs are known before the first one starts."""
+IN_PROCESS = f"{BasicLauncher.__module__}.{BasicLauncher.__name__}"
+"""Hydra's own launcher: one job after the other, in this process."""
+JOBLIB = ("hydra.launcher.n_jobs=-1", "hydra.launcher.batch_size=1", "hydra.launcher.pre_dispatch=n_jobs")
+"""How joblib's launcher is set unless the command says otherwise: a process a processor, and a run at a time each."""
+THREADS = ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS")
+"""The variables that give each of several workers one thread, unless they are set."""
 
 
 def compose(overrides: list[str]) -> DictConfig:
@@ -59,7 +71,7 @@ def resolve(config: DictConfig) -> dict:
             "a value for every key marked ??? in conf/.",
             f"add {error.full_key}=VALUE to the command.",
         ) from error
-    for part in ("experiment", "debug"):
+    for part in ("experiment", "debug", "sweep"):
         plain.pop(part, None)
     model = plain.get("model")
     names = model.get("names") if isinstance(model, dict) else None
@@ -79,6 +91,13 @@ def resolve(config: DictConfig) -> dict:
 def composition_error(error: Exception, overrides: list[str]) -> ConfigError:
     """A failed composition as one paragraph; a group given to a model that lacks it gets its own remedy."""
     first = " ".join(str(error).split())[:500]
+    launcher = next((o.partition("=")[2] for o in overrides if o.startswith("hydra/launcher=")), None)
+    if launcher is not None and "hydra/launcher" in first:
+        return ConfigError(
+            f"hydra/launcher={launcher} was given, and Hydra has no such launcher here.",
+            "joblib, submitit_local, submitit_slurm or ray, its package installed; basic needs none.",
+            "pip install -e .[sweeps] for joblib, .[slurm] for submitit; docs/sweeps.md tells of ray.",
+        )
     chosen = next((o for o in overrides if o.startswith("model=")), "the model chosen")
     for group, models in groups_of_models().items():
         lacking = chosen.removeprefix("model=") not in models
@@ -108,36 +127,50 @@ def groups_of_models() -> dict[str, list[str]]:
     return groups
 
 
-class Plan(NamedTuple):
-    """What a command asks for. jobs: the overrides of every job, or of what all jobs share where only a sweeper of the
-    user's own knows them. runs: how many there will be, None where only the sweeper knows. folder: a sweep's.
-    """
-
-    jobs: list[list[str]]
-    runs: int | None
-    sweeps: bool
-    folder: Path
-
-
-def planned(overrides: list[str], sweeps: bool = False) -> Plan:
+def expanded(overrides: list[str], sweeps: bool = False) -> Plan:
     """Lets Hydra expand a command. sweeps: whether it was given -m. Raises ConfigError for what Hydra cannot read."""
     with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         try:
             parser = OverridesParser.create()
             given = parser.parse_overrides(overrides)
             fixed = [o.input_line for o in given if not o.is_sweep_override()]
-            composed = hydra.compose("config", fixed, return_hydra_config=True).hydra
-            sweeper, folder = composed.sweeper, Path(composed.sweep.dir)
-            sweeps = sweeps or str(composed.mode) == "RunMode.MULTIRUN"
-            if sweeper._target_ != BASIC:
-                one = not sweeps and len(fixed) == len(given)
-                return Plan([fixed], 1 if one else sweeper.get("n_trials"), sweeps, folder)
-            grid = parser.parse_overrides([f"{key}={values}" for key, values in (sweeper.params or {}).items()])
-            # the command line overrides the grid of a sweep's file
-            (jobs,) = BasicSweeper.split_arguments([*grid, *given], max_batch_size=None)
+            composed = hydra.compose("config", fixed, return_hydra_config=True)
+            node, sweeper = composed.get("sweep"), composed.hydra.sweeper
+            section = Section.of(None if node is None else OmegaConf.to_container(node, resolve=True))
+            sweeps = sweeps or str(composed.hydra.mode) == "RunMode.MULTIRUN"
+            of_job = [o for o in given if not o.input_line.startswith(("hydra.", "hydra/"))]
+            own = sweeper._target_ != BASIC
+            if own:
+                jobs, runs = [fixed], sweeper.get("n_trials")
+                runs = 1 if not sweeps and len(fixed) == len(given) else runs
+            else:
+                shared = [f"{key}={values}" for key, values in (sweeper.params or {}).items()]
+                # the command line overrides the grids of a sweep's file
+                grids = [parser.parse_overrides(shared + lines) + of_job for lines in section.lines()]
+                jobs = [job for grid in grids for job in BasicSweeper.split_arguments(grid, None)[0]]
+                runs = len(jobs)
+        except UserError:
+            raise
         except Exception as error:  # beside its own errors ValueError (trainer=null), AssertionError (+=) and more
             raise composition_error(error, overrides) from error
-    return Plan(jobs, len(jobs), sweeps, folder)
+    folder, launcher = Path(composed.hydra.sweep.dir), composed.hydra.launcher._target_
+    return Plan(jobs, runs, sweeps, folder, name_of(overrides), composed.question, own, launcher, section)
+
+
+def name_of(overrides: list[str]) -> str:
+    """The name of a sweep: that of its file, or one made of what is asked for."""
+    of_file = next((o.partition("=")[2] for o in overrides if o.startswith("+sweeps=")), "")
+    return of_file or f"sweep-{sha256(' '.join(sorted(overrides)).encode()).hexdigest()[:8]}"
+
+
+def planned(overrides: list[str], sweeps: bool = False, known: Known | None = None) -> Plan:
+    """What a command asks for, each grid extended and each value chosen as the records say.
+
+    sweeps: whether it was given -m. known: the records; None for those of the command's own folder and of results/.
+    """
+    if known is None:
+        known = Known([expanded(overrides, sweeps).folder, ROOT / "results"])
+    return Planner(expanded, RUNS).plan(overrides, sweeps, known)
 
 
 def preflight(arguments: list[str]) -> Plan | None:
@@ -157,10 +190,10 @@ def preflight(arguments: list[str]) -> Plan | None:
             "-m wherever a key is given several values.",
             f"python run.py -m {' '.join(arguments)}",
         )
-    for overrides in plan.jobs:
-        resolve(compose(overrides))
+    for overrides in [*plan.jobs, *(job for job, _ in plan.waiting)]:
+        RUNS.config(overrides)
     if plan.sweeps:
-        check_writable(plan.folder)  # Hydra writes there before the first job
+        check_writable(plan.folder)  # the sweep is noted there before its first job
     return plan
 
 
@@ -174,44 +207,45 @@ def run_once(config: DictConfig) -> dict:
     return result
 
 
-def objective(result: dict) -> float:
-    """What a sweeper may minimise: the loss on validation; infinite where training diverged."""
-    figures = (result["evaluation"] or {}).get("validation", {})
-    return figures.get("bits_per_byte", figures.get("loss", math.inf))
+def launch(arguments: list[str], name: str, jobs: list[list[str]]) -> None:
+    """Starts jobs, each given as overrides, by the launcher that the arguments choose; returns when all have ended."""
+    with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        parsed = OverridesParser.create().parse_overrides(arguments)
+        fixed = [o.input_line for o in parsed if not o.is_sweep_override()]
+        app = GlobalHydra.instance().hydra
+        ours = [f"hydra.job.name={name}", *JOBLIB * ("hydra/launcher=joblib" in fixed)]
+        config = app.compose_config(config_name="config", overrides=[*ours, *fixed], run_mode=RunMode.MULTIRUN)
+        context = HydraContext(config_loader=app.config_loader, callbacks=Callbacks(config))
+        launcher = Plugins.instance().instantiate_launcher(context, job, config)
+        if config.hydra.launcher._target_ != IN_PROCESS:
+            for variable in THREADS:
+                os.environ.setdefault(variable, "1")
+        for told_elsewhere in ("hydra", "hydra_plugins"):  # which jobs there are
+            logging.getLogger(told_elsewhere).setLevel(logging.WARNING)
+        launcher.launch(jobs, initial_job_idx=0)
 
 
-class Sweep:
-    """The jobs of one command after each other: one that fails is told, and the next one starts."""
+IN_CHARGE: list[Command] = []
+"""The command of this process, where it is the one that the user started; a worker has none."""
 
-    def __init__(self, runs: int | None):
-        from harness.training.progress import SweepProgress
 
-        self.progress = SweepProgress(runs)
-        self.failures: list[str] = []
+def job(config: DictConfig) -> float:
+    """One job of a command, in this process or in a worker's; returns what a sweeper may minimise."""
+    info = HydraConfig.get()
+    if OmegaConf.is_missing(info.job, "num"):
+        with errors_reported():
+            return objective(run_once(config))
+    if OmegaConf.select(config, "logger.group", default="") is None:
+        config.logger.group = info.job.name  # W&B shows the runs of a sweep together
+    work = Work(Path(info.sweep.dir), info.job.name, list(info.overrides.task), lambda: run_once(config))
+    return work.attempt(IN_CHARGE[0].display) if IN_CHARGE else work.as_worker(info.job.num)
 
-    def run(self, config: DictConfig) -> float:
-        """Makes the run of one job; returns its objective, infinite where it failed."""
-        overrides = list(HydraConfig.get().overrides.task)
-        print(f"\n{self.progress.start(overrides)}", flush=True)
-        start = time.monotonic()
-        try:
-            result = run_once(config)
-            self.progress.made(time.monotonic() - start, result["training"]["seconds"])
-            return objective(result)
-        except Exception as error:  # whatever ended this job, the others are worth running
-            if isinstance(error, UserError):
-                print(paragraph(error), file=sys.stderr)
-            else:
-                traceback.print_exc()
-            reason = error.what if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-            self.failures.append(f"{' '.join(overrides)}: {reason}")
-            return math.inf
 
-    def end(self) -> None:
-        """Ends the command with the list of what failed, and a non-zero status, where anything did."""
-        if self.failures:
-            failed = "".join(f"\n  {line}" for line in self.failures)
-            sys.exit(f"error: {len(self.failures)} of {self.progress.started} runs failed:{failed}")
+def hydra_main(name: str = "") -> None:
+    """Hands the command to Hydra. name: of a sweep."""
+    if name:
+        sys.argv.append(f"hydra.job.name={name}")
+    hydra.main(config_path=str(ROOT / "conf"), config_name="config", version_base="1.3")(job)()
 
 
 def own_keys(plain: dict) -> dict:
@@ -228,6 +262,10 @@ def build(node: dict):
         raise error.__cause__ if isinstance(error.__cause__, UserError) else error from None
 
 
+RUNS = Runs(lambda overrides: resolve(compose(overrides)), build)
+"""The runs that overrides ask for."""
+
+
 def experiment(overrides: list[str]):
     """The Experiment that a command with these overrides would run."""
     return build(own_keys(resolve(compose(overrides))))
@@ -239,11 +277,6 @@ def model_and_size(overrides: list[str]):
     return build(plain["model"]), build(plain["size"])
 
 
-def paragraph(error: UserError) -> str:
-    """A mistake of the user's as it is printed."""
-    return f"error: {error.what}\nexpected: {error.expected}\nremedy: {error.remedy}"
-
-
 @contextmanager
 def errors_reported() -> Iterator[None]:
     """Ends the command with one paragraph and a non-zero status where the user made a mistake."""
@@ -253,54 +286,30 @@ def errors_reported() -> Iterator[None]:
         sys.exit(paragraph(error))
 
 
-class Stopped(SystemExit):
-    """A signal that ended the command; its status is the shell's, 128 and the signal's number."""
-
-    def __init__(self, number: int):
-        super().__init__(128 + number)
-        self.signal = signal.Signals(number).name
-
-
-@contextmanager
-def signals_reported() -> Iterator[None]:
-    """Ends the command with one line where it is told to stop; training first writes its checkpoint."""
-
-    def stop(number: int, frame) -> None:
-        raise Stopped(number)
-
-    handled = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    before = {number: handler for number, handler in handled.items() if handler not in (signal.SIG_IGN, None)}
-    for number in before:
-        signal.signal(number, stop)
-    try:
-        yield
-    except Stopped as stopped:
-        print(f"Stopped by {stopped.signal}. The same command takes the run up where it stands.", file=sys.stderr)
-        raise
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def main() -> None:
     """The command."""
-    with signals_reported():
+    if parent := os.environ.get("LIQUIDBENCH_PARENT"):  # whoever started this process wants it to end with itself
+        watch_parent(int(parent))
+    arguments = sys.argv[1:]
+    with signals_reported(lambda: IN_CHARGE and IN_CHARGE[0].stop_workers()):
         with errors_reported():
-            plan = preflight(sys.argv[1:])
-        sweep = Sweep(plan.runs) if plan and plan.sweeps else None
-
-        @hydra.main(config_path=str(ROOT / "conf"), config_name="config", version_base="1.3")
-        def job(config: DictConfig) -> float:
-            """Runs one job of the command."""
-            if sweep is not None:
-                return sweep.run(config)
+            plan = preflight(arguments)
+        if plan is None or not plan.sweeps:
+            return hydra_main()
+        overrides = [argument for argument in arguments if argument not in ("-m", "--multirun")]
+        command = Command(plan, RUNS, plan.launcher == IN_PROCESS)
+        IN_CHARGE[:] = [command]
+        try:
             with errors_reported():
-                return objective(run_once(config))
-
-        job()
-        if sweep is not None:
-            sweep.end()
+                if plan.own:
+                    command.run_by_others(lambda: hydra_main(plan.name))
+                else:
+                    command.run(lambda jobs: launch(overrides, plan.name, jobs), lambda: planned(overrides, True))
+        finally:
+            IN_CHARGE.clear()
 
 
 if __name__ == "__main__":
-    main()
+    import run  # as a module by its name, so that workers find `job` in it
+
+    run.main()

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from analysis import pages, provenance, records, report
+from analysis import pages, provenance, records, report, sweep
 from analysis.html import page as html
 from analysis.selection import TUNED
 from harness.errors import RecordError, UserError
@@ -21,6 +21,7 @@ EPILOG = """examples:
   python -m analysis runs --output /tmp/tables          one folder, written elsewhere
   python -m analysis --report                           all of them in one HTML file, reports/report.html
   python -m analysis --pages                            README.md and docs/*.md, from results/ alone
+  python -m analysis --sweep solvers                    which runs of a sweep are done, and its tables
   python -m analysis --pages --check                    exit 1 where a page differs from the records"""
 SHARED, LOCAL = Path("results"), Path("runs")
 PUBLISHED, OUTPUT = SHARED / "reports", Path("reports")
@@ -51,6 +52,11 @@ def parser() -> argparse.ArgumentParser:
         "--report",
         action="store_true",
         help="write one self-contained HTML file in place of tables and figures",
+    )
+    made.add_argument(
+        "--sweep",
+        metavar="NAME",
+        help="say which runs of a sweep are done, running, failed or missing, and\nprint its tables; writes nothing",
     )
     made.add_argument(
         "--check",
@@ -89,6 +95,10 @@ def _run(options: argparse.Namespace) -> int:
     if options.report and options.pages is not None:
         raise RecordError("--report was given with --pages.", "one of them.", "run the command twice, once with each.")
     folders = options.records or _default_folders(options)
+    if options.sweep is not None:
+        for line in sweep.told(options.sweep, folders, options.tuned):
+            print(line)
+        return 0
     known = records.load(folders)
     _say(known)
     # A page says what the records say and no more, so that a change of the code alone does not change it.

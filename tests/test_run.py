@@ -252,7 +252,17 @@ def test_the_time_left_is_judged_by_the_runs_that_were_made():
     assert progress.start(["a=2"]) == "Run 2 of 4: a=2"
     progress.made(seconds=120, training_seconds=100)
     assert progress.start(["a=3"]) == "Run 3 of 4 (about 4:00 left): a=3"
+    progress.failed()
+    assert progress.start(["a=4"]) == "Run 4 of 4 (about 2:00 left): a=4"
     assert SweepProgress(None).start(["a=1"]) == "Run 1: a=1"
+
+
+def test_workers_share_the_time_that_is_left():
+    progress = SweepProgress(5)
+    progress.start(["a=1"])
+    progress.start(["a=2"])
+    progress.made(seconds=120, training_seconds=100)
+    assert progress.start(["a=3"]) == "Run 3 of 5 (about 4:00 left): a=3"  # four runs, two at a time
 
 
 class Halving(Sweeper):
@@ -461,10 +471,11 @@ def test_a_record_says_how_busy_the_machine_was(recorded):
 @pytest.mark.slow
 @pytest.mark.parametrize("path", sorted((run.ROOT / "sweeps").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_sweep_composes_and_states_its_question(path):
-    plan = run.planned([f"+sweeps={path.stem}"], sweeps=True)
-    assert plan.runs == len(plan.jobs) > 1
-    for overrides in plan.jobs:
-        assert run.resolve(run.compose(overrides))["question"].endswith("?")
+    plan = run.expanded([f"+sweeps={path.stem}"], sweeps=True)
+    assert plan.question.endswith("?")
+    assert len(plan.jobs) > 1 or plan.section.parts
+    for overrides in plan.jobs if not plan.section.parts else ():
+        assert run.RUNS.config(overrides)["question"] == plan.question
 
 
 @pytest.mark.parametrize("path", sorted((run.ROOT / "conf" / "experiment").glob("*.yaml")), ids=lambda path: path.stem)

@@ -8,14 +8,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("harness", "arch", "baselines", "analysis", "bench")
-HYDRA = {"run", "hydra", "omegaconf"}
+PACKAGES = ("harness", "arch", "baselines", "analysis", "bench", "sweeps")
+HYDRA = {"run", "sweeps", "hydra", "omegaconf"}
 FORBIDDEN = {
     "harness": {"arch", "baselines", "analysis", "bench", *HYDRA},
     "arch": {"baselines", "analysis", "bench", *HYDRA},
     "baselines": {"arch", "analysis", "bench", *HYDRA},
     "analysis": {"arch", "baselines", "bench", "torch", *HYDRA},
-    "bench": {"run"},
+    "bench": {"run", "sweeps"},
+    "sweeps": {"arch", "baselines", "bench", "torch", "hydra", "omegaconf"},
 }
 MOST_ARGUMENTS = 8
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("arch", "baselines", "harness")
-NEVER = ("analysis", "bench", "run", "tests")
+NEVER = ("analysis", "bench", "run", "sweeps", "tests")
 """What stands in the checkout beside the packages and makes no figure: run.py's work is the recorded configuration."""
 NO_FIGURES = (
     "harness.checks",  # refuse a run, and change nothing in one that they let pass

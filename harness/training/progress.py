@@ -56,7 +56,7 @@ class TrainingProgress:
         if self._bar is not None:
             self._bar.update(self._task, completed=done, figures=figures)
         elif self.plain and (earlier == self.started_at or _tenth(done, self.updates) > _tenth(earlier, self.updates)):
-            self._print(f"update {done:,}/{self.updates:,}: {figures}, {_clock(self._seconds_left())} left")
+            self._print(f"update {done:,}/{self.updates:,}: {figures}, {clock(self._seconds_left())} left")
 
     def note(self, text: str) -> None:
         """Shows one line."""
@@ -77,11 +77,11 @@ class SweepProgress:
     """Which run of a sweep comes next, and how long the rest will take.
 
     runs: in all; None where only the sweeper knows. The time is judged by the runs made so far: those that were already
-    recorded, or only resumed, say nothing about it.
+    recorded, or only resumed, say nothing about it. Several workers share it.
     """
 
     def __init__(self, runs: int | None):
-        self.runs, self.started = runs, 0
+        self.runs, self.started, self.ended = runs, 0, 0
         self._seconds: list[float] = []
 
     def start(self, overrides: list[str]) -> str:
@@ -90,21 +90,28 @@ class SweepProgress:
         of = f" of {self.runs}" if self.runs is not None else ""
         left = ""
         if self.runs is not None and self._seconds:
-            seconds = sum(self._seconds) / len(self._seconds) * (self.runs - self.started + 1)
-            left = f" (about {_clock(seconds)} left)"
+            at_once = max(1, self.started - self.ended)
+            seconds = sum(self._seconds) / len(self._seconds) * (self.runs - self.ended) / at_once
+            left = f" (about {clock(seconds)} left)"
         return f"Run {self.started}{of}{left}: {' '.join(overrides)}"
 
     def made(self, seconds: float, training_seconds: float) -> None:
         """Notes a run that ended: what it took in all, and what its record says of training alone."""
+        self.ended += 1
         if seconds >= training_seconds:
             self._seconds.append(seconds)
+
+    def failed(self) -> None:
+        """Notes a run that failed, which says nothing about the time of others."""
+        self.ended += 1
 
 
 def _tenth(done: int, updates: int) -> int:
     return done * LINES // updates
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Hours, minutes and seconds: 1:02:03, or 2:03."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
