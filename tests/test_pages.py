@@ -18,6 +18,7 @@ from analysis.findings import evidence
 from analysis.findings import pages as findings
 from bench import __main__ as bench
 from configs import MODELS
+from sweeps import queue
 
 PAGES = [run.ROOT / "README.md", run.ROOT / "CONTRIBUTING.md", *sorted((run.ROOT / "docs").glob("*.md"))]
 LINES = {
@@ -145,12 +146,16 @@ def test_every_command_composes(arguments):
         run.preflight(arguments)
 
 
-def test_every_command_of_the_bench_and_of_the_analysis_is_one():
+def test_every_command_of_the_bench_the_analysis_and_the_queue_is_one():
     assert commands("python -m bench")
     for arguments in commands("python -m bench"):
         bench.arguments(arguments)
     for arguments in commands("python -m analysis"):
         analysis.parser().parse_args(arguments)
+    for arguments in commands("python -m sweeps.queue"):
+        assert all(
+            (run.ROOT / "sweeps" / f"{name}.yaml").is_file() for name in queue.parser().parse_args(arguments).sweeps
+        )
 
 
 def test_every_target_of_make_exists():

@@ -1,0 +1,252 @@
+"""The queue: pinned code, committed records, and runs that survive whatever kills them."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+import run
+from harness.errors import MachineError
+from harness.records.sweep import Sweep
+from sweeps import pinned
+from sweeps.pinned import Publisher, git, worktree
+
+TWELVE = """# @package _global_
+question: Does the queue survive?
+sweep:
+  seeds: [0, 1, 2]
+  grids:
+    - {model: [gru, lstm], trainer.learning_rate: [1e-3, 4e-3]}
+"""
+
+
+@pytest.fixture
+def repository(tmp_path):
+    """A checkout with some code and one commit."""
+    home = tmp_path / "home"
+    (home / "harness").mkdir(parents=True)
+    (home / "harness" / "code.py").write_text("x = 1\n")
+    (home / "page.md").write_text("old\n")
+    (home / ".gitignore").write_text("/runs/\n*.pt\n.lock\n")
+    git(home, "init", "--quiet", "--initial-branch=main")
+    git(home, "config", "user.name", "A Tester")
+    git(home, "config", "user.email", "tester@example.org")
+    git(home, "add", ".")
+    git(home, "commit", "--quiet", "--message", "First")
+    return home
+
+
+def record(root, name, figure=1.0):
+    folder = root / name
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "result.json").write_text(json.dumps({"figure": figure}))
+    for other in ("config.json", "metrics.jsonl", "checkpoint.pt", ".lock", "failure.json"):
+        (folder / other).write_text("{}\n")
+    return folder
+
+
+def test_a_checkout_is_made_at_a_commit_and_stays_there(repository, tmp_path):
+    first = git(repository, "rev-parse", "HEAD").strip()
+    (repository / "harness" / "code.py").write_text("x = 2\n")
+    git(repository, "commit", "--quiet", "--all", "--message", "Second")
+    made = worktree(repository, first[:12])
+    assert made == repository.parent / f"home-{first[:10]}"
+    assert (made / "harness" / "code.py").read_text() == "x = 1\n"
+    (made / "page.md").write_text("a page decides no figure\n")
+    assert worktree(repository, first) == made
+    with pytest.raises(MachineError, match="is at commit"):
+        worktree(repository, "HEAD", made)
+    (made / "harness" / "new.py").write_text("")
+    with pytest.raises(MachineError, match="has changed code"):
+        worktree(repository, first)
+    with pytest.raises(MachineError, match="rev-parse"):
+        worktree(repository, "no-such-commit")
+
+
+def test_only_records_are_committed(repository, tmp_path):
+    """Not what else is changed or staged, and of a run neither its checkpoint nor its lock."""
+    (repository / "harness" / "code.py").write_text("x = 3\n")
+    git(repository, "add", "harness/code.py")
+    (repository / "page.md").write_text("changed\n")
+    (repository / "notes.txt").write_text("untracked\n")
+    publisher = Publisher(repository, True)
+    publisher.add(record(tmp_path / "runs", "gru-1a2b"))
+    publisher.note(Sweep("mine", "Which?"))
+    assert publisher.commit("A run is recorded")
+    names = git(repository, "show", "--name-only", "--format=%s", "HEAD").split("\n")
+    assert names[0] == "A run is recorded"
+    assert sorted(filter(None, names[1:])) == [
+        *(f"results/gru-1a2b/{name}" for name in ("config.json", "metrics.jsonl", "result.json")),
+        "results/sweeps/mine.json",
+    ]
+    assert git(repository, "diff", "--cached", "--name-only").split() == ["harness/code.py"]
+    assert sorted(git(repository, "status", "--porcelain").split("\n")) == [
+        "",
+        " M page.md",
+        "?? notes.txt",
+        "M  harness/code.py",
+    ]
+    assert not publisher.commit("Nothing is new")
+
+
+def test_a_record_made_again_takes_the_place_of_the_old_one(repository, tmp_path):
+    publisher = Publisher(repository, True)
+    old = repository / "results" / "gru-1a2b"
+    record(repository / "results", "gru-1a2b")
+    (old / "refused.json").write_text("{}")
+    git(repository, "add", "results")
+    git(repository, "commit", "--quiet", "--message", "Old")
+    publisher.add(record(tmp_path / "runs", "gru-1a2b", figure=2.0))
+    assert publisher.commit("New")
+    assert json.loads((old / "result.json").read_text()) == {"figure": 2.0}
+    assert not (old / "refused.json").exists()
+    assert sorted(path.name for path in (repository / "results").iterdir()) == ["gru-1a2b"]
+    assert git(repository, "status", "--porcelain") == ""
+
+
+def test_what_was_copied_and_not_committed_is_taken_up(repository, tmp_path):
+    Publisher(repository, True).add(record(tmp_path / "runs", "gru-1a2b"))
+    record(repository / "results", "someone-elses-3c4d")
+    again = Publisher(repository, True)
+    again.take_up(["1a2b", "5e6f", None])
+    assert again.pending == {"gru-1a2b"}
+    assert again.commit("A run is recorded")
+
+
+def test_what_git_refuses_stays_to_be_committed(repository, tmp_path):
+    publisher = Publisher(repository, True)
+    publisher.add(record(tmp_path / "runs", "gru-1a2b"))
+    lock = repository / ".git" / "index.lock"
+    lock.touch()  # another git is at work
+    with pytest.raises(MachineError, match=r"index\.lock"):
+        publisher.commit("A run is recorded")
+    lock.unlink()
+    assert publisher.commit("A run is recorded")
+
+
+def test_a_queue_that_does_not_commit_copies_nothing(repository, tmp_path):
+    publisher = Publisher(repository, False)
+    publisher.add(record(tmp_path / "runs", "gru-1a2b"))
+    assert not publisher.commit("A run is recorded")
+    assert git(repository, "log", "--format=%s").split() == ["First"]
+
+
+def test_the_code_that_decides_is_what_a_record_calls_dirty():
+    from harness.machine.environment import PRODUCT
+
+    assert set(pinned.CODE) == set(PRODUCT)
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch):
+    """The command of a queue of twelve tiny runs into a folder."""
+    folder = tmp_path / "plugins" / "sweeps"
+    folder.mkdir(parents=True)
+    (folder / "twelve.yaml").write_text(TWELVE)
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text("the quick brown fox jumps over the lazy dog. " * 400)
+    monkeypatch.setenv("LIQUIDBENCH_PLUGINS", str(folder.parent))
+    overrides = ["debug=tiny", "task=text", f"task.path={corpus}", "trainer.tokens=25600", "trainer.checkpoint_every=5"]
+
+    def command(records, *arguments):
+        given = [*overrides, f"records={records}"]
+        return [sys.executable, "-m", "sweeps.queue", "twelve", *arguments, "--with", *given]
+
+    return command
+
+
+def results(root):
+    return {path.parent.name: json.loads(path.read_text()) for path in root.glob("*/result.json")}
+
+
+TIMED = {"seconds", "tokens_per_second", "load", "peak_memory_bytes", "energy_joules"}
+"""Figures of a record that two equal runs do not share."""
+
+
+def figures(result):
+    """A record without what depends on the machine and the moment."""
+
+    def without(node):
+        if isinstance(node, dict):
+            return {key: without(value) for key, value in node.items() if key not in TIMED}
+        return [without(item) for item in node] if isinstance(node, list) else node
+
+    contexts = [(row["context"], row["state_bytes"]) for row in result["measurement"]["contexts"]]
+    return without({key: value for key, value in result.items() if key != "measurement"}) | {"contexts": contexts}
+
+
+def curves(root):
+    lines = {path.parent.name: path.read_text().splitlines() for path in root.glob("*/metrics.jsonl")}
+    return {name: [json.loads(line) for line in found] for name, found in lines.items()}
+
+
+@pytest.mark.slow
+def test_a_queue_killed_three_times_ends_with_the_records_of_one_in_peace(tmp_path, tiny):
+    """SIGKILL to all of its processes at once, at random moments; whatever it was doing is resumed."""
+    peace, killed = tmp_path / "peace", tmp_path / "killed"
+    subprocess.run(tiny(peace), cwd=run.ROOT, check=True, capture_output=True)
+    choose = random.Random(int(os.environ.get("LIQUIDBENCH_TEST_SEED", "9")))
+    for number in range(3):
+        process = subprocess.Popen(
+            tiny(killed), cwd=run.ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
+        done, deadline = choose.randrange(3 * number, 3 * number + 3), time.monotonic() + 240
+        while len(results(killed)) < done and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(choose.uniform(0, 6))
+        assert process.poll() is None, "it ended before it was killed"
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert 0 < len(results(killed)) < 12
+    last = subprocess.run(tiny(killed), cwd=run.ROOT, check=True, capture_output=True, text=True)
+    assert f"{len(results(killed))} runs are done" not in last.stdout.splitlines()[0]
+    assert len(results(killed)) == 12
+    assert {n: figures(r) for n, r in results(killed).items()} == {n: figures(r) for n, r in results(peace).items()}
+    for name, lines in curves(peace).items():
+        assert [line["update"] for line in curves(killed)[name]] == [line["update"] for line in lines]
+    again = subprocess.run(tiny(killed), cwd=run.ROOT, check=True, capture_output=True, text=True)
+    assert "12 runs are done, 0 are left" in again.stdout
+
+
+@pytest.mark.slow
+def test_a_queue_says_what_fails_and_what_is_left(tmp_path, tiny):
+    """A run that another process holds is waited for, one that cannot be built fails, the others are made."""
+    dry = subprocess.run(tiny(tmp_path / "runs", "--dry-run"), cwd=run.ROOT, check=True, capture_output=True, text=True)
+    assert "twelve: 0 runs are done, 12 are left; about 0." in dry.stdout
+    assert "  twelve: seed=0 model=gru trainer.learning_rate=1e-3" in dry.stdout
+    command = [
+        *tiny(tmp_path / "runs"),
+        "seed=0",
+        "model=gru,transformer",
+        "block=gated",
+        "size.params=100",
+        "trainer.learning_rate=1e-3",
+    ]
+    done = subprocess.run(command, cwd=run.ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "0 runs made, 2 failed, 0 wait for others." in done.stdout
+    assert done.stderr.count("failed: twelve: seed=0 model=") == 2
+    assert "size.params=100" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_queue_told_to_stop_leaves_checkpoints(tmp_path, tiny):
+    process = subprocess.Popen(
+        [*tiny(tmp_path / "runs"), "trainer.tokens=2560000", "trainer.checkpoint_every=9999"],
+        cwd=run.ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while len(list((tmp_path / "runs").glob("*/metrics.jsonl"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 143
+    assert "Stopped by SIGTERM" in err
+    assert len(list((tmp_path / "runs").glob("*/checkpoint.pt"))) == 2
+    shutil.rmtree(tmp_path / "runs")
