@@ -39,6 +39,8 @@ def test_wandb_offline_keeps_config_metrics_and_result(tmp_path):
     stored = file.read_bytes()
     for expected in (b"ltc-tiny", b"the-model", b"loss", b"1.25", b"1.125", b"bits_per_byte", b"2.0625"):
         assert expected in stored
+    for expected in (b"record-a1b2c3d4e5f6", b"result.json", b"config.json"):  # the record as an artifact
+        assert expected in stored
 
 
 def test_wandb_offline_has_stopped_writing_when_finish_returns(tmp_path):

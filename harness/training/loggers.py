@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from harness.errors import ConfigError
 from harness.ranges import PathName, Text
+from harness.records.identity import to_json
 
 
 class Logger:
@@ -94,6 +95,7 @@ class WandbLogger(Logger):
         import wandb
 
         self._run.summary.update(result)
+        self._keep(result, wandb.Artifact(f"record-{self._run.id}", type="record"))
         folder = Path(self._run.dir).parent  # .../wandb/offline-run-DATE-KEY/files
         self._run.finish()
         self._run = None
@@ -101,3 +103,10 @@ class WandbLogger(Logger):
         for file in folder.glob("*.wandb"):
             with file.open("rb") as written:
                 os.fsync(written.fileno())
+
+    def _keep(self, result: dict, artifact: Any) -> None:
+        """Keeps the record as an artifact: its result, and the configuration that made it."""
+        for name, content in {"result.json": result, "config.json": dict(self._run.config)}.items():
+            with artifact.new_file(name) as file:
+                file.write(to_json(content, indent=1))
+        self._run.log_artifact(artifact)
