@@ -52,6 +52,7 @@ def parser() -> argparse.ArgumentParser:
         "--at", metavar="COMMIT", help="make the runs by the code of this commit, in a checkout of its own"
     )
     made.add_argument("--worktree", type=Path, metavar="DIR", help="where that checkout is (default: beside this one)")
+    made.add_argument("--nice", type=int, default=NICE, help=f"how far others come first, 0 to 19 (default: {NICE})")
     made.add_argument("--commit", action="store_true", help="commit finished records to results/ of this checkout")
     made.add_argument("--pause", type=Path, metavar="FILE", help="while FILE exists, workers stop at their checkpoints")
     made.add_argument("--dry-run", action="store_true", help="say what is left, and run nothing")
@@ -145,7 +146,7 @@ class Queue:
 
     def work(self) -> int:
         """Makes all runs; returns 1 where one failed or could not be made, else 0."""
-        os.nice(NICE)
+        os.nice(self.options.nice)
         folder = next(iter(self.plans.values())).folder
         self.journal = Journal(folder, "queue")
         self.journal.begin(None)

@@ -140,7 +140,14 @@ def test_the_shared_records_make_a_table_with_every_run(monkeypatch, tmp_path):
     assert {key for key in recorded if any(key in row for row in rows)} == recorded
 
 
-@pytest.mark.parametrize("arguments", commands("python run.py"), ids=" ".join)
+def run_commands():
+    """The commands of run.py; a sweep composes dozens of runs."""
+    for arguments in commands("python run.py"):
+        sweep = any(argument.startswith("+sweeps=") for argument in arguments)
+        yield pytest.param(arguments, id=" ".join(arguments), marks=[pytest.mark.slow] if sweep else [])
+
+
+@pytest.mark.parametrize("arguments", run_commands())
 def test_every_command_composes(arguments):
     if "--help" not in arguments:
         run.preflight(arguments)

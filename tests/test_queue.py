@@ -156,7 +156,7 @@ def tiny(tmp_path, monkeypatch):
 
     def command(records, *arguments):
         given = [*overrides, f"records={records}"]
-        return [sys.executable, "-m", "sweeps.queue", "twelve", *arguments, "--with", *given]
+        return [sys.executable, "-m", "sweeps.queue", "twelve", "--nice", "0", *arguments, "--with", *given]
 
     return command
 

@@ -245,6 +245,18 @@ def test_a_sweep_that_failed_nowhere_ends_well(monkeypatch, tmp_path):
     assert seeds == [0, 1]
 
 
+def test_wandb_shows_the_runs_of_a_sweep_as_a_group(monkeypatch, tmp_path):
+    groups = []
+    fake_runs(monkeypatch, lambda seed: "finished")
+    make = Experiment.run
+    monkeypatch.setattr(Experiment, "run", lambda self, config: groups.append(self.logger.group) or make(self, config))
+    for arguments in (["-m", "seed=0,1"], ["-m", "seed=0", "logger.group=mine"], ["seed=0"]):
+        command(monkeypatch, *arguments, "logger=wandb", f"records={tmp_path}")
+    assert groups[0] == groups[1]
+    assert groups[0].startswith("sweep-")
+    assert groups[2:] == ["mine", None]
+
+
 def test_the_time_left_is_judged_by_the_runs_that_were_made():
     progress = SweepProgress(4)
     assert progress.start(["a=1"]) == "Run 1 of 4: a=1"
