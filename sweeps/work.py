@@ -56,6 +56,7 @@ class Display:
         self.failures: list[str] = []
         self.open: set[str] = set()
         self.begun: set[str] = set()
+        self.lost: set[str] = set()
         self._seen = 0
 
     def update(self) -> None:
@@ -66,6 +67,8 @@ class Display:
                 self.begun.add(event["job"])
                 self.open.add(event["job"])
                 print(f"{chr(10) * self.alone}{self.progress.start([event['job']])}", flush=True)
+            elif event["event"] == "lost":
+                self._lost(event)
             elif event["event"] == "ended":
                 self.open.discard(event["job"])
                 self._ended(event)
@@ -99,6 +102,15 @@ class Display:
             parts += [f"{len(waiting)} runs could not be made yet:", *(f"  {line}" for line in waiting)]
         if parts:
             sys.exit("error: " + "\n".join(parts))
+
+    def _lost(self, event: dict) -> None:
+        """A run whose process ended is begun once more: it may only have shared a pool with the one that failed."""
+        job = event["job"]
+        self.open.discard(job)
+        self.begun.discard(job)
+        self.lost.add(job)
+        self.progress.started -= 1
+        print(f"Lost: {job}: {event['reason']}; it is resumed", flush=True)
 
     def _ended(self, event: dict) -> None:
         if event["status"] == "failed":
@@ -272,7 +284,7 @@ class Command:
         on_disk.write(self.plan.folder, self.runs.described(self.plan))
 
     def _launch(self, launch: Callable[[], None]) -> None:
-        """Has jobs made; where a worker dies, its job failed and what nobody began is left for the next round."""
+        """Has jobs made; where a worker dies, what it and others were at is begun once more in the next round."""
         before = set(self.display.begun)
         try:
             with nullcontext() if self.alone else self.display.following():
@@ -283,7 +295,8 @@ class Command:
                 raise  # no job began, and so none would the next time
             reason = f"the process that made it ended ({' '.join(str(error).split())[:200]})"
             for job in sorted(self.display.open):
-                self.journal.note(event="ended", job=job, status="failed", reason=reason)
+                again = {"event": "ended", "status": "failed"} if job in self.display.lost else {"event": "lost"}
+                self.journal.note(job=job, reason=reason, **again)
         self.display.update()
 
 

@@ -15,8 +15,10 @@ from sweeps import tuning
 from sweeps.choices import Chooser
 from sweeps.cost import Speeds
 from sweeps.known import Known
+from sweeps.plan import Plan, Runs
 from sweeps.section import Choice, Section
 from sweeps.tuning import Tried, UnknownValueError, chosen, extended, further, trend
+from sweeps.work import Command, Work
 
 FILES = sorted((run.ROOT / "sweeps").glob("*.yaml"))
 
@@ -272,6 +274,44 @@ def test_one_command_makes_a_sweep(tmp_path):
     second.begin(None)
     assert [event["event"] for event in second.events()] == ["sweep"]
     second.end()
+
+
+def command_of(tmp_path, *jobs):
+    plan = Plan([[job] for job in jobs], len(jobs), True, tmp_path, "mine", "Which?", False, "elsewhere")
+    runs = Runs(lambda job: {"task": {}}, lambda node: None)
+    return Command(plan, runs, alone=False)
+
+
+def test_a_job_whose_process_dies_is_begun_once_more_and_then_failed(tmp_path, capsys):
+    """The first launch loses a and b, the second one loses a again."""
+    launched = []
+    command = command_of(tmp_path, "a", "b", "c")
+    result = {"status": "finished", "training": {"seconds": 0}, "evaluation": {"validation": {"loss": 1.0}}}
+
+    def launch(jobs):
+        launched.append([" ".join(job) for job in jobs])
+        for job in jobs[: {1: 2, 2: 1}.get(len(launched), 0)]:
+            command.journal.note(event="begun", job=" ".join(job))
+        if len(launched) < 3:
+            raise RuntimeError("a worker died")
+        for job in jobs:
+            Work(tmp_path, "mine", job, lambda: result).attempt()
+
+    with pytest.raises(SystemExit) as end:
+        command.run(launch, lambda: command.plan)
+    assert launched == [["a", "b", "c"], ["a", "b", "c"], ["b", "c"]]
+    assert str(end.value.code) == "error: 1 of 3 runs failed:\n  a: the process that made it ended (a worker died)"
+    out = capsys.readouterr().out
+    assert out.count("it is resumed") == 2
+    assert "Ended 3 of 3" in out
+
+
+def test_a_launcher_that_starts_nothing_ends_the_command(tmp_path):
+    def launch(jobs):
+        raise RuntimeError("no queue of that name")
+
+    with pytest.raises(RuntimeError, match="no queue"):
+        command_of(tmp_path, "a").run(launch, lambda: None)
 
 
 def test_hours_are_those_of_records_and_else_as_stated():

@@ -94,13 +94,10 @@ def test_a_worker_that_is_killed_ends_neither_the_others_nor_the_sweep(four, tmp
     process = start([*four, "trainer.tokens=256000", "trainer.validate_every=0"])
     wait_for(lambda: list((tmp_path / "runs").glob("*/metrics.jsonl")))
     workers(process)[0].kill()
-    out, err = process.communicate(timeout=240)
-    assert process.returncode == 1
-    assert "the process that made it ended" in err
-    assert out.count("Ended ") == 4
-    assert list((tmp_path / "runs").glob("*/result.json"))
-    again = subprocess.run([*four, "trainer.tokens=256000", "trainer.validate_every=0"], cwd=run.ROOT, check=False)
-    assert again.returncode == 1  # the run that cannot be made
+    out, err = process.communicate(timeout=400)
+    assert "the process that made it ended" in out
+    assert "it is resumed" in out
+    assert "error: 1 of 4 runs failed:\n  model=rwkv" in err
     assert len(list((tmp_path / "runs").glob("*/result.json"))) == 3
 
 
