@@ -83,10 +83,7 @@ class Runs:
 
     def _budgeted(self, job: tuple[str, ...]) -> dict:
         config = self._compose(job)
-        trainer = self._build(config["trainer"])
-        if not hasattr(trainer, "resolved"):
-            return config
-        trainer = trainer.resolved(config["size"]["params"], self._data(config))
+        trainer = self._build(config["trainer"]).resolved(config["size"]["params"], self._data(config))
         return config | {"trainer": config["trainer"] | trainer.budget}
 
     def _hashed(self, job: tuple[str, ...]) -> str:
