@@ -40,7 +40,7 @@ from harness.errors import ConfigError, UserError  # noqa: E402
 from sweeps.known import Known  # noqa: E402
 from sweeps.plan import Plan, Planner, Runs  # noqa: E402
 from sweeps.section import Section  # noqa: E402
-from sweeps.work import Command, Work, objective, paragraph, signals_reported, watch_parent  # noqa: E402
+from sweeps.work import Command, Work, obey, objective, paragraph, signals_reported  # noqa: E402
 
 BASIC = f"{BasicSweeper.__module__}.{BasicSweeper.__name__}"
 """Hydra's own sweeper, whose jobs are known before the first one starts."""
@@ -289,7 +289,7 @@ def errors_reported() -> Iterator[None]:
 def main() -> None:
     """The command."""
     if parent := os.environ.get("LIQUIDBENCH_PARENT"):  # whoever started this process wants it to end with itself
-        watch_parent(int(parent))
+        obey(int(parent))
     arguments = sys.argv[1:]
     with signals_reported(lambda: IN_CHARGE and IN_CHARGE[0].stop_workers()):
         with errors_reported():

@@ -27,6 +27,8 @@ from sweeps.plan import Job, Plan, Runs
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 
+GRACE = 2.0
+"""Seconds for workers that the signal itself has reached; a second one tells training that there is no time to save."""
 PATIENCE = 120.0
 """Seconds that workers have to write their checkpoints when the command is told to stop."""
 POLL = 0.2
@@ -162,6 +164,7 @@ def signals_reported(before_stopping: Callable[[], object] = lambda: None) -> It
 def stop_workers() -> None:
     """Tells the processes that this one started to stop, and waits while they write their checkpoints."""
     workers = [child for child in psutil.Process().children() if not _serves(child)]
+    _, workers = psutil.wait_procs(workers, timeout=GRACE)
     for worker in workers:
         try:
             worker.terminate()
@@ -214,7 +217,7 @@ class Work:
 
         Told to stop, or left by the process that started it, it writes its checkpoint and ends.
         """
-        watch_parent(os.getppid())
+        obey(os.getppid())
         log = self.journal.path.with_suffix("") / f"{number}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -300,13 +303,17 @@ class Command:
         self.display.update()
 
 
-_watching = threading.Lock()
+_obeying = threading.Lock()
 
 
-def watch_parent(parent: int) -> None:
-    """Tells this process to stop (SIGTERM) once the process `parent` is gone; called again it changes nothing."""
-    if not _watching.acquire(blocking=False):
+def obey(parent: int) -> None:
+    """Makes this process a worker of the process `parent`: it stops (SIGTERM) when told to, or once that one is gone.
+
+    A terminal's SIGINT is left to the parent, who tells all workers. Called again it changes nothing.
+    """
+    if not _obeying.acquire(blocking=False):
         return
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def watch() -> None:
         while os.getppid() == parent:

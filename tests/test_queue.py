@@ -3,7 +3,6 @@
 import json
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -242,17 +241,23 @@ def test_a_queue_says_what_fails_and_what_is_left(tmp_path, tiny):
 
 
 @pytest.mark.slow
-def test_a_queue_told_to_stop_leaves_checkpoints(tmp_path, tiny):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_queue_told_to_stop_leaves_checkpoints(tmp_path, tiny, number):
+    """Also where the terminal tells all of its processes at once."""
     process = subprocess.Popen(
         [*tiny(tmp_path / "runs"), "trainer.tokens=2560000", "trainer.checkpoint_every=9999"],
-        cwd=run.ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    deadline = time.monotonic() + 120
+        cwd=run.ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    deadline = time.monotonic() + 240
     while len(list((tmp_path / "runs").glob("*/metrics.jsonl"))) < 2 and time.monotonic() < deadline:
         time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=120)
-    assert process.returncode == 143
-    assert "Stopped by SIGTERM" in err
+    os.killpg(process.pid, number)
+    _, err = process.communicate(timeout=240)
+    assert process.returncode == 128 + number
+    assert f"Stopped by {number.name}" in err
     assert len(list((tmp_path / "runs").glob("*/checkpoint.pt"))) == 2
-    shutil.rmtree(tmp_path / "runs")
