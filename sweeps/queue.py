@@ -84,6 +84,11 @@ def _go_on_in(checkout: Path, given: list[str]) -> None:
     os.execv(sys.executable, [sys.executable, "-m", "sweeps.queue", *given, "--home", str(ROOT)])
 
 
+def _stop_workers() -> None:
+    """Workers are no part of the terminal's group, so that no signal but this reaches them."""
+    work.stop_workers(grace=0.0)
+
+
 @dataclass(frozen=True)
 class Task:
     """One run to be made: of which sweep, by which overrides; key: None where it is not known."""
@@ -150,7 +155,7 @@ class Queue:
         folder = next(iter(self.plans.values())).folder
         self.journal = Journal(folder, "queue")
         self.journal.begin(None)
-        with work.signals_reported(work.stop_workers):
+        with work.signals_reported(_stop_workers):
             try:
                 self._write()
                 self._take_up()
@@ -242,7 +247,9 @@ class Queue:
         environment["LIQUIDBENCH_PARENT"] = str(os.getpid())
         anew = self.known.state(task.key) is State.MISSING
         with log.open("ab") as file:
-            process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT)
+            process = subprocess.Popen(
+                command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+            )
         self.workers.append(Worker(task, process, log, anew))
 
     def _collect(self) -> bool:
@@ -347,7 +354,7 @@ class Queue:
         """Stops all workers at their checkpoints; what they made is begun again later."""
         if self.workers:
             print(f"{self.options.pause} exists: {len(self.workers)} workers stop at their checkpoints.", flush=True)
-            work.stop_workers()
+            _stop_workers()
             for worker in self.workers:
                 worker.process.wait()
                 self.attempts[worker.task.name] -= 1

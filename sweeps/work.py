@@ -27,7 +27,7 @@ from sweeps.plan import Job, Plan, Runs
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 
-GRACE = 2.0
+GRACE = 5.0
 """Seconds for workers that the signal itself has reached; a second one tells training that there is no time to save."""
 PATIENCE = 120.0
 """Seconds that workers have to write their checkpoints when the command is told to stop."""
@@ -161,10 +161,13 @@ def signals_reported(before_stopping: Callable[[], object] = lambda: None) -> It
             signal.signal(number, handler)
 
 
-def stop_workers() -> None:
-    """Tells the processes that this one started to stop, and waits while they write their checkpoints."""
+def stop_workers(grace: float = GRACE) -> None:
+    """Tells the processes that this one started to stop, and waits while they write their checkpoints.
+
+    grace: seconds before they are told, in which those may end that a signal to the whole group has reached.
+    """
     workers = [child for child in psutil.Process().children() if not _serves(child)]
-    _, workers = psutil.wait_procs(workers, timeout=GRACE)
+    _, workers = psutil.wait_procs(workers, timeout=grace)
     for worker in workers:
         try:
             worker.terminate()
