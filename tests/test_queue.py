@@ -208,7 +208,7 @@ def test_a_queue_killed_three_times_ends_with_the_records_of_one_in_peace(tmp_pa
             time.sleep(0.05)
         time.sleep(choose.uniform(0, 6))
         assert process.poll() is None, "it ended before it was killed"
-        for each in [*psutil.Process(process.pid).children(recursive=True), process]:
+        for each in [process, *psutil.Process(process.pid).children(recursive=True)]:
             with suppress(psutil.NoSuchProcess):
                 each.kill()
         process.wait()
