@@ -239,6 +239,11 @@ def model_and_size(overrides: list[str]):
     return build(plain["model"]), build(plain["size"])
 
 
+def task(overrides: list[str]):
+    """The task that a command with these overrides would train on."""
+    return build(resolve(compose(overrides))["task"])
+
+
 def paragraph(error: UserError) -> str:
     """A mistake of the user's as it is printed."""
     return f"error: {error.what}\nexpected: {error.expected}\nremedy: {error.remedy}"
