@@ -43,7 +43,7 @@ peers: $(VENV)/.installed-peers
 
 # pararnn-torch asks for another Triton than torch's CUDA build does; on a CPU it needs none.
 $(VENV)/.installed-peers: $(VENV)/.installed
-	$(PIP) --editable .[peers]
+	$(PIP) --editable .[peers,reference]
 	$(PIP) --no-deps pararnn-torch
 	touch $@
 
@@ -53,6 +53,8 @@ bench: peers
 	$(BIN)/python -m bench newton
 	$(BIN)/python -m bench checks
 	$(BIN)/python -m bench gradients
+	$(BIN)/python -m bench references task=sotu
+	$(BIN)/python -m bench references task=stdlib
 
 # A seeded sample of small changes to the code, each tried against the tests of its module, into docs/mutation.md. It
 # takes an hour or more, and goes on where it was stopped.

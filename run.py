@@ -277,6 +277,11 @@ def model_and_size(overrides: list[str]):
     return build(plain["model"]), build(plain["size"])
 
 
+def task(overrides: list[str]):
+    """The task that a command with these overrides would train on."""
+    return build(resolve(compose(overrides))["task"])
+
+
 @contextmanager
 def errors_reported() -> Iterator[None]:
     """Ends the command with one paragraph and a non-zero status where the user made a mistake."""

@@ -7,9 +7,10 @@ import io
 import math
 import re
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import matplotlib
@@ -49,6 +50,8 @@ PAGE_COLOURS = {"#000000": "currentColor", "#ffffff": "var(--paper)", RC["grid.c
 """Colours of an SVG that follow the page, light or dark."""
 SHARED_DASH = 4
 """Length of one model's dash in a line that several share, in widths of the line."""
+LEVEL_COLOUR, LEVEL_DASHES = "#6b6b6b", ((0, (1, 1.5)), (0, (4, 2)), (0, (8, 2, 1, 2)))
+NO_LEVELS: Mapping[str, float] = MappingProxyType({})
 
 
 def memory(curves: list[Curve], looks: dict[str, Style], title: str) -> Figure:
@@ -63,13 +66,24 @@ def memory(curves: list[Curve], looks: dict[str, Style], title: str) -> Figure:
     return figure
 
 
-def quality(curves: list[Curve], looks: dict[str, Style], title: str, xlabel: str, ylabel: str) -> Figure:
-    """A measure of quality against a position or a length, on a logarithmic axis of tokens; bands: ± one deviation."""
+def quality(
+    curves: list[Curve],
+    looks: dict[str, Style],
+    title: str,
+    xlabel: str,
+    ylabel: str,
+    levels: Mapping[str, float] = NO_LEVELS,
+) -> Figure:
+    """A measure of quality against a position or a length, on a logarithmic axis of tokens; bands: ± one deviation.
+
+    levels: {name: value} of lines across the figure, which no model drew.
+    """
     with _drawing():
         banded = any(curve.spread for curve in curves)
         band = "\nline: mean over seeds, band: ± standard deviation" if banded else ""
-        figure, axes = _axes(curves, _three_decimals, title, xlabel + band, ylabel)
-        _draw(axes, curves, looks, _three_decimals)
+        flat = [Curve(name, "", {0: value}) for name, value in sorted(levels.items(), key=lambda level: -level[1])]
+        figure, axes = _axes([*curves, *flat], _three_decimals, title, xlabel + band, ylabel)
+        _draw(axes, curves, looks, _three_decimals, flat)
     return figure
 
 
@@ -238,8 +252,13 @@ def _canvas(rows: list[str], title: str, xlabel: str, ylabel: str) -> tuple[Figu
     return figure, axes
 
 
-def _draw(axes: Axes, curves: list[Curve], looks: dict[str, Style], show: Callable[[float], str]) -> None:
-    """One line a curve, and a legend in the order of their ends, the highest first, what diverged last."""
+def _draw(
+    axes: Axes, curves: list[Curve], looks: dict[str, Style], show: Callable[[float], str], flat: Sequence[Curve] = ()
+) -> None:
+    """One line a curve, and a legend in the order of their ends, the highest first, what diverged last.
+
+    flat: lines across the whole axis, below the others in the legend.
+    """
     chosen = variants(curves, looks)
     groups: dict[tuple, list[Curve]] = {}
     for curve in curves:
@@ -253,7 +272,10 @@ def _draw(axes: Axes, curves: list[Curve], looks: dict[str, Style], show: Callab
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_count(value)))
     ordered = sorted(curves, key=lambda curve: (not curve.points, -last(curve), curve.label))
     samples = [_sample(curve, chosen[curve.label]) for curve in ordered]
-    _legend(axes, samples, [legend_text(curve, show) for curve in ordered])
+    for place, curve in enumerate(flat):
+        dash = LEVEL_DASHES[place % len(LEVEL_DASHES)]
+        samples.append(axes.axhline(last(curve), color=LEVEL_COLOUR, linewidth=1, linestyle=dash, label=curve.label))
+    _legend(axes, samples, [legend_text(curve, show) for curve in (*ordered, *flat)])
 
 
 def _legend(axes: Axes, samples: list[Line2D], texts: list[str]) -> None:

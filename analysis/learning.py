@@ -1,24 +1,26 @@
 """A run's losses while it trained, thinned to what a small figure can show."""
 
-import json
 import math
 from pathlib import Path
+
+from harness.errors import RecordError
+from harness.records import curve as recorded
 
 SHOWN = 100
 """Most points of a curve."""
 CURVES = {"training": "loss", "validation": "validation_loss"}
-"""{curve: its key in a line of metrics.jsonl}; both are in nats a token, or what the task's loss is."""
+"""{curve: its key in a row of the record}; both are in nats a token, or what the task's loss is."""
 
 Points = list[tuple[int, float]]
 
 
 def curves(folder: Path) -> dict[str, Points]:
-    """{curve: [(update, loss)]} of the run in `folder`; none for a curve that metrics.jsonl does not hold.
+    """{curve: [(update, loss)]} of the run in `folder`; none for a curve that its record does not hold.
 
-    A line that was torn, or whose figure is not finite, is left out.
+    A figure that is not finite is left out, and so is a curve that cannot be read.
     """
     found: dict[str, Points] = {curve: [] for curve in CURVES}
-    for line in _lines(folder / "metrics.jsonl"):
+    for line in _recorded(folder):
         for curve, key in CURVES.items():
             update, value = line.get("update"), line.get(key)
             if isinstance(update, int) and isinstance(value, int | float) and math.isfinite(value):
@@ -33,16 +35,8 @@ def thinned(points: Points, most: int = SHOWN) -> Points:
     return [points[round(place * (len(points) - 1) / (most - 1))] for place in range(most)]
 
 
-def _lines(path: Path) -> list[dict]:
+def _recorded(folder: Path) -> list[recorded.Row]:
     try:
-        texts = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError):
+        return recorded.read(folder)
+    except RecordError:
         return []
-    lines = []
-    for text in texts:
-        try:
-            line = json.loads(text)
-        except ValueError:
-            continue
-        lines += [line] if isinstance(line, dict) else []
-    return lines

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from analysis import schema
 from harness.errors import RecordError
+from harness.records.curve import CURVE, METRICS
 from harness.records.identity import SCHEMA_VERSION
 
 
@@ -102,8 +103,9 @@ def read(path: Path) -> Record:
     for name, part in parts.items():
         if wrong := schema.problem(getattr(record, name), part):
             raise _broken(path / f"{name}.json", f"cannot be used ({wrong})")
-    if (path / "metrics.jsonl").is_dir():
-        raise _broken(path / "metrics.jsonl", "is a folder")
+    for name in (METRICS, CURVE):
+        if (path / name).is_dir():
+            raise _broken(path / name, "is a folder")
     return record
 
 

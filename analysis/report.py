@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from analysis import (
     models,
     provenance,
     quality,
+    references,
     render,
     selection,
     tables,
@@ -42,13 +43,15 @@ PARTS = {
 class Report:
     """runs: one row a run; test figures are those of chosen runs alone. comparison: of text tasks.
 
-    synthetic: of tasks scored otherwise. tuning: what was chosen, among what. figures: by the stem of their files.
-    example: one run's summary. models: the table of models, in Markdown. verdict: what docs/comparison.md shows.
-    measured: the bench's folder. findings: what all that says, a sentence each.
+    headline: the comparison of the most models, with the best reference line of each method. synthetic: of tasks scored
+    otherwise. tuning: what was chosen, among what. figures: by the stem of their files. example: one run's summary.
+    models: the table of models, in Markdown. verdict: what docs/comparison.md shows. measured: the bench's folder.
+    findings: what all that says, a sentence each.
     """
 
     runs: pd.DataFrame
     comparison: list[Table]
+    headline: Table | None
     synthetic: list[Table]
     tuning: list[Table]
     memory: list[Table]
@@ -85,22 +88,36 @@ def build(records: Records, measured: Path, tuned: Sequence[str] = selection.TUN
     sizes = sorted(contexts["size"].unique(), key=tables.size_order)
     looks = styles(record.result["model"] for record in records.runs)
     comparison = tables.comparisons(shown)
-    known = evidence.gather(records.runs, runs, measured, getattr(_largest(comparison), "name", ""))
-    judged = verdict.build(records.runs, runs, shown, looks, measured)
+    largest = _largest(comparison)
+    recorded = references.read(measured / references.REFERENCES)
+    beside = references.by_table(recorded, shown)
+    known = evidence.gather(records.runs, runs, measured, largest.name if largest else "")
+    known = replace(known, lines={text: references.compressors(lines) for text, lines in recorded.items()})
+    judged = _with_references(verdict.build(records.runs, runs, shown, looks, measured), beside)
     drawn = {stem: Plot(title, draw) for stem, (title, draw) in verdict.everything(judged)[1].items()}
     return Report(
         _without_test_of_others(runs),
-        comparison,
+        [references.below(table, beside.get(table.name, ())) for table in comparison],
+        largest and references.below(largest, references.best(beside.get(largest.name, ()))),
         tables.comparisons(shown, "test_accuracy") + tables.comparisons(shown, "test_mean_squared_error"),
         tables.tuning(runs),
         [table for size in sizes if (table := memory.table(contexts, size))],
-        _memory_plots(contexts, sizes, looks) | _quality_plots(chosen, shown, looks) | drawn,
+        _memory_plots(contexts, sizes, looks) | _quality_plots(chosen, shown, looks, beside) | drawn,
         example.summary(chosen),
         models.table(records.runs),
         judged,
         measured,
         findings.build(known),
     )
+
+
+def _with_references(judged: verdict.Verdict, beside: dict[str, list[references.Line]]) -> verdict.Verdict:
+    """The verdict with the reference lines of each text below its tables of quality."""
+    shown = [
+        references.below(table, beside.get(table.name.removeprefix("quality-"), ()), digits=4)
+        for table in judged.tables["quality"]
+    ]
+    return replace(judged, tables=judged.tables | {"quality": shown})
 
 
 def _largest(comparison: list[Table]) -> Table | None:
@@ -123,17 +140,24 @@ def _memory_plots(contexts: pd.DataFrame, sizes: list[str], looks: dict[str, Sty
     return plots
 
 
-def _quality_plots(records: list[Record], runs: pd.DataFrame, looks: dict[str, Style]) -> dict[str, Plot]:
-    """Loss by position and by length, for every table that has such figures in two places at least."""
+def _quality_plots(
+    records: list[Record], runs: pd.DataFrame, looks: dict[str, Style], known: dict[str, list[references.Line]]
+) -> dict[str, Plot]:
+    """Loss by position and by length, for every table that has such figures in two places at least.
+
+    known: the reference lines of each table, of which the best of each method is drawn.
+    """
     plots = {}
     for name, group in tables.groups(runs):
         members = [records[index] for index in group.index]
         for part, (what, xlabel) in PARTS.items():
-            metric, known = quality.curves(members, group["label"], part)
-            if any(len(curve.points) > 1 for curve in known):
+            metric, found = quality.curves(members, group["label"], part)
+            if any(len(curve.points) > 1 for curve in found):
                 title = f"{what}, {group['task'].iloc[0]}, {group['size'].iloc[0]} parameters"
                 ylabel = f"{metric.replace('_', ' ')} (test)"
-                draw = partial(figures.quality, known, looks, xlabel=xlabel, ylabel=ylabel)
+                lines = references.best(known.get(name, ())) if references.METRIC.endswith(metric) else []
+                levels = {line.label: line.bits_per_byte for line in lines}
+                draw = partial(figures.quality, found, looks, xlabel=xlabel, ylabel=ylabel, levels=levels)
                 plots[f"{part.replace('_', '-')}-{name}"] = Plot(title, draw)
     return plots
 
@@ -165,7 +189,7 @@ def sections(report: Report, output: Path, page: Path) -> dict[str, str]:
     """
     folder = Path(os.path.relpath(output, page.parent)).as_posix()
     images = {name: f"![{plot.title}]({folder}/{name}.png)" for name, plot in report.figures.items()}
-    largest = _largest(report.comparison)
+    largest = report.headline
     memories = [name for name in images if name.startswith("memory-")]
     shown = [name for name in memories if largest and largest.name.endswith(name.removeprefix("memory"))] or memories
     judged = verdict.everything(report.verdict)[1]

@@ -9,10 +9,13 @@ import torch
 import yaml
 
 from analysis.bench import SUBJECTS, TABLES
-from bench import checks, gradients, kernels, models, newton
+from analysis.references import REFERENCES
+from analysis.references import table as references_table
+from bench import checks, gradients, kernels, models, newton, references
 from bench.store import Store
 from bench.targets import Target
 from bench.timing import Limits
+from harness.configure import locate
 from harness.errors import UserError
 from harness.machine.runtime import one_precision, use_threads
 
@@ -32,14 +35,18 @@ def arguments(given: list[str] | None) -> argparse.Namespace:
         prog="python -m bench",
         description="Times kernels and whole models against each other and against other packages, interleaved in one "
         "process, and compares the ratios with the targets of conf/bench/; and what checking a model takes. "
-        "Measurements are kept and not repeated.",
+        "Measurements are kept and not repeated. `references` has no times: it measures what a text costs without a "
+        "model.",
     )
-    parser.add_argument("subject", choices=SUBJECTS)
+    parser.add_argument("subject", choices=[*SUBJECTS, REFERENCES])
+    parser.add_argument("task", nargs="*", help="references alone: the text, as run.py takes it (default: task=sotu)")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--out", type=Path, help="where to keep them (default: results/bench; with --quick nowhere)")
     parser.add_argument("--force", action="store_true", help="repeat the measurements that are kept")
     parser.add_argument("--quick", action="store_true", help="one small cell, to see that everything runs")
     options = parser.parse_args(given)
+    if options.task and options.subject != REFERENCES:
+        parser.error(f"{' '.join(options.task)}: only `references` takes a task")
     if options.out is None and not options.quick:
         options.out = ROOT / "results" / "bench"
     return options
@@ -51,21 +58,37 @@ def main(given: list[str] | None = None) -> None:
     config = yaml.safe_load((ROOT / "conf" / "bench" / f"{options.subject}.yaml").read_text())
     if options.quick:
         config |= config["quick"]
+    try:
+        print(f"\n{_references(options, config) if options.subject == REFERENCES else _timed(options, config)}")
+    except UserError as error:
+        sys.exit(f"error: {error.what}\nexpected: {error.expected}\nremedy: {error.remedy}")
+
+
+def _references(options: argparse.Namespace, config: dict) -> str:
+    """Measures the reference lines of a text; returns their table. With --quick they are of its beginning: not kept."""
+    task = locate(config["compose"], "compose")(options.task or ["task=sotu"])
+    folder = None if options.quick else options.out / REFERENCES
+    return references_table(references.run(task, config, folder, options.force, _say))
+
+
+def _timed(options: argparse.Namespace, config: dict) -> str:
+    """Times the contestants of a subject; returns its tables."""
     targets = [Target(**target) for target in config.get("targets", [])]
     name = options.subject if options.device == "cpu" else f"{options.subject}-{options.device}"
     limits = Limits(seconds=0.2, rounds=1) if options.quick else Limits()
     use_threads(None)
     one_precision()
-    try:
-        store = Store(options.out and options.out / f"{name}.json", options.force)
-        if store.aside:
-            print(f"measurements of another machine or of other packages moved to {store.aside}; measuring again")
-        torch.manual_seed(0)
-        RUN[options.subject](config, store, torch.device(options.device), limits, lambda line: print(line, flush=True))
-    except UserError as error:
-        sys.exit(f"error: {error.what}\nexpected: {error.expected}\nremedy: {error.remedy}")
+    store = Store(options.out and options.out / f"{name}.json", options.force)
+    if store.aside:
+        print(f"measurements of another machine or of other packages moved to {store.aside}; measuring again")
+    torch.manual_seed(0)
+    RUN[options.subject](config, store, torch.device(options.device), limits, _say)
     store.note(targets=[target.verdict(store.rows) for target in targets], limits=asdict(limits))
-    print(f"\n{TABLES[options.subject](store.content)}")
+    return TABLES[options.subject](store.content)
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from harness.model.backbone import LanguageModel, ModelSpec
 from harness.model.sizing import SizeConfig
 from harness.ops.registry import OPERATIONS, recording
 from harness.ranges import PathName, Seed
-from harness.records import code, record
+from harness.records import code, curve, record
 from harness.tasks.task import Batch, Task
 from harness.training import checkpoint
 from harness.training.loggers import Logger
@@ -184,8 +184,8 @@ def _is_stale(run: record.Run) -> bool:
 def _already_recorded(path: Path, recorded: dict) -> str:
     """What is said of a finished run that is asked for again."""
     made, told = recorded.get("code"), f"Already recorded in {path}"
-    if not (path / "metrics.jsonl").is_file():
-        told += " (its metrics.jsonl is lost, so it has no curve)"
+    if not curve.kept(path):
+        told += " (its metrics are lost, so it has no curve)"
     if changed := code.changed_modules(made):
         return f"{told} by older code: {code.listed(changed)} changed since; force=stale repeats it."
     if made is None:

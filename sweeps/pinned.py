@@ -8,7 +8,7 @@ from pathlib import Path
 from harness.errors import MachineError
 from harness.records import sweep
 
-RECORDED = (".json", ".jsonl")
+RECORDED = (".json", ".jsonl", ".csv")
 """What of a run's folder is committed: text, and so neither its checkpoint nor its lock."""
 NEVER = ("failure.json",)
 CODE = ("arch", "baselines", "conf", "harness", "sweeps", "run.py")

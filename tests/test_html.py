@@ -155,8 +155,12 @@ def test_a_curve_keeps_its_first_and_last_point_and_leaves_out_what_is_torn(tmp_
     assert len(thinned) == learning.SHOWN
     assert (thinned[0], thinned[-1]) == (points[0], points[-1])
     assert learning.thinned(points[:7]) == points[:7]
-    (tmp_path / "metrics.jsonl").write_text('{"update": 1, "loss": null}\n[]\n{"update": 2, "loss": 1.5}\n{"upd')
+    (tmp_path / "metrics.jsonl").write_text('{"update": 1, "loss": null}\n{"update": 2, "loss": 1.5}\n{"upd')
     assert learning.curves(tmp_path) == {"training": [(2, 1.5)]}
+    (tmp_path / "curve.csv").write_text("update,loss,validation_loss\n1,2.5,\n3,null,1.25\n")
+    assert learning.curves(tmp_path) == {"training": [(1, 2.5)], "validation": [(3, 1.25)]}
+    (tmp_path / "curve.csv").write_text("update,loss\n1,x\n")
+    assert learning.curves(tmp_path) == {}
     assert learning.curves(tmp_path / "nowhere") == {}
     assert sparkline.svg({"training": [(2, 1.5)]}, "ltc") == ""
     assert "1.50" in sparkline.svg({"training": [(1, 1.5), (2, 1.5)]}, "ltc")  # a flat curve has a height all the same

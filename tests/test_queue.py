@@ -14,6 +14,7 @@ import pytest
 
 import run
 from harness.errors import MachineError
+from harness.records import curve
 from harness.records.sweep import Sweep
 from sweeps import pinned
 from sweeps.pinned import Publisher, git, worktree
@@ -48,7 +49,7 @@ def record(root, name, figure=1.0):
     folder = root / name
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "result.json").write_text(json.dumps({"figure": figure}))
-    for other in ("config.json", "metrics.jsonl", "checkpoint.pt", ".lock", "failure.json"):
+    for other in ("config.json", "curve.csv", "checkpoint.pt", ".lock", "failure.json"):
         (folder / other).write_text("{}\n")
     return folder
 
@@ -84,7 +85,7 @@ def test_only_records_are_committed(repository, tmp_path):
     names = git(repository, "show", "--name-only", "--format=%s", "HEAD").split("\n")
     assert names[0] == "A run is recorded"
     assert sorted(filter(None, names[1:])) == [
-        *(f"results/gru-1a2b/{name}" for name in ("config.json", "metrics.jsonl", "result.json")),
+        *(f"results/gru-1a2b/{name}" for name in ("config.json", "curve.csv", "result.json")),
         "results/sweeps/mine.json",
     ]
     assert git(repository, "diff", "--cached", "--name-only").split() == ["harness/code.py"]
@@ -184,8 +185,9 @@ def figures(result):
 
 
 def curves(root):
-    lines = {path.parent.name: path.read_text().splitlines() for path in root.glob("*/metrics.jsonl")}
-    return {name: [json.loads(line) for line in found] for name, found in lines.items()}
+    made = {path.parent.name: curve.read(path.parent) for path in root.glob("*/result.json")}
+    assert all(made.values())
+    return made
 
 
 @pytest.mark.slow

@@ -60,8 +60,9 @@ def compressors(evidence: Evidence) -> list[Finding]:
     known = [variant for variant in evidence.of(evidence.headline) if variant.test]
     results = [variant.result for variant in known]
     lines = next((evidence.lines.get((one["task"], one["data"].get("digest")), {}) for one in results), {})
+    task = results[0]["task"] if results else "sotu"
+    command = f"python -m bench references task={task}"
     if not lines:
-        command = "python run.py -m model=ltc,transformer,mamba seed=0,1,2"
         return [
             missing("compressors", CORPORA, "The models beside PPMd", "no recorded compressor of this corpus", command)
         ]
@@ -76,7 +77,8 @@ def compressors(evidence: Evidence) -> list[Finding]:
         f"On {first.where}, the best model on validation, {first.spoken}, has {mean:.3f} {METRICS[first.metric]} on "
         f"test ({seeds}); compressors that read the train split first have (and the model less them): {listed(parts)}."
     )
-    return [Finding("compressors", CORPORA, sentence, MEASURED, commands([first]), first.paths, headline=True)]
+    both = (*commands([first]), command)
+    return [Finding("compressors", CORPORA, sentence, MEASURED, both, first.paths, headline=True)]
 
 
 def _means(evidence: Evidence, table: str) -> dict[str, tuple[float, Variant]]:

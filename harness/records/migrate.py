@@ -8,6 +8,9 @@ and its `gates` are `checks` and `results`; the block is a part of the configura
 runs, and Mamba is the selective recurrence in a gated block.
 
 Figures are never touched, and a migrated record is found by the command that made it, unless conf/ has gained keys.
+
+Whatever its schema, a record that still has all of its metrics.jsonl is made light, as finished runs are
+(harness/records/curve.py).
 """
 
 import argparse
@@ -18,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import RecordError, UserError
+from harness.records import curve
 from harness.records.files import replacing
 from harness.records.identity import SCHEMA_VERSION, run_key, to_json
 
@@ -88,6 +92,16 @@ def _today(config: dict, result: dict) -> tuple[dict, dict]:
     return config, result | {"schema_version": SCHEMA_VERSION, "key": key, "code": None, "was": result["key"]}
 
 
+def lightened(folder: Path) -> bool:
+    """Makes the finished record in `folder` light; returns whether anything was to do. Raises RecordError."""
+    before = {path.name for path in folder.iterdir()}
+    try:
+        curve.lighten(folder, _read(folder / "result.json"))
+    except (OSError, ValueError) as error:
+        raise _unusable(folder, f"cannot be made light ({error})") from error
+    return {path.name for path in folder.iterdir()} != before
+
+
 def _read(path: Path) -> dict:
     try:
         return dict(json.loads(path.read_text()))
@@ -155,6 +169,8 @@ def main(arguments: list[str] | None = None) -> None:
             try:
                 if moved := migrate(folder):
                     print(f"{folder} -> {moved.name}")
+                if lightened(moved or folder):
+                    print(f"{moved or folder} is light")
             except UserError as error:
                 left.append(f"error: {error}")
     if left:

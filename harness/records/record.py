@@ -3,7 +3,8 @@
 <root>/<name>-<key>/  config.json, environment.json, checks.json, metrics.jsonl, checkpoint.pt,
                       failure.json (why the last attempt ended, where it failed),
                       refused.json (in place of a result: a run that failed the checks after training),
-                      result.json (written last: where it lies, the run is finished)
+                      result.json (where it lies, the run is finished),
+                      curve.csv (then takes the place of metrics.jsonl, and checks.json is in the result)
 """
 
 import fcntl
@@ -19,6 +20,7 @@ from typing import IO, Any
 
 from harness.errors import RecordError, UserError
 from harness.machine.environment import environment
+from harness.records import curve
 from harness.records.files import replacing
 from harness.records.identity import SCHEMA_VERSION, run_key, to_json
 
@@ -86,10 +88,10 @@ class Run:
         try:
             result = json.loads(path.read_text())
         except (OSError, ValueError) as error:
-            raise _unreadable(path, str(error)) from error
+            raise curve.unreadable(path, str(error)) from error
         found = (result.get("schema_version"), result.get("key")) if isinstance(result, dict) else None
         if found != (SCHEMA_VERSION, self.key):
-            raise _unreadable(path, f"schema version and key are {found}, not {(SCHEMA_VERSION, self.key)}")
+            raise curve.unreadable(path, f"schema version and key are {found}, not {(SCHEMA_VERSION, self.key)}")
         return result
 
     def write_json(self, name: str, value: Any) -> None:
@@ -103,7 +105,10 @@ class Run:
     def finish(self, result: dict) -> dict:
         """Writes the result, which makes the run finished, and returns it as `result()` will read it."""
         self.write_json("result.json", {"schema_version": SCHEMA_VERSION, "key": self.key} | result)
-        return self.result()
+        written = self.result()
+        with suppress(RecordError, OSError, ValueError):  # what cannot be made light is whole all the same
+            curve.lighten(self.path, written)
+        return written
 
     def clear(self) -> None:
         """Forgets all that was recorded, so that the run starts anew."""
@@ -127,33 +132,26 @@ class Run:
     def log(self, metrics: dict) -> None:
         """Appends one line to metrics.jsonl."""
         try:
-            with (self.path / "metrics.jsonl").open("a") as file:
+            with (self.path / curve.METRICS).open("a") as file:
                 file.write(to_json(metrics) + "\n")
         except OSError as error:
-            raise _unwritable(self.path / "metrics.jsonl", error) from error
+            raise _unwritable(self.path / curve.METRICS, error) from error
 
     def metrics(self) -> list[dict]:
         """Returns the logged lines; a last line that a kill cut short is left out.
 
         Raises RecordError for a file that cannot be read, and a line in the middle that is no JSON object.
         """
-        path = self.path / "metrics.jsonl"
-        try:
-            lines = path.read_bytes().split(b"\n")[:-1]  # whatever follows the last newline was cut short
-        except FileNotFoundError:
-            lines = []
-        except OSError as error:
-            raise _unreadable(path, error.strerror or str(error)) from error
-        return [_parsed(line, number, path) for number, line in enumerate(lines, 1)]
+        return curve.lines(self.path / curve.METRICS)
 
     def truncate_metrics(self, update: int) -> int:
         """Drops the lines after `update`, so that a resumed run writes them once; returns how many are left."""
         kept = [line for line in self.metrics() if line.get("update", 0) <= update]
         try:
-            with replacing(self.path / "metrics.jsonl") as file:
+            with replacing(self.path / curve.METRICS) as file:
                 file.writelines((to_json(line) + "\n").encode() for line in kept)
         except OSError as error:
-            raise _unwritable(self.path / "metrics.jsonl", error) from error
+            raise _unwritable(self.path / curve.METRICS, error) from error
         return len(kept)
 
 
@@ -161,16 +159,6 @@ def _failure(error: Exception) -> dict:
     """What failure.json says: the message, and where in the code it arose unless the user can mend it."""
     where = None if isinstance(error, UserError) else "".join(traceback.format_exception(error))
     return {"error": type(error).__name__, "message": str(error), "traceback": where}
-
-
-def _parsed(line: bytes, number: int, path: Path) -> dict:
-    try:
-        parsed = json.loads(line)
-    except ValueError as error:
-        raise _unreadable(path, f"line {number}: {error}") from error
-    if not isinstance(parsed, dict):
-        raise _unreadable(path, f"line {number} is no JSON object")
-    return parsed
 
 
 def _locked(path: Path) -> IO:
@@ -201,12 +189,4 @@ def _unwritable(path: Path, error: OSError) -> RecordError:
         f"{path} cannot be written to ({error.strerror or error}).",
         "a folder for records that this user may write to, on a disk with room.",
         "set records=FOLDER to another one, or change its permissions.",
-    )
-
-
-def _unreadable(path: Path, why: str) -> RecordError:
-    return RecordError(
-        f"The record {path} cannot be used: {why}.",
-        "the file as a run of this version wrote it.",
-        "make the run again with force=true, or move the folder away.",
     )

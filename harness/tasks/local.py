@@ -2,8 +2,10 @@
 
 import hashlib
 import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from harness.errors import TaskError
@@ -14,6 +16,7 @@ NAMED_IN_RECORD = 100
 NAMED_ON_SCREEN = 3
 TELLING_LINE = 32
 """Bytes from which on a line that stands in two files is taken for a copy; shorter ones recur by themselves."""
+NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass
@@ -103,40 +106,55 @@ class LocalText(TextTask):
 
     def _folder(self, folder: Path) -> list[bytes]:
         """The texts of a folder, in the order of their paths. Raises TaskError where there is none."""
-        self.survey = survey = Survey()
-        paths, matching = visible_files(folder, survey), _matching(folder, self.pattern)
-        documents: list[bytes] = []
-        seen: set[bytes] = set()
-        lines: set[int] = set()
-        for path in paths:
-            name = _name(path, folder)
-            if path not in matching:
-                survey.leave_out(name, f"not matching {self.pattern!r}")
-                continue
-            try:
-                data = read_utf8(path)
-            except TaskError as error:
-                survey.leave_out(name, "not UTF-8" if isinstance(error.__cause__, UnicodeError) else "unreadable")
-                continue
-            text = hashlib.sha256(b" ".join(data.split())).digest()  # a copy with other line ends is a copy
-            if not data.strip():
-                survey.leave_out(name, "without text")
-            elif text in seen:
-                survey.leave_out(name, "with the text of another")
-            elif _known_part(own := _telling_lines(data), lines) > 0.5:
-                survey.leave_out(name, "with more than half of its lines in others")
-            else:
-                seen.add(text)
-                lines.update(map(hash, own))
-                survey.taken.append(name)
-                documents.append(data)
+        self.survey, matching = Survey(), _matching(folder, self.pattern)
+
+        def unwanted(path: Path) -> str | None:
+            return None if path in matching else f"not matching {self.pattern!r}"
+
+        documents = distinct_texts(folder, self.survey, unwanted)
         if not documents:
             raise TaskError(
-                f"No file in task.path={self.path} can be used: {survey}.",
+                f"No file in task.path={self.path} can be used: {self.survey}.",
                 f"UTF-8 texts whose names match task.pattern={self.pattern!r}.",
                 "correct task.path (relative to the current folder), or task.pattern for other file names.",
             )
-        return documents
+        return list(documents.values())
+
+
+def distinct_texts(
+    folder: Path, survey: Survey, unwanted: Callable[[Path], str | None], skipped: Mapping[str, str] = NOTHING
+) -> dict[str, bytes]:
+    """The texts below `folder` by the names of their files, in the order of their paths; no text stands in two.
+
+    survey: learns what is taken, and what is left out and why. unwanted: of a file, the reason to leave it out, or
+    None. skipped: {name: reason} of folders that are left out whole.
+    """
+    documents: dict[str, bytes] = {}
+    seen: set[bytes] = set()
+    lines: set[int] = set()
+    for path in visible_files(folder, survey, skipped):
+        name = _name(path, folder)
+        if (reason := unwanted(path)) is not None:
+            survey.leave_out(name, reason)
+            continue
+        try:
+            data = read_utf8(path)
+        except TaskError as error:
+            survey.leave_out(name, "not UTF-8" if isinstance(error.__cause__, UnicodeError) else "unreadable")
+            continue
+        text = hashlib.sha256(b" ".join(data.split())).digest()  # a copy with other line ends is a copy
+        if not data.strip():
+            survey.leave_out(name, "without text")
+        elif text in seen:
+            survey.leave_out(name, "with the text of another")
+        elif _known_part(own := _telling_lines(data), lines) > 0.5:
+            survey.leave_out(name, "with more than half of its lines in others")
+        else:
+            seen.add(text)
+            lines.update(map(hash, own))
+            survey.taken.append(name)
+            documents[name] = data
+    return documents
 
 
 def _telling_lines(data: bytes) -> list[bytes]:
@@ -148,10 +166,10 @@ def _known_part(own: list[bytes], lines: set[int]) -> float:
     return sum(len(line) for line in own if hash(line) in lines) / max(1, sum(map(len, own)))
 
 
-def visible_files(folder: Path, survey: Survey) -> list[Path]:
+def visible_files(folder: Path, survey: Survey, skipped: Mapping[str, str] = NOTHING) -> list[Path]:
     """The files below `folder` in the order of their paths, but hidden ones and those behind links to folders.
 
-    survey: learns what is left out; a folder is left out as a whole.
+    survey: learns what is left out; a folder is left out as a whole. skipped: {name: reason} of more such folders.
     """
     found: list[Path] = []
 
@@ -160,10 +178,14 @@ def visible_files(folder: Path, survey: Survey) -> list[Path]:
 
     for root, folders, files in os.walk(folder, onerror=unreadable):
         for path in [Path(root, name) for name in sorted(folders)]:
-            hidden = path.name.startswith(".")
-            if hidden or path.is_symlink():
+            reason = skipped.get(path.name)
+            if path.name.startswith("."):
+                reason = "hidden"
+            elif path.is_symlink():
+                reason = "linked"
+            if reason is not None:
                 folders.remove(path.name)
-                survey.leave_out(f"{_name(path, folder)}/", "hidden" if hidden else "linked")
+                survey.leave_out(f"{_name(path, folder)}/", reason)
         for path in [Path(root, name) for name in sorted(files)]:
             if path.name.startswith("."):
                 survey.leave_out(_name(path, folder), "hidden")
