@@ -26,7 +26,7 @@ def _summary(result: dict) -> str:
         f"  trained            {training['tokens']:,} tokens, {training['updates']:,} updates"
         + (f", {speed:,.0f} tokens/s{busy}" if speed is not None else ""),
         *(_figure(split, evaluation[split]) for split in ("validation", "test")),
-        *(_context(row, _busy(measurement)) for row in measurement.get("contexts", []) if _measured(row)),
+        *(_context(row, _busy(measurement)) for row in _few(list(filter(_measured, measurement.get("contexts", []))))),
         "  sample             " + _indented(sample["prompt"] + sample["text"]),
     ]
     return "\n".join(["```text", *filter(None, lines), "```"])
@@ -44,6 +44,11 @@ def _busy(part: dict) -> str:
 
 def _measured(row: dict) -> bool:
     return row.get("decode_ms_p50") is not None and row.get("state_bytes") is not None
+
+
+def _few(rows: list[dict]) -> list[dict]:
+    """The first, the middle and the last."""
+    return [rows[place] for place in sorted({0, len(rows) // 2, len(rows) - 1})] if rows else []
 
 
 def _context(row: dict, busy: str) -> str:

@@ -1,6 +1,7 @@
 """A table as Markdown, LaTeX and CSV, and figures as people write them."""
 
-from dataclasses import dataclass, field
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pandas as pd
@@ -51,6 +52,18 @@ class Table:
     def left(self) -> list[bool]:
         """Whether each column is set to the left."""
         return [not place or heading in self.prose for place, heading in enumerate(self.header)]
+
+    def without(self, dropped: Collection[str]) -> "Table":
+        """The same for a page with less room: no columns of these headings, nor the notes that explain them alone."""
+        kept = [place for place, heading in enumerate(self.header) if heading not in dropped]
+        header = [self.header[place] for place in kept]
+        gone = {_subject(heading) for heading in dropped} - {_subject(heading) for heading in header}
+        notes = [note for note in self.notes if note.partition(":")[0].lower() not in gone]
+        return replace(self, header=header, rows=[[row[place] for place in kept] for row in self.rows], notes=notes)
+
+
+def _subject(heading: str) -> str:
+    return heading.partition(" ")[0].lower()
 
 
 def markdown(table: Table) -> str:

@@ -180,6 +180,10 @@ def write(report: Report, output: Path) -> list[Path]:
     return paths + bench.draw(report.measured, output)
 
 
+LEFT_OUT = ("parameters", "state at 1k", "memory at 32k")
+"""Columns of the comparison that the README leaves to docs/baselines.md."""
+
+
 def sections(report: Report, output: Path, page: Path) -> dict[str, str]:
     """The sections that a page may show, by name.
 
@@ -196,7 +200,7 @@ def sections(report: Report, output: Path, page: Path) -> dict[str, str]:
     texts = {
         "example": [report.example] if report.example else [],
         "architectures": [report.models],
-        "headline": [render.markdown(largest)] if largest else [],
+        "headline": [render.markdown(largest.without(LEFT_OUT))] if largest else [],
         "figure": [images[name] for name in shown[:1]],
         "comparison": [render.markdown(table) for table in report.comparison],
         "synthetic": [render.markdown(table) for table in report.synthetic],

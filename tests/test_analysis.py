@@ -825,3 +825,12 @@ def test_sizes_are_in_order_of_what_they_mean(tmp_path):
     assert [table.name for table in made.comparison] == ["sotu-250k", "sotu-1m", "sotu-2.5m", "sotu-10m"]
     assert [table.name for table in made.memory] == ["memory-250k", "memory-1m", "memory-2.5m", "memory-10m"]
     assert tables.size_order("huge") > tables.size_order("9b")
+
+
+def test_a_page_with_less_room_leaves_out_columns_and_the_notes_about_them_alone():
+    notes = ["Context: what is seen.", "State: what is held.", "Memory: what it takes."]
+    table = render.Table(
+        "t", "T", ["model", "state at 1k", "state at 32k", "memory at 32k"], [list("abcd")], notes, None
+    )
+    brief = table.without(["state at 1k", "memory at 32k"])
+    assert (brief.header, brief.rows, brief.notes) == (["model", "state at 32k"], [["a", "c"]], notes[:2])
