@@ -50,7 +50,7 @@ def transfer(evidence: Evidence) -> list[Finding]:
         made.append(Finding(f"transfer-{slug(table)}", CORPORA, sentence, MEASURED, commands(sides), paths(sides)))
     if made:
         return made
-    command = "python run.py -m task=text task.path=FOLDER model=ltc,transformer,mamba seed=0,1,2"
+    command = "python run.py -m +sweeps=transfer"
     needs = "no second corpus at the size of the main table"
     return [missing("transfer", CORPORA, "Whether the ranking holds on another corpus", needs, command)]
 

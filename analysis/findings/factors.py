@@ -29,16 +29,15 @@ class Factor:
 
 FACTORS = (
     Factor("convolution", "the short convolution before the mixer", ("d_conv",), "0",
-           "python run.py -m model=transformer,gru block.d_conv=0,4 size=250k seed=0,1,2"),
+           "python run.py -m +sweeps=convolutions"),
     Factor("block", "the block around the recurrence", ("block", "d_conv"), "transformer",
-           "python run.py -m model=ltc,gru block=transformer,gated size=250k seed=0,1,2"),
+           "python run.py -m +sweeps=blocks"),
     Factor("solver", "the solver and its substeps", ("solver",), "semi_implicit", "python run.py -m +sweeps=solvers"),
     Factor("coupling", "what the gate sees of the state", ("coupling",), "none", "python run.py -m +sweeps=couplings"),
-    Factor("states", "the states a channel", ("d_state",), "1",
-           "python run.py -m model=ltc model.mixer.d_state=1,4,16 size=250k seed=0,1,2"),
+    Factor("states", "the states a channel", ("d_state",), "1", "python run.py -m +sweeps=states"),
     Factor("gradient", "the gradient's method", ("gradient",), "backprop", "python run.py -m +sweeps=gradients"),
     Factor("parallel", "Newton's method in place of the sequential scan, in training", ("parallel",), "sequential",
-           "python run.py -m model=ltc parallel=sequential,newton size=250k seed=0,1,2"),
+           "python run.py -m +sweeps=newton"),
 )  # fmt: skip
 FREE = ("trainer.learning_rate",)
 """Chosen on validation for each value of a factor, so no other experiment."""
