@@ -1,7 +1,7 @@
 """The quality of every architecture with its interval, and its paired differences from the references, tested."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import pandas as pd
 
@@ -19,50 +19,58 @@ REFERENCES = ("transformer", "mamba")
 
 @dataclass(frozen=True)
 class Comparison:
-    """An entry against a reference. adjusted: the p of the difference after Holm's correction over the table.
+    """An entry against another: its figures less the other's, and their p after Holm's correction.
 
-    verdict: better, worse, not significant, or why that cannot be said.
+    adjusted: None where the difference was not tested.
     """
 
     entry: Entry
-    reference: str
+    other: Entry
     difference: Difference
-    adjusted: float | None
-    verdict: str
+    adjusted: float | None = None
+
+    @property
+    def significant(self) -> bool:
+        """The one rule of every table and sentence."""
+        return self.adjusted is not None and self.adjusted < ALPHA and bool(self.difference.mean)
+
+    def verdict(self, higher: bool) -> str:
+        """Better, worse, not significant, or why that cannot be said. higher: whether a higher figure is better."""
+        for side, who in ((self.entry, ""), (self.other, f" of {self.other.label}")):
+            if side.diverged:
+                return f"{len(side.diverged)} of {side.seeds} runs{who} diverged"
+        count, mean = self.difference.count, self.difference.mean
+        if count < LEAST_SEEDS or mean is None:
+            return {0: "no seed in common", 1: "one seed"}.get(count, f"{count} seeds")
+        if self.adjusted is None:
+            return "the differences do not vary"
+        if not self.significant:
+            return "not significant"
+        return "better" if (mean > 0) == higher else "worse"
 
 
-def compare(known: Sequence[Entry], higher: bool) -> list[Comparison]:
+def differ(pairs: Iterable[tuple[Entry, Entry]]) -> list[Comparison]:
+    """The differences of these pairs, not yet corrected for their number.
+
+    A run that diverged is no smaller sample but a failure: what it leaves is not tested.
+    """
+    made = []
+    for one, other in pairs:
+        found = paired(one.figures, other.figures)
+        made.append(Comparison(one, other, replace(found, p=None) if one.diverged or other.diverged else found))
+    return made
+
+
+def corrected(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """The comparisons with their p adjusted together."""
+    adjusted = holm([one.difference.p for one in comparisons])
+    return [replace(one, adjusted=p) for one, p in zip(comparisons, adjusted, strict=True)]
+
+
+def compare(known: Sequence[Entry]) -> list[Comparison]:
     """Every entry against every reference that the entries hold, itself excepted; all p are adjusted together."""
-    pairs = [
-        (entry, model, other)
-        for model in REFERENCES
-        if (other := plain(known, model)) is not None
-        for entry in known
-        if entry is not other
-    ]
-    differences = [paired(entry.figures, other.figures) for entry, _, other in pairs]
-    tested = [
-        None if entry.diverged | other.diverged else difference.p
-        for (entry, _, other), difference in zip(pairs, differences, strict=True)
-    ]
-    return [
-        Comparison(entry, model, difference, p, _verdict(entry, other, difference, p, higher))
-        for (entry, model, other), difference, p in zip(pairs, differences, holm(tested), strict=True)
-    ]
-
-
-def _verdict(entry: Entry, other: Entry, difference: Difference, p: float | None, higher: bool) -> str:
-    """A run that diverged is no smaller sample but a failure: what it leaves is not tested."""
-    for side, who in ((entry, ""), (other, f" of {other.label}")):
-        if side.diverged:
-            return f"{len(side.diverged)} of {side.seeds} runs{who} diverged"
-    if difference.count < LEAST_SEEDS:
-        return {0: "no seed in common", 1: "one seed"}.get(difference.count, f"{difference.count} seeds")
-    if p is None:
-        return "the differences do not vary"
-    if p >= ALPHA or not difference.mean:
-        return "not significant"
-    return "better" if (difference.mean > 0) == higher else "worse"
+    references = [other for model in REFERENCES if (other := plain(known, model)) is not None]
+    return corrected(differ((entry, other) for other in references for entry in known if entry is not other))
 
 
 def quality_tables(records: Sequence[Record], runs: pd.DataFrame, claims: Claims) -> list[Table]:
@@ -80,27 +88,27 @@ def _table(name: str, records: Sequence[Record], runs: pd.DataFrame, claims: Cla
     # labelled anew: what sets apart other recipes, which are not shown, says nothing here
     runs = runs.assign(label=labels([records[place] for place in runs.index], runs))
     known = entries(runs, quality)
-    found = {(one.entry.label, one.reference): one for one in compare(known, higher)}
+    found = {(one.entry.label, one.other.model): one for one in compare(known)}
     present = {model: plain(known, model) for model in REFERENCES}
     metric = quality.removeprefix("test_").replace("_", " ")
     header = ["model", "seeds", f"{metric} (test)", "95 % interval"]
     for model in REFERENCES:
         header += [f"less {model}", "p", f"than {model}"]
-    rows, data = [], []
+    rows, data, paths = [], [], []
     for entry in sorted(known, key=lambda entry: _rank(entry, higher)):
         against = [found.get((entry.label, model)) for model in REFERENCES]
         cells = [
-            cell for model, one in zip(REFERENCES, against, strict=True) for cell in _cells(entry, present[model], one)
+            cell for model, one in zip(REFERENCES, against, strict=True) for cell in _cells(present[model], one, higher)
         ]
         rows.append(
             [entry.label, str(entry.seeds), _figure(entry), _interval(entry), *cells, claims.of(entry.model, "quality")]
         )
-        data.append(_exact(entry, against))
+        data.append(_exact(entry, against, higher))
+        paths.append(list(runs[runs["label"] == entry.label].sort_values("seed")["path"]))
     title = f"Quality, {runs['task'].iloc[0]}, {runs['size'].iloc[0]} parameters"
     notes = _notes(present, len(everyone) - len(known))
-    return Table(
-        f"quality-{name}", title, [*header, "literature"], rows, notes, pd.DataFrame(data), prose=("literature",)
-    )
+    header, prose = [*header, "literature"], ("literature",)
+    return Table(f"quality-{name}", title, header, rows, notes, pd.DataFrame(data), paths, prose)
 
 
 def _rank(entry: Entry, higher: bool) -> tuple:
@@ -122,7 +130,7 @@ def _interval(entry: Entry) -> str:
     return f"{found.low:.4f} to {found.high:.4f}"
 
 
-def _cells(entry: Entry, reference: Entry | None, one: Comparison | None) -> list[str]:
+def _cells(reference: Entry | None, one: Comparison | None, higher: bool) -> list[str]:
     """The difference with its interval, the adjusted p, the verdict."""
     if reference is None:
         return [NOT_MEASURED, MISSING, NOT_MEASURED]
@@ -130,9 +138,9 @@ def _cells(entry: Entry, reference: Entry | None, one: Comparison | None) -> lis
         return [MISSING, MISSING, "the reference"]
     difference = one.difference
     if difference.mean is None:
-        return [MISSING, MISSING, one.verdict]
+        return [MISSING, MISSING, one.verdict(higher)]
     ends = "" if difference.low is None else f" ({difference.low:+.4f} to {difference.high:+.4f})"
-    return [f"{difference.mean:+.4f}{ends}", p_value(one.adjusted), one.verdict]
+    return [f"{difference.mean:+.4f}{ends}", p_value(one.adjusted), one.verdict(higher)]
 
 
 def p_value(p: float | None) -> str:
@@ -142,7 +150,7 @@ def p_value(p: float | None) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.2g}"
 
 
-def _exact(entry: Entry, against: Sequence[Comparison | None]) -> dict:
+def _exact(entry: Entry, against: Sequence[Comparison | None], higher: bool) -> dict:
     summary, ends = entry.summary, interval(entry.figures.values())
     row = {"model": entry.label, "seeds": entry.seeds, "diverged": len(entry.diverged), "parameters": entry.parameters}
     row |= {"mean": summary.mean, "std": summary.std}
@@ -151,7 +159,7 @@ def _exact(entry: Entry, against: Sequence[Comparison | None]) -> dict:
         difference = one.difference if one else None
         for key in ("mean", "low", "high", "p", "count"):
             row[f"less_{model}_{key}"] = getattr(difference, key, None)
-        row |= {f"less_{model}_p_holm": one and one.adjusted, f"than_{model}": one and one.verdict}
+        row |= {f"less_{model}_p_holm": one and one.adjusted, f"than_{model}": one and one.verdict(higher)}
     return row
 
 

@@ -54,12 +54,13 @@ def higher_is_better(quality: str) -> bool:
 def entries(runs: pd.DataFrame, quality: str) -> list[Entry]:
     """An entry for each variant, code and recipe of the runs, by label. Repeated runs of a seed count as one."""
     return sorted(
-        (_entry(group, quality) for _, group in runs.groupby(["variant", "code"], sort=True)),
-        key=lambda entry: entry.label,
+        (entry(group, quality) for _, group in runs.groupby(["variant", "code"], sort=True)),
+        key=lambda one: one.label,
     )
 
 
-def _entry(group: pd.DataFrame, quality: str) -> Entry:
+def entry(group: pd.DataFrame, quality: str) -> Entry:
+    """The entry of the runs of one variant and code."""
     first = group.iloc[0]
     means = pd.to_numeric(group[quality]).groupby(group["seed"]).mean().dropna()
     diverged = frozenset(int(seed) for seed in group.loc[group["status"] == "diverged", "seed"])
@@ -79,17 +80,17 @@ def _entry(group: pd.DataFrame, quality: str) -> Entry:
 def main_recipe(known: Iterable[Entry]) -> list[Entry]:
     """The entries of the recipe under which the most models were run, of several such the one with the most seeds."""
     recipes: dict[str, list[Entry]] = {}
-    for entry in known:
-        recipes.setdefault(entry.recipe, []).append(entry)
+    for one in known:
+        recipes.setdefault(one.recipe, []).append(one)
 
     def rank(recipe: str) -> tuple:
         members = recipes[recipe]
-        return -len({entry.model for entry in members}), -sum(entry.seeds for entry in members), recipe
+        return -len({one.model for one in members}), -sum(one.seeds for one in members), recipe
 
     return recipes[min(recipes, key=rank)] if recipes else []
 
 
 def plain(known: Iterable[Entry], model: str) -> Entry | None:
     """The entry that stands for `model`: in its own block, of the most seeds, of the shortest label; None for none."""
-    mine = [entry for entry in known if entry.model == model]
-    return min(mine, key=lambda entry: (not entry.own, -entry.seeds, len(entry.label), entry.label), default=None)
+    mine = [one for one in known if one.model == model]
+    return min(mine, key=lambda one: (not one.own, -one.seeds, len(one.label), one.label), default=None)

@@ -105,9 +105,13 @@ def variant(record: Record) -> str:
 
 
 def recipe(record: Record) -> str:
-    """How a run was trained, in a canonical form: its trainer, the budget included, without the tuned keys."""
-    trainer = meaning(record.config).get("trainer") or {}
-    return json.dumps({key: value for key, value in trainer.items() if f"trainer.{key}" not in TUNED}, sort_keys=True)
+    """How a run was trained, in a canonical form: its trainer, the budget included, without the tuned keys.
+
+    A key that is null says no more than one that is not there.
+    """
+    trainer = flatten(meaning(record.config).get("trainer") or {}, "trainer")
+    kept = {key: value for key, value in trainer.items() if value is not None and key not in TUNED}
+    return json.dumps(kept, sort_keys=True)
 
 
 def _number(value: Any) -> float | None:

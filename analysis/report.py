@@ -91,9 +91,10 @@ def build(records: Records, measured: Path, tuned: Sequence[str] = selection.TUN
     largest = _largest(comparison)
     recorded = references.read(measured / references.REFERENCES)
     beside = references.by_table(recorded, shown)
-    known = evidence.gather(records.runs, runs, measured, largest.name if largest else "")
-    known = replace(known, lines={text: references.compressors(lines) for text, lines in recorded.items()})
     judged = _with_references(verdict.build(records.runs, runs, shown, looks, measured), beside)
+    compressors = {text: references.compressors(lines) for text, lines in recorded.items()}
+    known = evidence.gather(records.runs, runs, measured, largest.name if largest else "")
+    known = replace(known, lines=compressors, laws=judged.laws)
     drawn = {stem: Plot(title, draw) for stem, (title, draw) in verdict.everything(judged)[1].items()}
     return Report(
         _without_test_of_others(runs),

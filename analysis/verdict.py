@@ -24,10 +24,14 @@ Drawn = tuple[str, partial[Figure]]
 
 @dataclass(frozen=True)
 class Verdict:
-    """tables: of each of SECTIONS. figures: of a section, by the stem of their files."""
+    """tables: of each of SECTIONS. figures: of a section, by the stem of their files.
+
+    laws: {(task, digest of its data): the scaling law of each architecture}.
+    """
 
     tables: dict[str, list[Table]]
     figures: dict[str, dict[str, Drawn]]
+    laws: dict[tuple[str, str], list[scaling.Fit]]
 
 
 def build(
@@ -43,7 +47,7 @@ def build(
     kernels, gradients = bench.content(measured, "kernels"), bench.content(measured, "gradients")
     made["liquid"] = [liquid.table(liquid.read(), kernels, gradients)]
     if shown.empty:
-        return Verdict(made, drawn)
+        return Verdict(made, drawn, {})
     claims, whole = literature.read(), bench.content(measured, "models").get("rows", [])
     names = [*models.catalogue(), *sorted(set(runs["model"]) - models.catalogue().keys())]
     standing = {name: field.standing(shown, name) for name in names}
@@ -55,24 +59,32 @@ def build(
     if rates := grids.table(tried):
         made["learning-rates"] = [rates]
         drawn["learning-rates"] = grids.plots(tried, looks)
-    made["scaling"], drawn["scaling"] = _scaling(chosen, shown, looks)
-    return Verdict(made, drawn)
+    laws = _laws(chosen, shown)
+    made["scaling"], drawn["scaling"] = _scaling(laws, looks)
+    return Verdict(made, drawn, laws)
+
+
+def _laws(chosen: Sequence[Record], shown: pd.DataFrame) -> dict[tuple[str, str], list[scaling.Fit]]:
+    """The laws of each task scored in bits per byte, and of each data of it."""
+    known = shown.assign(ladder=families(chosen, LADDER)).groupby(["task", "digest"], sort=True)
+    return {
+        (str(task), str(digest)): scaling.fits(group)
+        for (task, digest), group in known
+        if group["test_bits_per_byte"].notna().any()
+    }
 
 
 def _scaling(
-    chosen: Sequence[Record], shown: pd.DataFrame, looks: dict[str, Style]
+    laws: dict[tuple[str, str], list[scaling.Fit]], looks: dict[str, Style]
 ) -> tuple[list[Table], dict[str, Drawn]]:
-    """A table and a figure for each task scored in bits per byte, and each data of it."""
-    tables, drawn = [], {}
-    for (task, digest), group in shown.assign(ladder=families(chosen, LADDER)).groupby(["task", "digest"], sort=True):
-        if group["test_bits_per_byte"].notna().any():
-            several = shown.loc[shown["task"] == task, "digest"].nunique() > 1
-            name = f"scaling-{task}" + (f"-{str(digest)[:8]}" if several else "")
-            fits = scaling.fits(group)
-            title = f"Scaling laws, {task}"
-            tables.append(scaling.table(name, title, fits))
-            if any(len(one.losses) > 1 for one in fits):
-                drawn[name] = title, partial(scaling.draw, fits, looks)
+    """A table and a figure for each text."""
+    tables, drawn, tasks = [], {}, [task for task, _ in laws]
+    for (task, digest), fits in laws.items():
+        name = f"scaling-{task}" + (f"-{digest[:8]}" if tasks.count(task) > 1 else "")
+        title = f"Scaling laws, {task}"
+        tables.append(scaling.table(name, title, fits))
+        if any(len(one.losses) > 1 for one in fits):
+            drawn[name] = title, partial(scaling.draw, fits, looks)
     return tables, drawn
 
 

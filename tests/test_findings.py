@@ -1,16 +1,23 @@
 """Findings: sentences whose numbers come from records, and which say what the records do not tell."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from analysis import frame, records, report, selection
+from analysis import frame, records, report, scaling, selection
+from analysis.differences import Comparison
+from analysis.entries import Entry
 from analysis.findings import corpora, cost, evidence, factors, finding, pairs
 from analysis.findings import pages as told
-from analysis.findings.finding import NOT_MEASURED, NOT_SIGNIFICANT, NOT_TESTED, SIGNIFICANT, Difference
+from analysis.findings.finding import NOT_MEASURED, NOT_SIGNIFICANT, NOT_TESTED, SIGNIFICANT
+from analysis.statistics import Difference, holm, paired
 from test_analysis import write_run
+from test_verdict import PLANTED, ladder
+from test_verdict import seeds as five_seeds
 
 ROOT = Path(__file__).resolve().parent.parent
 BENCH = ROOT / "results" / "bench"
@@ -48,7 +55,7 @@ def test_a_pair_is_compared_over_the_seeds_that_both_have(seeds):
     (against, nothing) = pairs.pairs(known(seeds))
     assert against.sentence == (
         "On sotu at 1m parameters, ltc with rk4 has 1.900 bits per byte on test and transformer 2.100: "
-        "a difference of −0.200 (3 seeds: no interval)."
+        "a difference of −0.200 (95 % interval −0.324 to −0.076, p = 0.020, 3 seeds)."
     )
     assert against.headline
     assert len(against.runs) == 7
@@ -63,7 +70,7 @@ def test_runs_of_another_recipe_or_budget_are_no_opponents(seeds):
     assert [one.status for one in pairs.pairs(known(seeds))] == [NOT_MEASURED] * 2
     for path in seeds.glob("ltc-*"):
         change(path, "config", trainer__batch_size=16, trainer__epochs=None)
-    assert pairs.pairs(known(seeds))[0].status == NOT_TESTED
+    assert pairs.pairs(known(seeds))[0].status == SIGNIFICANT
 
 
 def test_a_model_outside_its_block_is_compared_inside_the_same_block(seeds):
@@ -79,58 +86,109 @@ def test_a_model_outside_its_block_is_compared_inside_the_same_block(seeds):
     assert "ltc with gated block, rk4 has 1.900 bits per byte on test and mamba 1.700" in found.sentence
 
 
-def test_a_pair_with_a_diverged_run_says_so_and_is_not_tested(seeds, monkeypatch):
-    monkeypatch.setattr(pairs, "paired", lambda ours, theirs: Difference(len(ours), -0.2, -0.3, -0.1, 0.001))
+def test_a_pair_with_a_diverged_run_says_so_and_is_not_tested(seeds):
     assert pairs.pairs(known(seeds))[0].status == SIGNIFICANT
     write_run(seeds, "ltc", 3, solver="rk4", status="diverged")
     found = pairs.pairs(known(seeds))[0]
     assert found.status == NOT_TESTED
-    assert "1 of 4 runs of ltc with rk4 diverged" in found.sentence
+    assert "3 seeds: not tested); 1 of 4 runs of ltc with rk4 diverged" in found.sentence
 
 
-def test_the_p_values_of_all_pairs_are_corrected_together(seeds, monkeypatch):
-    for seed in range(3):
-        write_run(seeds, "mamba", seed, 1.7)
-        write_run(seeds, "cfc", seed, 1.95)
-    monkeypatch.setattr(pairs, "paired", lambda ours, theirs: Difference(3, -0.2, -0.3, -0.1, 0.02))
-    found = pairs.pairs(known(seeds))
-    assert [one.status for one in found] == [NOT_SIGNIFICANT] * 4  # each alone lies below 0.05
-    assert all("not significant" in one.sentence and "p = 0.080" in one.sentence for one in found)
+def test_a_pair_is_told_as_the_table_of_quality_tests_it(tmp_path):
+    """The same difference, interval and p, corrected over the whole table: liquid models are not all of its rows."""
+    for model, bits in (("transformer", 2.0), ("mamba", 1.9), ("ltc", 1.8), ("cfc", 2.0004), ("gru", 2.1), ("m1", 2.2)):
+        five_seeds(tmp_path, model, bits)
+    made = report.build(records.load([tmp_path]), tmp_path / "bench")
+    (table,) = made.verdict.tables["quality"]
+    exact, told_of = table.data.set_index("model"), {one.name: one for one in made.findings}
+    statuses = {"better": SIGNIFICANT, "worse": SIGNIFICANT, "not significant": NOT_SIGNIFICANT}
+    for model in ("ltc", "cfc", "m1"):
+        for reference in ("transformer", "mamba"):
+            row, one = exact.loc[model], told_of[f"quality-{model}-{reference}"]
+            ends = " to ".join(finding.signed(row[f"less_{reference}_{end}"]) for end in ("low", "high"))
+            p = row[f"less_{reference}_p_holm"]
+            assert f"95 % interval {ends}, p {'< 0.001' if p < 0.001 else f'= {p:.3f}'}, 5 seeds)" in one.sentence
+            assert one.status == statuses[row[f"than_{reference}"]]
+    assert {told_of[f"quality-{model}-transformer"].status for model in ("ltc", "cfc")} == {
+        SIGNIFICANT,
+        NOT_SIGNIFICANT,
+    }
 
 
-def test_holm_corrects_step_by_step():
-    ps = [0.01, None, 0.04, 0.03, 0.005]
-    made = finding.corrected([Difference(3, 0.1, p=p) for p in ps])
-    assert [one.p for one in made] == pytest.approx([0.03, None, 0.06, 0.06, 0.02])
+def test_models_in_one_block_are_corrected_together(tmp_path):
+    for model, bits in (("transformer", 2.0), ("ltc", 1.9), ("cfc", 1.95), ("m1", 2.05)):
+        five_seeds(tmp_path, model, bits, jitter=0.03)
+    for path in tmp_path.iterdir():
+        change(path, "result", block="gated")
+        change(path, "config", block__name="gated", block__d_conv=4, model__names={"block": "own"})
+    (variants,) = [known(tmp_path).of("sotu-1m")]
+    reference = next(v for v in variants if v.model == "transformer")
+    alone = {v.model: paired(v.test, reference.test).p for v in variants if v is not reference}
+    expected = dict(zip(alone, holm(list(alone.values())), strict=True))
+    found = {one.name: one.sentence for one in pairs.pairs(known(tmp_path)) if one.status != NOT_MEASURED}
+    assert len(found) == 3
+    for model, p in expected.items():
+        (sentence,) = [said for name, said in found.items() if name.startswith(f"quality-{model}-")]
+        assert (f"p = {p:.3f}" if p >= 0.001 else "p < 0.001") in sentence
+    assert expected != alone
+
+
+def compared(difference, adjusted=None):
+    """A comparison of this difference, of which nothing else is told."""
+    nobody = Entry("", "", "1m", "", True, 1, 1, {}, frozenset())
+    return Comparison(nobody, nobody, difference, adjusted)
 
 
 @pytest.mark.parametrize(
-    ("difference", "said", "status"),
+    ("comparison", "said", "status"),
     [
-        (Difference(0), "unknown (no seed in common)", NOT_TESTED),
-        (Difference(1, -0.3951), "−0.395 (one seed: no interval)", NOT_TESTED),
-        (Difference(2, 0.1, -0.2, 0.4), "+0.100 (95 % interval −0.200 to +0.400, 2 seeds: not tested)", NOT_TESTED),
+        (compared(Difference(0)), "unknown (no seed in common)", NOT_TESTED),
+        (compared(Difference(1, -0.3951)), "−0.395 (one seed: no interval)", NOT_TESTED),
         (
-            Difference(5, -0.1, -0.2, -0.05, 0.0004),
+            compared(Difference(2, 0.1, -0.2, 0.4)),
+            "+0.100 (95 % interval −0.200 to +0.400, 2 seeds: not tested)",
+            NOT_TESTED,
+        ),
+        (
+            compared(Difference(5, -0.1, -0.2, -0.05, 0.0001), 0.0004),
             "−0.100 (95 % interval −0.200 to −0.050, p < 0.001, 5 seeds)",
             SIGNIFICANT,
         ),
         (
-            Difference(5, -0.1, -0.3, 0.1, 0.2),
-            "−0.100 (not significant: 95 % interval −0.300 to +0.100, p = 0.200, 5 seeds)",
+            compared(Difference(5, -0.1, -0.2, -0.05, 0.02), 0.2),  # alone it would be
+            "−0.100 (not significant: 95 % interval −0.200 to −0.050, p = 0.200, 5 seeds)",
             NOT_SIGNIFICANT,
         ),
     ],
 )  # fmt: skip
-def test_a_difference_says_what_it_is_worth(difference, said, status):
-    assert finding.told(difference) == said
-    assert finding.status(difference) == status
+def test_a_difference_says_what_it_is_worth(comparison, said, status):
+    assert finding.told(comparison) == said
+    assert finding.status(comparison) == status
+
+
+def test_the_comparisons_of_a_factor_are_corrected_together(tmp_path):
+    rng = np.random.default_rng(3)
+    for solver, bits in (("semi_implicit", 2.0), ("rk4", 1.9), ("euler", 2.001)):
+        for seed in range(5):
+            write_run(tmp_path, "ltc", seed, float(bits + 0.1 * seed + 0.01 * rng.normal()), solver=solver)
+    gathered = known(tmp_path)
+    (effect,) = [one for one in factors.factors(gathered) if one.name == "effect-solver-sotu-1m-ltc"]
+    of = {variant.result["solver"]: variant.test for variant in gathered.of("sotu-1m")}
+    ps = holm([paired(of[solver], of["semi_implicit"]).p for solver in ("euler", "rk4")])
+    assert effect.status == SIGNIFICANT
+    assert re.search(
+        r"solver=euler changes it by \S+ \(not significant: .* solver=rk4 changes it by \S+ \(95 %", effect.sentence
+    )
+    assert [f"p = {p:.3f}" if p >= 0.001 else "p < 0.001" for p in ps] == re.findall(
+        r"p [=<] [\d.]+\d", effect.sentence
+    )
 
 
 def test_a_factor_is_told_where_all_else_is_equal(tmp_path):
     for seed in range(2):
         for coupling, bits in (("none", 1.9), ("dense", 1.8)):
-            path = write_run(tmp_path, "ltc", seed, bits + 0.1 * seed, device_name=coupling)
+            bits += (0.1 if coupling == "none" else 0.12) * seed
+            path = write_run(tmp_path, "ltc", seed, bits, device_name=coupling)
             rate = 0.003 if coupling == "none" else 0.01  # each value has a rate of its own
             change(path, "config", model__mixer={"coupling": coupling}, trainer__learning_rate=rate)
     path = write_run(tmp_path, "ltc", 0, 0.5, device_name="other")
@@ -139,7 +197,7 @@ def test_a_factor_is_told_where_all_else_is_equal(tmp_path):
     effect = found["effect-coupling-sotu-1m-ltc"]
     assert effect.sentence == (
         "On sotu at 1m parameters, ltc with coupling=none has 1.950 bits per byte on test; "
-        "coupling=dense changes it by −0.100 (2 seeds: no interval)."
+        "coupling=dense changes it by −0.090 (95 % interval −0.217 to +0.037, 2 seeds: not tested)."
     )
     assert "model.mixer.coupling=dense" in " ".join(effect.commands)
     assert {one.status for name, one in found.items() if name != effect.name} == {NOT_MEASURED}
@@ -192,8 +250,24 @@ def test_the_best_model_stands_beside_the_compressors_of_its_very_data(seeds):
 
 def test_three_sizes_are_needed_for_an_exponent(seeds):
     write_run(seeds, "ltc", 0, 1.9, size="250k")
-    (found,) = corpora.scaling(known(seeds))
+    made = report.build(records.load([seeds]), seeds / "bench")
+    (found,) = [one for one in made.findings if one.name.startswith("scaling")]
     assert (found.status, "sotu: 250k, 1m" in found.sentence) == (NOT_MEASURED, True)
+
+
+def test_exponents_are_told_as_the_table_of_laws_fits_them(tmp_path):
+    ladder(tmp_path, "ltc", PLANTED)
+    ladder(tmp_path, "gru", scaling.Law(1.2, 200.0, 0.45), count=1)  # one seed a size identifies nothing
+    ladder(tmp_path, "mamba", PLANTED, sizes=("125k", "1m"))
+    made = report.build(records.load([tmp_path]), tmp_path / "bench")
+    (found,) = [one for one in made.findings if one.name.startswith("scaling")]
+    exact = made.verdict.tables["scaling"][0].data.set_index("model").loc["ltc"]
+    alpha, low, high = (f"{exact[key]:.3g}" for key in ("exponent", "exponent_low", "exponent_high"))
+    assert found.sentence == (
+        f"On sotu, in L(N) = E + A / N^alpha, alpha is {alpha} with ltc (95 % interval {low} to {high}); alpha is not "
+        "identified by the data with gru; alpha is not measured, for want of 3 sizes, with mamba."
+    )
+    assert (found.status, len(found.runs)) == (finding.MEASURED, 12)
 
 
 def test_the_growth_of_a_state_is_told_with_its_exponent_and_its_policy(tmp_path):

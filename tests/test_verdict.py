@@ -182,7 +182,7 @@ def test_of_several_transformers_the_one_in_its_own_block_is_the_reference():
         entry("transformer (d_ff=9)", True, 3, 1.1),
         entry("transformer (d_ff=8)", True, 5, 1.2),
     )
-    found = differences.compare([gated, wide, plain], higher=False)
+    found = differences.compare([gated, wide, plain])
     assert [one.entry for one in found] == [gated, wide]
 
 

@@ -1,11 +1,13 @@
 """Findings on quality: the size of the model, another corpus, and compressors."""
 
 from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from itertools import combinations
 
 from analysis.findings.evidence import METRICS, Evidence, Variant, commands
 from analysis.findings.finding import MEASURED, Finding, listed, missing, signed
 from analysis.findings.pairs import paths, slug
+from analysis.scaling import LEAST_SIZES, Fit
 from analysis.tables import size_order
 
 SCALE = "Quality: the size"
@@ -13,15 +15,44 @@ CORPORA = "Quality: other corpora and compressors"
 
 
 def scaling(evidence: Evidence) -> list[Finding]:
-    """The exponents of L(N) = E + A / N^alpha, for which a model needs three sizes of one task."""
+    """The exponent of L(N) = E + A / N^alpha of every model that was run at enough sizes of one text."""
+    command = "python run.py -m +sweeps=ladder"
+    made, tasks = [], [task for task, _ in evidence.laws]
+    for (task, digest), fits in evidence.laws.items():
+        models = {one.model for one in fits if one.law is not None}
+        text = task if tasks.count(task) == 1 else f"{task} ({digest[:8]})"
+        sides = [v for v in evidence.variants if v.test and v.text == (task, digest) and v.model in models]
+        if models:
+            sentence = f"On {text}, in L(N) = E + A / N^alpha, {'; '.join(_laws(fits))}."
+            made.append(Finding(f"scaling-{slug(text)}", SCALE, sentence, MEASURED, (command,), paths(sides)))
+    if made:
+        return made
     sizes: dict[str, set[str]] = defaultdict(set)
     for variant in evidence.variants:
         if variant.test and variant.metric == "bits_per_byte":
             sizes[variant.result["task"]].add(variant.result["size"])
     have = "; ".join(f"{task}: {', '.join(sorted(known, key=size_order))}" for task, known in sorted(sizes.items()))
-    command = "python run.py -m model=ltc,transformer,mamba size=250k,1m,4m seed=0,1,2"
-    needs = f"a fit needs three sizes of one task; recorded are {have or 'none'}"
+    needs = f"a fit needs {LEAST_SIZES} sizes of one task and model; recorded are {have or 'none'}"
     return [missing("scaling", SCALE, "How the loss falls with the size", needs, command)]
+
+
+def _laws(fits: Sequence[Fit]) -> Iterator[str]:
+    """The exponents that the data tell, then the models of which they do not, then those of too few sizes."""
+    known, unsure, few = [], [], []
+    for one in fits:
+        if one.law is None:
+            few.append(one.label)
+        elif one.identified and one.intervals is not None:
+            low, high = one.intervals["exponent"]
+            known.append(f"{one.law.exponent:.3g} with {one.label} (95 % interval {low:.3g} to {high:.3g})")
+        else:
+            unsure.append(one.label)
+    if known:
+        yield f"alpha is {listed(known)}"
+    if unsure:
+        yield f"alpha is not identified by the data with {listed(unsure)}"
+    if few:
+        yield f"alpha is not measured, for want of {LEAST_SIZES} sizes, with {listed(few)}"
 
 
 def transfer(evidence: Evidence) -> list[Finding]:

@@ -14,7 +14,7 @@ from analysis.findings.finding import MEASURED, Finding, listed, missing
 from analysis.findings.pairs import BASELINES, LIQUID, best, paths, slug
 from analysis.frame import machine
 from analysis.render import si_bytes
-from analysis.statistics import summarise
+from analysis.statistics import power, summarise
 
 MEMORY, SPEED = "Memory of generation", "Speed"
 SHOWN = (LIQUID[0], *BASELINES)
@@ -43,7 +43,9 @@ def _growth(variant: Variant) -> str:
     if len(set(held.values())) == 1:
         return f"{variant.spoken} {si_bytes(held[min(held)])} throughout{_policy(variant)}"
     ends = " to ".join(si_bytes(held[context]) for context in (min(held), max(held)))
-    return f"{variant.spoken} {ends} (exponent {_exponent(held):.2f}){_policy(variant)}"
+    grows = power(held)
+    exponent = f" (exponent {grows.value:.2f})" if grows else ""
+    return f"{variant.spoken} {ends}{exponent}{_policy(variant)}"
 
 
 def _held(variant: Variant) -> dict[int, int]:
@@ -54,11 +56,6 @@ def _held(variant: Variant) -> dict[int, int]:
         if held:
             return held
     return {}
-
-
-def _exponent(held: dict[int, int]) -> float:
-    """The k of bytes = c context^k, by least squares on logarithms."""
-    return float(np.polyfit(np.log(list(held)), np.log(list(held.values())), 1)[0])
 
 
 def _policy(variant: Variant) -> str:

@@ -1,7 +1,7 @@
 """What findings are made from: the chosen runs by variant, their figures by seed, and commands that repeat them."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import product
 from math import prod
@@ -11,7 +11,9 @@ from typing import Any
 import pandas as pd
 
 from analysis import frame, tables
+from analysis.entries import Entry, entry
 from analysis.records import Record
+from analysis.scaling import Fit
 from analysis.statistics import summarise
 from harness.records.identity import meaning
 
@@ -25,18 +27,27 @@ METRICS = {
 
 @dataclass(frozen=True)
 class Variant:
-    """Runs that differ in nothing but their seed. test, validation: the task's metric by seed, of what finished.
+    """Runs that differ in nothing but their seed. validation: the task's metric by seed, of what finished.
 
-    setting: the block and the convolution around the recurrence; None for its own.
+    entry: what the statistics compare; its figures are those on test, none where they may not be seen. setting: the
+    block and the convolution around the recurrence; None for its own.
     """
 
-    label: str
+    entry: Entry
     table: str
     metric: str
-    test: dict[int, float]
     validation: dict[int, float]
     setting: str | None
     records: tuple[Record, ...]
+
+    @property
+    def label(self) -> str:
+        return self.entry.label
+
+    @property
+    def test(self) -> dict[int, float]:
+        """The task's metric on test by seed, of what finished."""
+        return self.entry.figures
 
     @property
     def result(self) -> dict:
@@ -51,12 +62,6 @@ class Variant:
     def spoken(self) -> str:
         """The label in a sentence: `ltc, rk4` is ltc with rk4."""
         return self.label.replace(", ", " with ", 1)
-
-    @cached_property
-    def recipe(self) -> tuple:
-        """How it was trained, its learning rate aside; a key that is null says no more than one that is not there."""
-        kept = {key: value for key, value in self.config.items() if key.startswith("trainer.") and value is not None}
-        return tuple(sorted((key, str(value)) for key, value in kept.items() if key != "trainer.learning_rate"))
 
     @property
     def surroundings(self) -> tuple:
@@ -78,6 +83,11 @@ class Variant:
         return f"{self.result['task']} at {self.result['size']} parameters"
 
     @property
+    def text(self) -> tuple[str, str]:
+        """The task, and the digest of its data."""
+        return self.result["task"], str(self.result["data"].get("digest"))
+
+    @property
     def paths(self) -> tuple[str, ...]:
         return tuple(str(record.path) for record in self.records)
 
@@ -96,7 +106,8 @@ class Variant:
 class Evidence:
     """variants: the chosen ones. tried: all of them, of which only validation may be read. headline: the main table.
 
-    measured: the folder of the bench. lines: {(task, digest of its data): {compressor: bits per byte on test}}.
+    measured: the folder of the bench. lines: {(task, digest of its data): {compressor: bits per byte on test}}. laws:
+    {(task, digest of its data): the scaling law of each model}.
     """
 
     variants: list[Variant]
@@ -104,6 +115,7 @@ class Evidence:
     measured: Path
     headline: str = ""
     lines: dict[tuple[str, str], dict[str, float]] = field(default_factory=dict)
+    laws: dict[tuple[str, str], list[Fit]] = field(default_factory=dict)
 
     def of(self, table: str, *models: str) -> list[Variant]:
         """The chosen variants of a table, of these models or of all."""
@@ -138,10 +150,10 @@ def _variants(records: Sequence[Record], runs: pd.DataFrame, test: bool = True) 
         for _, members in group.groupby(["variant", "code"], sort=False):
             members = members.sort_values("seed")
             known = tuple(records[int(place)] for place in members.index)
-            figures = {split: _by_seed(members, f"{split}_{metric}") for split in ("test", "validation")}
-            label, setting = str(members["label"].iloc[0]), frame.block(known[0])
-            seen = figures["test"] if test else {}
-            made.append(Variant(label, name, metric, seen, figures["validation"], setting, known))
+            compared = entry(members, f"test_{metric}")
+            compared = compared if test else replace(compared, figures={})
+            validation = _by_seed(members, f"validation_{metric}")
+            made.append(Variant(compared, name, metric, validation, frame.block(known[0]), known))
     return made
 
 

@@ -4,9 +4,10 @@ import json
 from collections import defaultdict
 from dataclasses import dataclass
 
+from analysis.differences import Comparison, corrected, differ
 from analysis.findings.evidence import METRICS, Evidence, Variant, commands
-from analysis.findings.finding import MEASURED, Difference, Finding, corrected, listed, missing, overall, told
-from analysis.findings.pairs import difference, diverged, other_code, paths, slug
+from analysis.findings.finding import MEASURED, Finding, listed, missing, overall, told
+from analysis.findings.pairs import diverged, other_code, paths, slug
 from analysis.frame import differing_keys, short
 from analysis.selection import is_tuned
 
@@ -56,7 +57,7 @@ def factors(evidence: Evidence) -> list[Finding]:
     made = []
     for one in FACTORS:
         effects = [_Effect(one, family) for family in families(evidence, one)]
-        compared = corrected([one for effect in effects for one in effect.differences])
+        compared = corrected([one for effect in effects for one in effect.comparisons])
         for effect in effects:
             made.append(_effect(effect, compared[: len(effect.others)]))
             compared = compared[len(effect.others) :]
@@ -102,7 +103,8 @@ def values(family: list[Variant], factor: Factor) -> dict[str, Variant]:
 class _Effect:
     """What is compared: a family by the values of its factor, the reference first.
 
-    others: {value: variant} without the reference. differences: of the others, in their order, from the reference.
+    others: {value: variant} without the reference. comparisons: of the others, in their order, with the reference, not
+    yet corrected.
     """
 
     def __init__(self, factor: Factor, family: list[Variant]):
@@ -112,12 +114,12 @@ class _Effect:
         )
         self.factor, self.reference = factor, known[self.order[0]]
         self.others = {text: known[text] for text in self.order[1:]}
-        self.differences = [difference(variant, self.reference) for variant in self.others.values()]
+        self.comparisons = differ((variant.entry, self.reference.entry) for variant in self.others.values())
 
 
-def _effect(effect: _Effect, differences: list[Difference]) -> Finding:
+def _effect(effect: _Effect, comparisons: list[Comparison]) -> Finding:
     reference, others = effect.reference, effect.others
-    changes = listed(f"{text} changes it by {told(d)}" for text, d in zip(others, differences, strict=True))
+    changes = listed(f"{text} changes it by {told(one)}" for text, one in zip(others, comparisons, strict=True))
     sides = [reference, *others.values()]
     sentence = (
         f"On {reference.where}, {reference.model} with {effect.order[0]} has {reference.mean():.3f} "
@@ -125,7 +127,7 @@ def _effect(effect: _Effect, differences: list[Difference]) -> Finding:
     )
     repeat = commands(sides, keys(sides, effect.factor))
     name = f"effect-{effect.factor.name}-{slug(reference.table)}-{slug(reference.model)}"
-    return Finding(name, TOPIC, sentence, overall(differences), repeat, paths(sides))
+    return Finding(name, TOPIC, sentence, overall(comparisons), repeat, paths(sides))
 
 
 def learning_rates(evidence: Evidence) -> list[Finding]:

@@ -1,32 +1,32 @@
 """Findings on quality: each liquid model against each baseline."""
 
+from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import replace
 
+from analysis.differences import REFERENCES, Comparison, compare, corrected, differ
+from analysis.entries import Entry, plain
 from analysis.findings.evidence import METRICS, Evidence, Variant, commands, same_code
-from analysis.findings.finding import Difference, Finding, corrected, listed, missing, paired, status, told
+from analysis.findings.finding import Finding, listed, missing, status, told
 
 LIQUID = ("ltc", "ltc_published", "cfc", "mtlnn", "m1")
 """The models whose state obeys an ODE, by their names in conf/model; the first is the one that the README tells of."""
-BASELINES = ("transformer", "mamba")
+BASELINES = REFERENCES
 TOPIC = "Quality: each pair"
 
 
 def pairs(evidence: Evidence) -> list[Finding]:
     """Each liquid model of the main table against each baseline in the same setting, trained alike."""
-    sides = [
-        (ours, theirs)
-        for baseline in BASELINES
-        for ours in evidence.of(evidence.headline, *LIQUID)
-        if (theirs := _opponent(evidence, ours, baseline)) is not None
+    known = {variant.label: variant for variant in evidence.of(evidence.headline)}
+    compared = [
+        (known[one.entry.label], known[one.other.label], one)
+        for one in [*_in_own_blocks(known.values()), *_in_one_block(known.values())]
+        if one.entry.model in LIQUID and one.difference.count
     ]
-    differences = corrected([difference(ours, theirs) for ours, theirs in sides])
     made = []
     for baseline in BASELINES:
-        both = zip(sides, differences, strict=True)
-        known = [(ours, theirs, found) for (ours, theirs), found in both if theirs.model == baseline]
-        first = best(ours for ours, _, _ in known if ours.model == LIQUID[0])
-        made += [_pair(ours, theirs, found, ours is first) for ours, theirs, found in known]
+        against = [(ours, theirs, one) for ours, theirs, one in compared if theirs.model == baseline]
+        first = best(ours for ours, _, _ in against if ours.model == LIQUID[0])
+        made += [_pair(ours, theirs, one, ours is first) for ours, theirs, one in against]
         if first is None:
             what = f"Quality of {LIQUID[0]} against {baseline}"
             command = f"python run.py -m model={LIQUID[0]},{baseline} seed=0,1,2"
@@ -35,10 +35,29 @@ def pairs(evidence: Evidence) -> list[Finding]:
     return made
 
 
-def difference(ours: Variant, theirs: Variant) -> Difference:
-    """Ours less theirs; not tested where a run of either diverged, for what is left is no fair sample."""
-    found = paired(ours.test, theirs.test)
-    return replace(found, p=None) if ours.diverged or theirs.diverged else found
+def _in_own_blocks(variants: Iterable[Variant]) -> list[Comparison]:
+    """The comparisons of each recipe, corrected as the table of quality does, whose sides are in their own blocks."""
+    recipes: dict[str, list[Entry]] = defaultdict(list)
+    for variant in variants:
+        recipes[variant.entry.recipe].append(variant.entry)
+    return [one for known in recipes.values() for one in compare(known) if one.entry.own and one.other.own]
+
+
+def _in_one_block(variants: Iterable[Variant]) -> list[Comparison]:
+    """Each liquid model outside its own block against the baselines in that block, all of them corrected together."""
+    alike: dict[tuple, list[Entry]] = defaultdict(list)
+    for variant in variants:
+        alike[variant.entry.recipe, *variant.surroundings].append(variant.entry)
+    return corrected(
+        differ(
+            (ours, theirs)
+            for known in alike.values()
+            for baseline in BASELINES
+            if (theirs := plain(known, baseline)) is not None
+            for ours in known
+            if ours.model in LIQUID and not ours.own
+        )
+    )
 
 
 def best(variants: Iterable[Variant]) -> Variant | None:
@@ -50,20 +69,7 @@ def _rank(variant: Variant) -> tuple:
     return -len(variant.test), variant.on_validation, variant.label
 
 
-def _opponent(evidence: Evidence, ours: Variant, baseline: str) -> Variant | None:
-    """The baseline's variant that was trained by the recipe of ours, in the same setting, and shares a seed with it."""
-    known = [theirs for theirs in evidence.of(ours.table, baseline) if theirs.test.keys() & ours.test.keys()]
-    return best(theirs for theirs in known if theirs.recipe == ours.recipe and _alike(ours, theirs))
-
-
-def _alike(ours: Variant, theirs: Variant) -> bool:
-    """Whether both stand in their own blocks, or else in one and the same."""
-    if ours.setting is None:
-        return theirs.setting is None
-    return ours.surroundings == theirs.surroundings
-
-
-def _pair(ours: Variant, theirs: Variant, found: Difference, headline: bool) -> Finding:
+def _pair(ours: Variant, theirs: Variant, found: Comparison, headline: bool) -> Finding:
     seeds = ours.test.keys() & theirs.test.keys()
     one, other = (f"{side.mean(seeds):.3f}" for side in (ours, theirs))
     sentence = (
