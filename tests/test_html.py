@@ -114,13 +114,30 @@ def test_a_script_in_a_record_is_text(folder):
 def test_every_row_of_a_table_leads_to_its_runs_and_a_run_to_those_of_other_seeds(folder):
     known = records.load([folder])
     text = made(folder)
-    rows = re.findall(r'<tr><th scope="row">(.*?)</tr>', text.partition('id="figures"')[0], re.S)
-    assert rows
+    told = report.build(known, folder / "bench")
+    names = [one.name for one in (*told.comparison, *told.tuning, *told.memory, *told.verdict.tables["quality"])]
+    assert len(names) == 4
+    tables = [text.partition(f'<table id="{name}">')[2].partition("</table>")[0] for name in names]
+    rows = re.findall(r'<tr><th scope="row">(.*?)</tr>', "".join(tables), re.S)
+    assert len(rows) > len(names)
     assert all('<a href="#run-' in row for row in rows)
     mamba = [f"run-{r.result['key']}" for r in known.runs if r.result["model"] == "mamba"]
     row = next(row for row in rows if ">mamba</a>" in row)
     assert [f"#{anchor}" in row for anchor in mamba] == [True] * 3
     assert [f"#{anchor}" in section(text, mamba[0]) for anchor in mamba[1:]] == [True] * 2
+
+
+def test_the_tables_of_the_comparison_page_are_shown_and_lead_to_their_runs(folder):
+    known = records.load([folder])
+    judged = report.build(known, folder / "bench").verdict
+    text = made(folder)
+    assert set(page.JUDGED) == set(judged.tables)
+    names = [table.name for tables in judged.tables.values() for table in tables]
+    assert {"quality-sotu-1m", "scaling-sotu", "learning-rates", "field", "liquid"} <= set(names)
+    assert all(text.count(f'<table id="{name}">') == 1 for name in names)
+    rows = text.partition('<table id="quality-sotu-1m">')[2].partition("</table>")[0]
+    (mamba,) = [row for row in rows.split("<tr>") if ">mamba</a>" in row]
+    assert len(set(re.findall(r'href="#(run-[^"]+)"', mamba))) == 3
 
 
 def test_a_run_shows_its_configuration_its_checks_its_code_and_its_machine(folder):

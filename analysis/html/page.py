@@ -36,6 +36,16 @@ NUMBER = re.compile(r"[-−+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?", re.I)
 SCALES = {"B": 1.0, "kB": 1e3, "MB": 1e6, "GB": 1e9, "k": 1e3, "M": 1e6}
 SCALED = re.compile(rf"(?P<number>{NUMBER.pattern})\s?(?P<unit>{'|'.join(SCALES)})?\b", re.I)
 
+JUDGED = {
+    "quality": "Quality with its tests",
+    "scaling": "Scaling laws",
+    "learning-rates": "Learning rates",
+    "field": "The field",
+    "liquid": "Implementations of liquid cells",
+    "cost": "Cost at other sizes",
+}
+"""{section of docs/comparison.md: its heading here}"""
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -115,7 +125,7 @@ def page(made: Report, known: Records) -> str:
         "Tuning, on validation": made.tuning,
         "State": made.memory,
         "Speeds of the bench": bench.speeds(made.measured),
-    }
+    } | {JUDGED[section]: tables for section, tables in made.verdict.tables.items()}
     script, style = ((HERE / name).read_text(encoding="utf-8") for name in ("page.js", "page.css"))
     return _template().render(
         question=QUESTION,
