@@ -11,7 +11,7 @@ from analysis.frame import labels
 from analysis.literature import Claims
 from analysis.records import Record
 from analysis.render import MISSING, NOT_MEASURED, Table
-from analysis.statistics import ALPHA, LEAST_SEEDS, Difference, holm, interval, paired
+from analysis.statistics import ALPHA, LEAST_SEEDS, Difference, Residual, holm, interval, paired, residual
 
 REFERENCES = ("transformer", "mamba")
 """The models that every other is compared with."""
@@ -49,14 +49,25 @@ class Comparison:
         return "better" if (mean > 0) == higher else "worse"
 
 
-def differ(pairs: Iterable[tuple[Entry, Entry]]) -> list[Comparison]:
-    """The differences of these pairs, not yet corrected for their number.
+def noise(known: Iterable[Entry]) -> Residual | None:
+    """The noise of a run in one table and recipe, from one entry a model: the one that stands for it.
+
+    Variants of one model move together under one seed. Counted each, what they share would pass for an effect of the
+    seed, and the noise between architectures for less than it is.
+    """
+    finished = [entry for entry in known if not entry.diverged]
+    chosen = [plain(finished, model) for model in sorted({entry.model for entry in finished})]
+    return residual(entry.figures for entry in chosen if entry is not None)
+
+
+def differ(pairs: Iterable[tuple[Entry, Entry]], noise: Residual | None) -> list[Comparison]:
+    """The differences of these pairs, not yet corrected for their number. noise: of their table and recipe.
 
     A run that diverged is no smaller sample but a failure: what it leaves is not tested.
     """
     made = []
     for one, other in pairs:
-        found = paired(one.figures, other.figures)
+        found = paired(one.figures, other.figures, noise)
         made.append(Comparison(one, other, replace(found, p=None) if one.diverged or other.diverged else found))
     return made
 
@@ -70,7 +81,8 @@ def corrected(comparisons: Sequence[Comparison]) -> list[Comparison]:
 def compare(known: Sequence[Entry]) -> list[Comparison]:
     """Every entry against every reference that the entries hold, itself excepted; all p are adjusted together."""
     references = [other for model in REFERENCES if (other := plain(known, model)) is not None]
-    return corrected(differ((entry, other) for other in references for entry in known if entry is not other))
+    pairs = ((entry, other) for other in references for entry in known if entry is not other)
+    return corrected(differ(pairs, noise(known)))
 
 
 def quality_tables(records: Sequence[Record], runs: pd.DataFrame, claims: Claims) -> list[Table]:
@@ -106,7 +118,7 @@ def _table(name: str, records: Sequence[Record], runs: pd.DataFrame, claims: Cla
         data.append(_exact(entry, against, higher))
         paths.append(list(runs[runs["label"] == entry.label].sort_values("seed")["path"]))
     title = f"Quality, {runs['task'].iloc[0]}, {runs['size'].iloc[0]} parameters"
-    notes = _notes(present, len(everyone) - len(known))
+    notes = _notes(present, noise(known), len(everyone) - len(known))
     header, prose = [*header, "literature"], ("literature",)
     return Table(f"quality-{name}", title, header, rows, notes, pd.DataFrame(data), paths, prose)
 
@@ -157,19 +169,26 @@ def _exact(entry: Entry, against: Sequence[Comparison | None], higher: bool) -> 
     row |= {"low": ends and ends.low, "high": ends and ends.high, "interval": ends and ends.method}
     for model, one in zip(REFERENCES, against, strict=True):
         difference = one.difference if one else None
-        for key in ("mean", "low", "high", "p", "count"):
+        for key in ("mean", "low", "high", "p", "count", "freedom"):
             row[f"less_{model}_{key}"] = getattr(difference, key, None)
+        alone = paired(one.entry.figures, one.other.figures) if one else None
+        row |= {f"less_{model}_{key}_alone": getattr(alone, key, None) for key in ("low", "high", "p")}
         row |= {f"less_{model}_p_holm": one and one.adjusted, f"than_{model}": one and one.verdict(higher)}
     return row
 
 
-def _notes(present: dict[str, Entry | None], elsewhere: int) -> list[str]:
+def _notes(present: dict[str, Entry | None], noise: Residual | None, elsewhere: int) -> list[str]:
     notes = [
         "Interval: of the mean over seeds, by the bootstrap (BCa). Differences are paired by seed, with the interval "
-        f"of Student's t; p: of the paired t-test from {LEAST_SEEDS} seeds on, adjusted by Holm's method over all "
+        f"of Student's t; p: of its t-test from {LEAST_SEEDS} seeds on, adjusted by Holm's method over all "
         f"comparisons of this table. One rule: better or worse where p < {ALPHA:g}, else not significant; nothing is "
         "tested where a run diverged.",
     ]
+    if noise is not None:
+        notes.append(
+            f"Noise of a run, pooled over models: {noise.std:.2g} with {noise.freedom} degrees of freedom. "
+            "Tests and intervals use it where the pairs alone have fewer; the CSV has those of the pairs alone too."
+        )
     named = [f"{model} is {entry.label}" for model, entry in present.items() if entry and entry.label != model]
     if named:
         notes.append(f"References: {'; '.join(named)}.")

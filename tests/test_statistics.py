@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from analysis.statistics import ALPHA, Difference, Interval, Slope, holm, interval, paired, power
+from analysis.statistics import ALPHA, Difference, Interval, Residual, Slope, holm, interval, paired, power, residual
 
 
 def test_the_interval_of_a_mean_is_a_bootstrap_interval_and_the_same_again():
@@ -61,7 +61,7 @@ def test_a_seed_that_one_side_lacks_does_not_count():
     found = paired(ours, theirs)
     assert (found.count, found.unpaired) == (3, (3, 7))
     assert found == paired({s: ours[s] for s in (0, 1, 2)}, {s: theirs[s] for s in (0, 1, 2)}).__class__(
-        3, found.mean, found.low, found.high, found.p, (3, 7)
+        3, found.mean, found.low, found.high, found.p, (3, 7), 2
     )
     two = paired({0: 1.0, 1: 1.1}, {0: 1.2, 1: 1.4})
     assert two.p is None  # fewer than three pairs are not tested
@@ -76,6 +76,80 @@ def test_differences_that_do_not_vary_are_not_tested():
     constant = paired(same, {seed: value - 0.1 for seed, value in same.items()})  # varies by rounding alone
     assert constant.p is None
     assert constant.mean == pytest.approx(0.1)
+
+
+BLOCKS = ({0: 1.0, 1: 1.2, 2: 1.1}, {0: 2.0, 1: 2.3, 2: 2.0}, {0: 0.5, 1: 0.6, 2: 0.7})
+"""Architectures 1.1, 2.1, 0.6; seeds -0.1, 0.1, 0; what is left: 0 0 0, 0 0.1 -0.1, 0 -0.1 0.1, of square sum 0.04."""
+
+
+def test_the_pooled_noise_and_its_test_have_their_known_answer():
+    noise = residual(BLOCKS)
+    assert (noise.std, noise.freedom) == (pytest.approx(0.1), 4)  # sqrt(0.04 / 4)
+    found, error = paired(BLOCKS[1], BLOCKS[0], noise), 0.1 * (2 / 3) ** 0.5
+    assert (found.mean, found.freedom) == (pytest.approx(1.0), 4)
+    assert (found.low, found.high) == (pytest.approx(1 - 2.77645 * error), pytest.approx(1 + 2.77645 * error))
+    assert found.p == pytest.approx(2 * stats.t.sf(1 / error, 4))
+
+
+def test_the_noise_of_two_architectures_is_that_of_their_pairs():
+    noise, alone = residual(BLOCKS[:2]), paired(*BLOCKS[:2])
+    assert noise.freedom == alone.freedom == 2
+    assert alone.high - alone.mean == pytest.approx(stats.t.ppf(0.975, 2) * noise.std * (2 / 3) ** 0.5)
+    assert paired(*BLOCKS[:2], noise) == alone
+
+
+def test_noise_that_nothing_tells_is_none():
+    assert residual([]) is None
+    assert residual(BLOCKS[:1]) is None
+    assert residual([{0: 1.0}, {0: 2.0}, {}]) is None
+    assert residual([BLOCKS[0], {seed: value + 0.1 for seed, value in BLOCKS[0].items()}]) is None  # rounding
+    assert residual([*BLOCKS, dict(BLOCKS[0])]) == residual(BLOCKS)  # one training under two names
+    assert residual([*BLOCKS, {9: 5.0}]) == Residual(pytest.approx(0.1), 4)
+
+
+def blocks(stds, seeds=3, draws=400):
+    """Figures of architectures that do not differ, each with its own noise; what a seed does to all is ten times it."""
+    rng = np.random.default_rng(5)
+    for _ in range(draws):
+        shared = 10 * rng.normal(size=seeds)
+        yield [dict(enumerate(shared + std * rng.normal(size=seeds))) for std in stds]
+
+
+def coverage(known, ours=1):
+    """How many of the pooled intervals of one architecture less the first hold the truth, 0."""
+    found = [paired(figures[ours], figures[0], residual(figures)) for figures in known]
+    return np.mean([one.low <= 0 <= one.high for one in found])
+
+
+def test_pooled_intervals_hold_the_truth_as_often_as_they_say():
+    known = list(blocks([1] * 8))
+    assert coverage(known) == pytest.approx(0.95, abs=0.03)
+    kept = (5, 3, 3, 5, 4, 5, 3, 1)
+    missing = [
+        [{seed: one[seed] for seed in range(count)} for one, count in zip(figures, kept, strict=True)]
+        for figures in blocks([1] * 8, seeds=5)
+    ]
+    assert coverage(missing) == pytest.approx(0.95, abs=0.03)
+    families = [min(holm([paired(one, m[0], residual(m)).p for one in m[1:]])) < ALPHA for m in known]
+    assert np.mean(families) < 0.07  # of whole tables without a difference
+
+
+def test_pooled_intervals_of_a_noisier_architecture_are_too_narrow():
+    """What the docstring admits of unequal noise."""
+    known = list(blocks([1, 3, *[1] * 6]))
+    assert coverage(known) == pytest.approx(0.77, abs=0.04)
+    assert coverage(known, 2) > 0.96
+
+
+def test_pooling_finds_with_three_seeds_what_the_pairs_alone_do_not():
+    pooled, alone = [], []
+    for figures in blocks([1] * 8, draws=100):
+        ours = {seed: value + 5 for seed, value in figures[1].items()}
+        known = [figures[0], ours, *figures[2:]]
+        pooled.append(holm([paired(one, known[0], residual(known)).p for one in known[1:]])[0] < ALPHA)
+        alone.append(holm([paired(one, known[0]).p for one in known[1:]])[0] < ALPHA)
+    assert np.mean(pooled) > 0.95
+    assert np.mean(alone) < 0.5
 
 
 def test_an_exact_sign_flip_test_of_five_pairs_could_find_nothing():

@@ -105,6 +105,23 @@ def test_every_p_of_a_table_is_adjusted_by_holm_over_all_of_them(tmp_path):
     assert all(ours >= theirs for ours, theirs in zip(adjusted, plain, strict=True))
 
 
+def test_the_noise_is_pooled_over_models_and_not_over_the_variants_of_one(tmp_path):
+    """Variants of one model that move together would make the noise look less than it is."""
+    for model, bits in (("transformer", 2.0), ("mamba", 1.9), ("ltc", 1.8), ("gru", 2.1)):
+        seeds(tmp_path, model, bits, count=3, jitter=0.01)
+    before = quality(tmp_path)
+    for substeps in range(5):
+        seeds(tmp_path, "ltc", 1.8 + 1e-5 * substeps, count=3, jitter=0.01, solver=f"variant{substeps}")
+    after = quality(tmp_path)
+    column = "less_transformer_high"
+    one, other = (table.data.set_index("model").loc["mamba", column] for table in (before, after))
+    assert one == pytest.approx(other)
+    row = before.data.set_index("model").loc["mamba"]
+    assert (row["less_transformer_freedom"], row["less_transformer_count"]) == (6, 3)
+    assert row["less_transformer_p"] < row["less_transformer_p_alone"]
+    assert "6 degrees of freedom" in " ".join(before.notes)
+
+
 def test_runs_of_other_seeds_are_no_pairs(tmp_path):
     for seed in range(3):
         record(tmp_path, "transformer", seed, 2.0 + NOISE[seed])

@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterable
 
-from analysis.differences import REFERENCES, Comparison, compare, corrected, differ
+from analysis.differences import REFERENCES, Comparison, compare, corrected, differ, noise
 from analysis.entries import Entry, plain
 from analysis.findings.evidence import METRICS, Evidence, Variant, commands, same_code
 from analysis.findings.finding import Finding, listed, missing, status, told
@@ -46,18 +46,16 @@ def _in_own_blocks(variants: Iterable[Variant]) -> list[Comparison]:
 def _in_one_block(variants: Iterable[Variant]) -> list[Comparison]:
     """Each liquid model outside its own block against the baselines in that block, all of them corrected together."""
     alike: dict[tuple, list[Entry]] = defaultdict(list)
+    recipes: dict[str, list[Entry]] = defaultdict(list)
     for variant in variants:
         alike[variant.entry.recipe, *variant.surroundings].append(variant.entry)
-    return corrected(
-        differ(
-            (ours, theirs)
-            for known in alike.values()
-            for baseline in BASELINES
-            if (theirs := plain(known, baseline)) is not None
-            for ours in known
-            if ours.model in LIQUID and not ours.own
-        )
-    )
+        recipes[variant.entry.recipe].append(variant.entry)
+    made = []
+    for (recipe, *_), known in alike.items():
+        baselines = [theirs for model in BASELINES if (theirs := plain(known, model)) is not None]
+        sides = [(one, other) for other in baselines for one in known if one.model in LIQUID and not one.own]
+        made += differ(sides, noise(recipes[recipe]))
+    return corrected(made)
 
 
 def best(variants: Iterable[Variant]) -> Variant | None:
