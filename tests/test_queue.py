@@ -20,12 +20,15 @@ from sweeps import pinned
 from sweeps.pinned import Publisher, git, worktree
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
-TWELVE = """# @package _global_
+SEEDS = range(int(os.environ.get("LIQUIDBENCH_SEEDS", "1")))
+"""Of each tiny run of a queue; LIQUIDBENCH_SEEDS=3 pytest tests/test_queue.py makes twelve runs."""
+RUNS = 4 * len(SEEDS)
+TINY = f"""# @package _global_
 question: Does the queue survive?
 sweep:
-  seeds: [0, 1, 2]
+  seeds: {list(SEEDS)}
   grids:
-    - {model: [gru, lstm], trainer.learning_rate: [1e-3, 4e-3]}
+    - {{model: [gru, lstm], trainer.learning_rate: [1e-3, 4e-3]}}
 """
 
 
@@ -148,10 +151,10 @@ def test_the_code_that_decides_is_what_a_record_calls_dirty():
 
 @pytest.fixture
 def tiny(tmp_path, monkeypatch):
-    """The command of a queue of twelve tiny runs into a folder."""
+    """The command of a queue of tiny runs into a folder."""
     folder = tmp_path / "plugins" / "sweeps"
     folder.mkdir(parents=True)
-    (folder / "twelve.yaml").write_text(TWELVE)
+    (folder / "tiny.yaml").write_text(TINY)
     corpus = tmp_path / "corpus.txt"
     corpus.write_text("the quick brown fox jumps over the lazy dog. " * 400)
     monkeypatch.setenv("LIQUIDBENCH_PLUGINS", str(folder.parent))
@@ -159,7 +162,7 @@ def tiny(tmp_path, monkeypatch):
 
     def command(records, *arguments):
         given = [*overrides, f"records={records}"]
-        return [sys.executable, "-m", "sweeps.queue", "twelve", "--nice", "0", *arguments, "--with", *given]
+        return [sys.executable, "-m", "sweeps.queue", "tiny", "--nice", "0", *arguments, "--with", *given]
 
     return command
 
@@ -198,39 +201,39 @@ def test_a_queue_killed_three_times_ends_with_the_records_of_one_in_peace(tmp_pa
     """
     peace, killed = tmp_path / "peace", tmp_path / "killed"
     overrides = tiny(peace)[tiny(peace).index("--with") + 1 :]
-    one_process = [sys.executable, "run.py", "-m", "+sweeps=twelve", "progress=false", *overrides]
+    one_process = [sys.executable, "run.py", "-m", "+sweeps=tiny", "progress=false", *overrides]
     subprocess.run(one_process, cwd=run.ROOT, check=True, capture_output=True, env=os.environ | ONE_THREAD)
     choose = random.Random(int(os.environ.get("LIQUIDBENCH_TEST_SEED", "9")))
     for number in range(3):
         process = subprocess.Popen(
             tiny(killed), cwd=run.ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
         )
-        done, deadline = choose.randrange(3 * number, 3 * number + 3), time.monotonic() + 600
+        done, deadline = choose.randrange(len(SEEDS)) + number * len(SEEDS), time.monotonic() + 600
         while len(results(killed)) < done and time.monotonic() < deadline:
             time.sleep(0.05)
-        time.sleep(choose.uniform(0, 6))
+        time.sleep(choose.uniform(0, 2 * len(SEEDS)))
         assert process.poll() is None, "it ended before it was killed"
         for each in [process, *psutil.Process(process.pid).children(recursive=True)]:
             with suppress(psutil.NoSuchProcess):
                 each.kill()
         process.wait()
-    assert 0 < len(results(killed)) < 12
+    assert 0 < len(results(killed)) < RUNS
     last = subprocess.run(tiny(killed), cwd=run.ROOT, check=True, capture_output=True, text=True)
     assert f"{len(results(killed))} runs are done" not in last.stdout.splitlines()[0]
-    assert len(results(killed)) == 12
+    assert len(results(killed)) == RUNS
     assert {n: figures(r) for n, r in results(killed).items()} == {n: figures(r) for n, r in results(peace).items()}
     for name, lines in curves(peace).items():
         assert [line["update"] for line in curves(killed)[name]] == [line["update"] for line in lines]
     again = subprocess.run(tiny(killed), cwd=run.ROOT, check=True, capture_output=True, text=True)
-    assert "12 runs are done, 0 are left" in again.stdout
+    assert f"{RUNS} runs are done, 0 are left" in again.stdout
 
 
 @pytest.mark.slow
 def test_a_queue_says_what_fails_and_what_is_left(tmp_path, tiny):
     """A run that another process holds is waited for, one that cannot be built fails, the others are made."""
     dry = subprocess.run(tiny(tmp_path / "runs", "--dry-run"), cwd=run.ROOT, check=True, capture_output=True, text=True)
-    assert "twelve: 0 runs are done, 12 are left; about 0." in dry.stdout
-    assert "  twelve: seed=0 model=gru trainer.learning_rate=0.001" in dry.stdout
+    assert f"tiny: 0 runs are done, {RUNS} are left; about 0." in dry.stdout
+    assert "  tiny: seed=0 model=gru trainer.learning_rate=0.001" in dry.stdout
     command = [
         *tiny(tmp_path / "runs"),
         "seed=0",
@@ -242,7 +245,7 @@ def test_a_queue_says_what_fails_and_what_is_left(tmp_path, tiny):
     done = subprocess.run(command, cwd=run.ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "0 runs made, 2 failed, 0 wait for others." in done.stdout
-    assert done.stderr.count("failed: twelve: seed=0 model=") == 2
+    assert done.stderr.count("failed: tiny: seed=0 model=") == 2
     assert "size.params=100" in done.stderr
 
 
