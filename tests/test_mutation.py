@@ -38,6 +38,14 @@ def test_the_mutants_of_a_module_run_and_are_named_by_what_they_change():
         assert before != after
 
 
+def test_every_exception_that_is_replaced_can_be():
+    pytest.importorskip("cosmic_ray", reason="pip install .[mutation]")
+    replaced = [m for m in mutation.mutants("harness/machine/load.py") if m.operator == "ExceptionReplacer"]
+    assert "except (OSError, ValueError, psutil.Error):" in {mutant.text for mutant in replaced}
+    for mutant in replaced:
+        assert "CosmicRayTestingException" in mutant.code()
+
+
 def test_tests_concern_the_modules_that_they_import():
     assert mutation.concerning("harness/training/ledger.py") == ["tests/test_ledger.py"]
     assert "tests/test_checks.py" in mutation.concerning("harness/checks/checks.py")  # by way of the runner
