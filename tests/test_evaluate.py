@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from harness.evaluation.evaluate import EvaluateConfig, evaluate
-from harness.evaluation.text import extrapolation, loss_by_position, stream_loss, stream_rows
+from harness.evaluation.passage import observing
+from harness.evaluation.text import extrapolation, loss_by_position, stream_loss, stream_rows, token_losses
 from harness.model.context import ContextPolicy
 from harness.tasks.mqar import MQAR
 from harness.tasks.parity import Parity
@@ -140,6 +141,18 @@ def test_the_record_of_a_text_task():
     assert result["sample"]["prompt"] == test[:5].tobytes().decode()
     assert evaluate(model, task, config, train_length=16) == result
     assert evaluate(model, task, config, train_length=16, seed=1)["sample"]["text"] != result["sample"]["text"]
+
+
+def test_who_observes_is_shown_the_passages_of_the_test_figure_and_no_others():
+    task, seen = Text("text"), []
+    with observing(seen.append):
+        result = evaluate(Bigram(), task, EvaluateConfig(streams=3, sample_bytes=1), train_length=16)
+    assert [passage.index for passage in seen] == list(range(seen[0].count))
+    assert [passage.read for passage in seen] == [8 * index for index in range(len(seen))]
+    read = torch.cat([passage.batch.inputs for passage in seen], 1)
+    assert torch.equal(read, torch.from_numpy(task.streams["test"].reshape(3, 401)[:, :-1].astype(int)))
+    nats = sum(token_losses(passage.outputs, passage.batch.targets).sum().item() for passage in seen)
+    assert nats / math.log(2) / 1200 == pytest.approx(result["test"]["bits_per_byte"], rel=1e-6)
 
 
 def test_a_limit_reads_the_head_of_each_split():
