@@ -16,7 +16,7 @@ from harness.checks.case import CHECKS, Case, Outcome
 from harness.checks.conditions import Conditions
 from harness.checks.elsewhere import Elsewhere
 from harness.checks.runner import CheckResult, run_checks, tried
-from harness.checks.trial import places_of_change
+from harness.checks.trial import LONG, LONG_ROWS, Trial, places_of_change
 from harness.model.backbone import ModelSpec, Width
 from harness.model.mlp import SwiGLU
 from harness.model.sizing import SizeConfig, count
@@ -189,6 +189,23 @@ def test_the_places_of_change_lie_in_a_full_block_of_every_size_and_on_an_edge(l
         full = length // block * block
         assert any(place < full and place % block for place in places)
         assert length == block or any(place % block == 0 for place in places)
+
+
+def test_the_long_sequences_are_the_runs_own_batches_and_no_more_of_them_than_are_needed():
+    asked = []
+
+    def batch(index):
+        asked.append(index)
+        return Batch(index * 4096 + torch.arange(1024).view(4, 256), None)
+
+    trial = Trial(tiny.model(), Conditions(length=256, batch_size=4, batch=batch), torch.Generator(), seed=0)
+    try:
+        rows = trial.long.values
+    finally:
+        trial.close()
+    assert asked == [0, 1, 2]  # 3,072 tokens for 2 x 1,231
+    expected = torch.cat([index * 4096 + torch.arange(1024) for index in asked])[: LONG_ROWS * LONG]
+    assert torch.equal(rows, expected.view(LONG_ROWS, LONG))
 
 
 def test_a_leak_behind_a_zero_projection_is_found():

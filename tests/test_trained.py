@@ -312,6 +312,14 @@ def test_a_memory_filled_while_training_is_refused_by_name():
     assert "model.blocks.0.mixer.memory" in check.detail
 
 
+def test_a_single_parameter_made_while_training_is_found():
+    model = build(Decay)
+    before = Memory(model)
+    assert before.hidden(model) == {}
+    model.register_parameter("late", nn.Parameter(torch.zeros(1)))
+    assert {path: held.numbers for path, held in before.hidden(model).items()} == {"parameters made while training": 1}
+
+
 def test_an_exception_is_told_in_its_check():
     class Falls(Mixer):
         def forward(self, x, state=None, call=None):
