@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 import hashlib
 import json
 import math
@@ -834,3 +835,25 @@ def test_a_page_with_less_room_leaves_out_columns_and_the_notes_about_them_alone
     )
     brief = table.without(["state at 1k", "memory at 32k"])
     assert (brief.header, brief.rows, brief.notes) == (["model", "state at 32k"], [["a", "c"]], notes[:2])
+
+
+def test_a_latex_table_has_its_first_column_to_the_left_and_the_others_to_the_right(folder):
+    (table,) = comparison(folder)
+    (columns,) = re.findall(r"\\begin{tabular}{(\w+)}", render.latex(table))
+    assert columns == "l" + "r" * (len(table.header) - 1)
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_page_shows_the_memory_of_the_models_in_its_headline(folder):
+    made = report.build(records.load([folder]), Path("nowhere"))
+
+    def figure(*sizes, headline):
+        plots = {f"memory-{size}": report.Plot(f"memory, {size}", figures.memory) for size in sizes}
+        table = render.Table(headline, headline, [""], [["ltc"]], [], pd.DataFrame())
+        shown = dataclasses.replace(made, headline=table, figures=plots)
+        return report.sections(shown, Path("out"), Path("README.md"))["figure"]
+
+    assert figure("1m", "10m", headline="sotu-10m") == "![memory, 10m](out/memory-10m.png)"
+    assert figure("1m", "10m", headline="sotu-1m") == "![memory, 1m](out/memory-1m.png)"
+    assert figure("1m", "10m", headline="mqar-30m") == "![memory, 1m](out/memory-1m.png)"
+    assert figure(headline="sotu-1m") == report.NOTHING

@@ -308,3 +308,12 @@ def test_sections_of_pages_come_from_what_was_measured(tmp_path, monkeypatch):
     assert "**identity, 2 channels.** Nothing at all." in text
     assert "| **missed**" in text
     assert text.count("Not measured yet") == len(table.SUBJECTS) - 1
+
+
+def test_a_cell_says_the_time_of_the_whole_batch_and_the_rate_of_a_token(clock):
+    times = timing.measure([sleeper(clock, 4e-6)], 4, 1000, 3, Limits(rounds=1), CPU)
+    content = {"channels": 3, "notes": {}, "skipped": {}, "packages": {}, "targets": []}
+    content["rows"] = [row | {"date": "today"} for row in kernels.as_rows("sleep", 4, 1000, times, 1e9)]
+    content["machine"] = {"gpu": None, "cpu": "a clock", "threads": 1}
+    (cell,) = [line for line in table.kernels(content).splitlines() if line.startswith("| 4e-06 s |")][:1]
+    assert cell.split("|")[2].strip() == "4 ms · 1M/s · 1"
