@@ -8,12 +8,14 @@
 The changes are cosmic-ray's, less the operators whose mutants cannot run at all. The sample is the `COUNT` of them with
 the smallest hash of the seed and of what is changed, so that other code leaves the rest of the sample as it was.
 
-Tests of a module are the files that import it, or, where none does, those that import it by the fewest steps. A mutant
-is tried in a copy of the tree, in a fork of this process, which has imported torch and the rest once for all of them.
+Tests of a module are the files that import it, or, where none does, those that import it by the fewest steps; of one
+that is looked up by name, those named after its folder. A mutant is tried in a copy of the tree, in a fork of this
+process, which has imported torch and the rest once for all of them.
 """
 
 import argparse
 import ast
+import functools
 import hashlib
 import importlib
 import json
@@ -142,6 +144,7 @@ def sample(seed: int, count: int) -> list[Mutant]:
     return sorted(every, key=lambda mutant: mutant.rank(seed))[:count]
 
 
+@functools.cache
 def imported(path: Path) -> set[str]:
     """The names of the modules that a file imports, and of what it takes from them."""
     names = set()
@@ -170,7 +173,10 @@ def concerning(path: str) -> list[str]:
         tests = [file for file in reached if Path(file).name.startswith("test_") and file != MIXERS]
         if tests:
             return sorted(tests, key=lambda file: (Path(path).stem not in file, len(imports[file])))
-    return []
+    # an oracle, a kernel or a contestant, looked up by its name
+    folder, stem = Path(path).parent.name, Path(path).stem
+    named = [file for file in files if Path(file).name.startswith("test_") and folder in Path(file).name]
+    return sorted(named, key=lambda file: (stem not in file, stem not in (ROOT / file).read_text()))
 
 
 class Reporter:

@@ -49,6 +49,8 @@ def test_every_exception_that_is_replaced_can_be():
 def test_tests_concern_the_modules_that_they_import():
     assert mutation.concerning("harness/training/ledger.py") == ["tests/test_ledger.py"]
     assert "tests/test_checks.py" in mutation.concerning("harness/checks/checks.py")  # by way of the runner
+    assert mutation.concerning("arch/ltc/oracle.py")[0] == "tests/test_ltc_oracle.py"  # which no one imports
+    assert all(map(mutation.concerning, mutation.modules()))
 
 
 def test_sizes_that_only_samples_read_are_no_product():
