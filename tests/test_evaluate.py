@@ -1,10 +1,14 @@
 """Evaluation against slow oracles: every byte counted once, no context beyond what is claimed."""
 
+import json
 import math
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from torch import nn
 
 from harness.evaluation.evaluate import EvaluateConfig, evaluate
@@ -15,6 +19,7 @@ from harness.tasks.mqar import MQAR
 from harness.tasks.parity import Parity
 from harness.tasks.text import TextTask
 
+ROOT = Path(__file__).resolve().parent.parent
 STREAM = np.random.default_rng(0).integers(97, 123, 997, dtype=np.uint8)
 
 
@@ -183,6 +188,43 @@ def test_extrapolation_scores_the_same_bytes_at_every_length():
         targets = [(end, t) for end in ends for t in range(end - 7, end + 1)]
         expected = np.mean([model.nats(STREAM[end - row["length"] : t], STREAM[t]) for end, t in targets])
         assert row["bits_per_byte"] == pytest.approx(expected / math.log(2), rel=1e-6)
+
+
+class Shown(Bigram):
+    """Notes the shape of what it is given."""
+
+    def __init__(self):
+        super().__init__()
+        self.shapes = []
+
+    def forward(self, tokens, state=None, elapsed=None):
+        self.shapes.append(tuple(tokens.shape))
+        return super().forward(tokens, state)
+
+
+def test_windows_do_not_overlap_and_as_many_are_read_at_once_as_streams_hold():
+    model, config = Shown(), EvaluateConfig(streams=2, position_bytes=4096)
+    loss_by_position(model, STREAM[:64], config, train_length=16)
+    assert model.shapes == [(2, 16), (1, 16)]  # the first of 64 bytes is predicted from nothing
+    model.shapes.clear()
+    loss_by_position(model, STREAM[:65], config, train_length=16)
+    assert model.shapes == [(2, 16), (2, 16)]
+    model.shapes.clear()
+    extrapolation(model, STREAM, replace(config, extrapolation_bytes=192, length_factors=(1, 2, 4)), train_length=16)
+    assert model.shapes == [(2, 16), (1, 16), (1, 32), (1, 32), (1, 32), (1, 64), (1, 64), (1, 64)]
+
+
+@pytest.mark.parametrize(("size", "segments"), [(24, 1), (25, 2), (32, 2), (33, 3)])
+def test_extrapolation_scores_no_byte_twice(size, segments):
+    config = EvaluateConfig(streams=2, length_factors=(1,))
+    (row,) = extrapolation(Bigram(), STREAM[:size], config, train_length=16)
+    assert row["bytes"] == 8 * segments
+
+
+def test_the_default_configuration_is_the_class_s_own():
+    node = yaml.safe_load((ROOT / "conf" / "evaluate" / "default.yaml").read_text())
+    assert node.pop("_target_") == "harness.evaluation.evaluate.EvaluateConfig"
+    assert json.loads(json.dumps(asdict(EvaluateConfig()))) == node
 
 
 class Solved(nn.Module):

@@ -19,6 +19,9 @@ def test_the_share_is_of_the_whole_machine():
     assert Load.of(-0.1, 4.0) == Load(0.0, False)  # the rounding of ticks
     assert Load.of(None, 4.0) == Load(None, False)
     assert Load.of(0.0, 0.01) == Load(None, False)
+    tick = 1 / os.sysconf("SC_CLK_TCK")
+    assert Load.of(5 * tick, 20 * tick) == Load(0.25, True)  # as few ticks as tell anything
+    assert Load.of(5 * tick, 19.5 * tick) == Load(None, False)
 
 
 def test_what_the_machine_did_beyond_this_process_is_others(tmp_path):
