@@ -3,7 +3,9 @@
 import json
 import math
 import time
+from contextlib import contextmanager
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,11 +14,12 @@ import faults
 import tiny
 from baselines.recurrent.mixer import LSTM
 from faults import Agrees, Decay, Mean, NotANumber, NotInstalled, Raises, ZeroStart
+from harness.checks import running
 from harness.checks.case import CHECKS, Case, Outcome
 from harness.checks.conditions import Conditions
 from harness.checks.elsewhere import Elsewhere
 from harness.checks.runner import CheckResult, run_checks, tried
-from harness.checks.trial import LONG, LONG_ROWS, Trial, places_of_change
+from harness.checks.trial import LONG, LONG_ROWS, Moves, Trial, places_of_change
 from harness.model.backbone import ModelSpec, Width
 from harness.model.mlp import SwiGLU
 from harness.model.sizing import SizeConfig, count
@@ -189,6 +192,18 @@ def test_the_places_of_change_lie_in_a_full_block_of_every_size_and_on_an_edge(l
         full = length // block * block
         assert any(place < full and place % block for place in places)
         assert length == block or any(place % block == 0 for place in places)
+    quarter = 2 ** (length.bit_length() - 3) if length > 8 else 0
+    assert not quarter or any(place > quarter and place % quarter == 1 for place in places)  # just behind an edge
+
+
+@contextmanager
+def on_trial(model, **conditions):
+    """A trial of the model as the checks make it."""
+    trial = Trial(model, Conditions(**conditions), torch.Generator().manual_seed(0), seed=0)
+    try:
+        yield trial
+    finally:
+        trial.close()
 
 
 def test_the_long_sequences_are_the_runs_own_batches_and_no_more_of_them_than_are_needed():
@@ -196,16 +211,80 @@ def test_the_long_sequences_are_the_runs_own_batches_and_no_more_of_them_than_ar
 
     def batch(index):
         asked.append(index)
-        return Batch(index * 4096 + torch.arange(1024).view(4, 256), None)
+        numbers = index * 4096 + torch.arange(1024.0).view(4, 256)
+        return Batch(torch.stack([numbers, -numbers], -1), None, numbers / 2)
 
-    trial = Trial(tiny.model(), Conditions(length=256, batch_size=4, batch=batch), torch.Generator(), seed=0)
-    try:
-        rows = trial.long.values
-    finally:
-        trial.close()
+    with on_trial(tiny.model(), length=256, batch_size=4, batch=batch) as trial:
+        rows = trial.long
     assert asked == [0, 1, 2]  # 3,072 tokens for 2 x 1,231
-    expected = torch.cat([index * 4096 + torch.arange(1024) for index in asked])[: LONG_ROWS * LONG]
-    assert torch.equal(rows, expected.view(LONG_ROWS, LONG))
+    expected = torch.cat([index * 4096 + torch.arange(1024.0) for index in asked])[: LONG_ROWS * LONG]
+    assert torch.equal(rows.values[..., 0], expected.view(LONG_ROWS, LONG))
+    assert torch.equal(rows.values[..., 1], -rows.values[..., 0])
+    assert torch.equal(rows.elapsed, rows.values[..., 0] / 2)
+
+
+class AtOnePlaceOfLongSequences(faults.Leaking):
+    """Lets the token at `place` into the output before it, where sequences are longer than a batch's."""
+
+    place = 0
+
+    def leaks(self, x, call):
+        return (torch.arange(x.shape[1]) == self.place - 1) if x.shape[1] == LONG else False
+
+
+@pytest.mark.parametrize("place", [8, 1016, 1024, LONG - 1], ids=["start", "within a block", "edge", "end"])
+def test_long_sequences_are_changed_at_their_start_in_a_block_at_its_edge_and_at_their_end(place):
+    model = ModelSpec("tiny", AtOnePlaceOfLongSequences, SwiGLU).build(11, 1, Width(8, 6))
+    with on_trial(model) as trial:
+        assert trial.at_length == 0
+        del trial.at_length
+        for mixer in (*trial.model.mixers, *trial.unused.mixers):
+            mixer.place = place
+        del trial.whole, trial.read
+        assert trial.at_length > 0
+
+
+@pytest.mark.parametrize("rows", [1, 2, 4, 9, 16])
+def test_nine_positions_of_a_batch_are_changed_as_far_as_four_calls_hold_them(rows):
+    with on_trial(tiny.model(), length=32, batch_size=rows) as trial:
+        seen = []
+        trial.model.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+        assert trial.in_training == Moves(0, 0, 0)
+    base, again, *changed = seen
+    assert torch.equal(base, again)
+    assert 1 <= len(changed) <= 4
+    places = [int((row != kept).int().argmax()) for call in changed for row, kept in zip(call, base, strict=True)]
+    alike = sum(torch.equal(row, kept) for call in changed for row, kept in zip(call, base, strict=True))
+    assert alike == (len(changed) if rows > 1 else 0)  # a row that stays, to see whether the others move it
+    assert len(places) - alike >= min(9, 4 * max(1, rows - 1))
+    assert set(places_of_change(32)[: max(1, rows - 1)]) <= set(places)
+
+
+def test_outputs_are_in_the_runs_precision_unless_another_is_asked_for():
+    with on_trial(tiny.model(), precision="bf16") as rounded, on_trial(tiny.model()) as exact:
+        inputs = exact.batch
+        assert torch.equal(rounded.outputs(inputs, False, precision="fp32"), exact.outputs(inputs, False))
+        error = (rounded.outputs(inputs, False) - exact.outputs(inputs, False)).abs().max()
+        assert 0 < error < 0.1
+
+
+def verdicts(**moves):
+    """What the checks at the run's shape say of moves that were found."""
+    still = {"in_training": Moves(0.0, 0.0, 0.0), "in_evaluation": Moves(0.0, 0.0, 0.0), "at_length": 0.0}
+    model = SimpleNamespace(mixers=[SimpleNamespace(inexact=None)])
+    case = SimpleNamespace(run=SimpleNamespace(**still | moves, model=model, repeatable=0.0, conditions=Conditions()))
+    shown = ("causality_in_training", "causality_in_evaluation")
+    shown += ("batch_independence_in_training", "batch_independence_in_evaluation")
+    return [getattr(running, name)(case).value for name in shown]
+
+
+def test_each_check_judges_the_moves_of_its_own_mode():
+    assert verdicts() == [0, 0, 0, 0]
+    assert verdicts(in_training=Moves(0.0, 0.1, 0.2)) == [0.1, 0, 0.2, 0]
+    assert verdicts(in_evaluation=Moves(0.0, 0.1, 0.2)) == [0, 0.1, 0, 0.2]
+    assert verdicts(at_length=0.3) == [0, 0.3, 0, 0]
+    assert verdicts(in_training=Moves(1e-9, 0.1, 0.2)) == [None, 0, None, 0]
+    assert verdicts(in_evaluation=Moves(math.nan, 0.1, 0.2)) == [0, None, 0, None]
 
 
 def test_a_leak_behind_a_zero_projection_is_found():

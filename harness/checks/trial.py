@@ -212,7 +212,7 @@ def places_of_change(length: int) -> list[int]:
 
     All inputs from there on change, so a leak over any distance crosses the position. 8 before the end of the largest
     full block lies within a full block of every size; that end is an edge of every size, half of it where the block is
-    all of the sequence.
+    all of the sequence. The last but one begins behind the first token of a quarter of the block.
     """
     block = 2 ** (length.bit_length() - 1)  # the largest power of two that the sequence fills
     wanted = (block - 8, block if block < length else block // 2, length - 1, 8, block - 1, block // 4 + 1, 1)
