@@ -857,3 +857,13 @@ def test_a_page_shows_the_memory_of_the_models_in_its_headline(folder):
     assert figure("1m", "10m", headline="sotu-1m") == "![memory, 1m](out/memory-1m.png)"
     assert figure("1m", "10m", headline="mqar-30m") == "![memory, 1m](out/memory-1m.png)"
     assert figure(headline="sotu-1m") == report.NOTHING
+
+
+def test_the_line_of_break_even_is_named_at_its_right_end_and_below_it():
+    figure = figures.ratio([Curve("batch 1", "ltc", {256: 0.5, 2048: 4.0})], styles.styles(["ltc"]), "title", "x", "y")
+    figure.draw_without_rendering()
+    axes = figure.axes[0]
+    (name,) = [text for text in axes.texts if text.get_text() == "break-even"]
+    box, room, line = name.get_window_extent(), axes.get_window_extent(), axes.transData.transform((256, 1))[1]
+    assert room.x1 - box.width < box.x1 <= room.x1
+    assert line - 2 * box.height < box.y1 <= line
