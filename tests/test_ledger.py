@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from harness.machine.load import Load, LoadMeter
 from harness.training.ledger import Divergence, Ledger
 
 
@@ -40,6 +41,22 @@ def test_means_and_medians_are_taken_over_the_updates_asked_for():
     assert ledger.update == 3
     assert ledger.mean_loss(2) == 3.0
     assert ledger.median_seconds() == 3.0
+
+
+def test_the_load_is_that_of_all_stretches_and_unknown_once_one_could_not_be_metered():
+    def stretch(other, machine):
+        meter = LoadMeter()
+        meter.other_seconds, meter.machine_seconds = other, machine
+        return meter
+
+    ledger = Ledger()
+    ledger.meter_load(stretch(1.0, 10.0))
+    assert ledger.load == Load(0.1, False)
+    ledger.meter_load(stretch(4.0, 10.0))
+    assert ledger.load == Load(0.25, True)
+    ledger.meter_load(stretch(None, 0.0))
+    ledger.meter_load(stretch(1.0, 10.0))
+    assert ledger.load == Load(None, False)
 
 
 def test_energy_adds_up_until_a_stretch_could_not_be_metered():

@@ -243,13 +243,24 @@ def test_every_line_reaches_the_logger(tmp_path):
     assert [step for step, line in logger.lines if "loss" in line] == [1, 7, 14, 21, 28, 30]
 
 
+def test_a_line_holds_the_means_over_the_updates_since_the_line_before(tmp_path):
+    _, _, every = tiny.run_once(tmp_path / "every", log_every=1, validate_every=0)
+    _, _, seventh = tiny.run_once(tmp_path / "seventh", log_every=7, validate_every=0)
+    losses, (first, *lines) = [line["loss"] for line in every], seventh
+    assert first["loss"] == losses[0]
+    ends = [7, 14, 21, 28, 30]
+    means = [sum(losses[a:b]) / (b - a) for a, b in zip([0, *ends], ends, strict=False)]
+    assert [(line["update"], line["loss"]) for line in lines] == list(zip(ends, map(pytest.approx, means), strict=True))
+    assert first["bits_per_token"] == pytest.approx(losses[0] / math.log(2))
+
+
 def test_progress_is_told_in_lines_where_there_is_no_terminal(tmp_path, capsys):
     with Run.open(tmp_path, "tiny", {}, "data") as run:
         train(tiny.model(), tiny.Counting(), tiny.config(), 0, run, Recorder(), progress=True)
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("update")]
     assert 10 <= len([line for line in lines if "left" in line]) <= 12
     assert all(part in lines[-2] for part in ("30/30", "loss", "bits/token", "tokens/s", "0:00 left"))
-    assert "validation" in lines[-1]
+    assert re.search(r"update 30: validation \d\.\d{3} bits/token$", lines[-1])
     tiny.run_once(tmp_path / "silent")
     assert capsys.readouterr().out == ""
 
