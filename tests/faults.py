@@ -127,6 +127,11 @@ class ContextFlops(Decay):
         return Flops(2 * self.d_model**2 + (context > 64))
 
 
+class FlopsOfTheSecondToken(Decay):
+    def flops_per_token(self, context):
+        return Flops(2 * self.d_model**2 + (context == 2))
+
+
 class NotANumber(Decay):
     def forward(self, x, state=None, call=None):
         y, state = super().forward(x, state)

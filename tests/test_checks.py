@@ -74,6 +74,7 @@ FAULTS = {
     "WrongShape": {"state_shape"},
     "WrongFlops": {"flops"},
     "ContextFlops": {"flops"},
+    "FlopsOfTheSecondToken": {"flops"},
     "Disagrees": {"oracle"},
     "Raises": {"prefill_and_step", "scan", "scan_gradients", "generation", "flops", "long_state", *PURITY, *LONG_PATHS},
 }

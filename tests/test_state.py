@@ -123,6 +123,7 @@ def test_what_bytes_do_not_count_is_refused(case):
 
 def test_what_a_state_may_hold():
     listed = torch.zeros(4)
+    examine({"h": SHOWN, "n": list(range(COUNTERS))})
     examine({"h": SHOWN, "n": 7, "of": [None, True, (SHOWN,)], "pair": Pair(SHOWN, SHOWN)})
     examine(Cache(listed, whole=Holder(keys=listed, used=3), position=9, nothing=None))
 

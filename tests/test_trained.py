@@ -14,7 +14,7 @@ from harness.checks.conditions import Conditions
 from harness.checks.runner import CheckResults
 from harness.checks.trained import Memory, Watch, _leak_in_training, check_trained
 from harness.evaluation.evaluate import EvaluateConfig, evaluate
-from harness.evaluation.passage import observing
+from harness.evaluation.passage import Passage, observing
 from harness.experiment import CheckError
 from harness.model.backbone import ModelSpec, Width
 from harness.model.mixer import Mixer
@@ -285,6 +285,20 @@ def test_calls_of_training_after_training_leave_the_model_and_the_generators_alo
 
 def test_a_gate_that_stays_shut_is_no_leak():
     assert failed(checked(build(Gate))) == set()
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_passages_kept_are_the_first_three_of_a_carried_reading_and_one_drawn_from_all(seed):
+    def kept(read):
+        watch = Watch(seed)
+        for index in range(40):
+            watch(Passage(index, 40, None, torch.zeros(0), read=read * index))
+        return [passage.index for passage in watch.kept]
+
+    first, second, third, *drawn = kept(read=16)
+    assert (first, second, third) == (0, 1, 2)
+    assert len(drawn) <= 1
+    assert kept(read=0) in ([0, *drawn], [0, 1], [0, 2])
 
 
 class SixteenMillion(Decay):
