@@ -6,6 +6,7 @@ from torch import nn
 
 from harness.generation.generate import choose, generate, sample_text
 from harness.model.backbone import ModelSpec, Width
+from harness.model.context import FULL
 from harness.model.mixer import Mixer
 
 
@@ -77,6 +78,12 @@ def test_draws_follow_the_probabilities_that_are_left():
     assert shares(temperature=0).tolist() == [0.0, 1.0, 0.0]
     squared = torch.tensor([0.01, 0.36, 0.09])
     assert torch.allclose(shares(temperature=0.5), squared / squared.sum(), atol=0.02)
+
+
+def test_where_nothing_is_asked_for_draws_are_from_the_model_s_own_probabilities(model):
+    prompt = torch.randint(256, (1, 3))
+    own = generate(model, prompt, 20, temperature=1.0, top_p=1.0, top_k=None, seed=0, policy=FULL)
+    assert generate(model, prompt, 20).equal(own)
 
 
 def test_bytes_that_are_no_text_are_shown_as_such(model):

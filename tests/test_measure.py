@@ -224,6 +224,7 @@ def latency_tensors(state):
 def test_forecast_continues_a_quadratic_exactly():
     known = forecast.Forecast()
     assert known.refusal(10**9, 0.0, 0.0) is None
+    assert (known.seconds(10**9), known.memory_bytes(10**9)) == (0, 0)
     known.add(100, 2.0, 1000)
     assert known.seconds(400) == 8.0
     known.add(200, 3e-2 * 200 + 1e-4 * 200**2, 2000)

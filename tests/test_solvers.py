@@ -1,6 +1,6 @@
 """Solvers: the order of convergence by its slope, exactness where it is claimed, and one horizon for all."""
 
-from dataclasses import dataclass
+from dataclasses import FrozenInstanceError, dataclass
 
 import numpy as np
 import pytest
@@ -38,6 +38,23 @@ def test_the_rules_are_those_of_the_textbooks():
     assert TABLEAUS["midpoint"][:3] == (((), (0.5,)), (0, 1), 2)
     assert TABLEAUS["heun"][:3] == (((), (1.0,)), (0.5, 0.5), 2)
     assert TABLEAUS["rk4"][:3] == (tuple(rows), (1 / 6, 1 / 3, 1 / 3, 1 / 6), 4)
+
+
+@pytest.mark.parametrize(
+    ("make", "other"),
+    [
+        (lambda: RungeKutta("rk4", 2), RungeKutta("rk4", 3)),
+        (lambda: SemiImplicit(2), SemiImplicit(3)),
+        (lambda: Exponential(2), Exponential(3)),
+        (lambda: Adaptive("dopri5", 1e-3), Adaptive("dopri5", 1e-4)),
+    ],
+    ids=["RungeKutta", "SemiImplicit", "Exponential", "Adaptive"],
+)
+def test_a_solver_is_a_value_that_cannot_change(make, other):
+    solver = make()
+    assert {solver, make(), other} == {solver, other}
+    with pytest.raises(FrozenInstanceError):
+        solver.name = "euler"
 
 
 def test_every_solver_has_its_file_of_configuration():

@@ -1,6 +1,7 @@
 """What a mixer and a model start from: initial weights, empty states, defaults, and the work stated by hand."""
 
 import dataclasses
+import inspect
 from functools import partial
 
 import pytest
@@ -11,8 +12,10 @@ from torch.testing import assert_close
 import run
 from arch.cfc.mixer import CfC
 from arch.cfc.scan_torch import cfc_scan
+from arch.ltc.mixer import LTC
 from baselines.mamba.mixer import Selective
 from baselines.mamba.scan import reference as selective_reference
+from baselines.recurrent.mixer import GRU, LSTM
 from baselines.rwkv.mixer import TimeMix
 from baselines.transformer.mixer import Attention
 from harness.experiment import Experiment
@@ -36,6 +39,12 @@ def test_the_defaults_of_an_experiment_are_those_of_its_configuration():
     defaults = {field.name: field.default for field in dataclasses.fields(Experiment)}
     for name in ("seed", "records", "force", "progress"):
         assert defaults[name] == stated[name], name
+
+
+@pytest.mark.parametrize("kind", [Attention, CfC, GRU, LSTM, LTC, Selective, TimeMix])
+def test_a_mixer_by_itself_is_the_first_and_only_layer(kind):
+    defaults = {name: value.default for name, value in inspect.signature(kind).parameters.items()}
+    assert (defaults["layer"], defaults["n_layers"]) == (0, 1)
 
 
 def test_low_rank_projections_of_rwkv_start_at_the_official_gain():
