@@ -185,8 +185,9 @@ def test_ranks_follow_the_official_formula():
     assert [auto_rank(2048, factor) for factor in (2.5, 1.7, 5.0)] == [128, 64, 224]
     assert [auto_rank(128, factor) for factor in (2.5, 1.7, 5.0)] == [32, 32, 64]
     with torch.device("meta"):
-        mixer = TimeMix(128, 1, 2)
-    assert mixer.ranks == {"w": 32, "a": 32, "v": 32, "g": 64}
+        narrow, wide = TimeMix(128, 1, 2), TimeMix(2048, 1, 2)
+    assert narrow.ranks == {"w": 32, "a": 32, "v": 32, "g": 64}
+    assert wide.ranks == {"w": 128, "a": 128, "v": 64, "g": 224}
 
 
 def test_weight_decay_is_for_the_full_matrices_alone():

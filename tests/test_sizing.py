@@ -76,7 +76,7 @@ def test_where_heads_leave_no_width_d_inner_is_a_whole_number_of_them():
     spec, size = heads_of(64), SizeConfig(1_000_000, 2)
     width = solve(spec, 256, size)
     assert width.d_inner % 64 == 0
-    assert width.d_inner != 2 * width.d_model
+    assert (width.d_model, width.d_inner) == (196, 192)  # nearest to twice; 390 x 128 and 58 x 256 fit as well
     model = spec.build(256, 2, width)
     assert abs(count(model).total - 1_000_000) <= 20_000
     assert [block.mixer.d_inner for block in model.blocks] == [width.d_inner] * 4
@@ -95,6 +95,12 @@ def test_a_budget_beyond_this_machine_s_memory_is_refused_before_anything_is_bui
     monkeypatch.setattr(ModelSpec, "build", lambda *_: pytest.fail("built"))
     with pytest.raises(ConfigError, match=r"size\.params=1000000000000 takes some 16,000 GB"):
         solve(mlp_spec(), 256, SizeConfig(10**12, 4))
+
+
+def test_the_largest_size_that_the_memory_holds_is_named(monkeypatch):
+    monkeypatch.setattr("harness.model.sizing.available_bytes", lambda device: 16_000_015)
+    with pytest.raises(ConfigError, match=r"at most 1,000,000 parameters on this machine \(16 bytes each\)"):
+        solve(mlp_spec(), 256, SizeConfig(1_000_001, 4))
 
 
 @settings(max_examples=20, deadline=None)
