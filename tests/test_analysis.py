@@ -867,3 +867,9 @@ def test_the_line_of_break_even_is_named_at_its_right_end_and_below_it():
     box, room, line = name.get_window_extent(), axes.get_window_extent(), axes.transData.transform((256, 1))[1]
     assert room.x1 - box.width < box.x1 <= room.x1
     assert line - 2 * box.height < box.y1 <= line
+
+
+def test_one_budget_of_tokens_is_a_note_and_no_column(folder):
+    (table,) = comparison(folder)
+    assert tables.TOKENS.heading not in table.header
+    assert any("Trained on 1,000,000 tokens" in note for note in table.notes)

@@ -14,7 +14,7 @@ import run
 from analysis import bench as table
 from analysis.__main__ import main as analyse
 from bench import __main__ as command
-from bench import checks, gradients, kernels, timing
+from bench import checks, gradients, kernels, liquid, timing
 from bench.bandwidth import floor_ms
 from bench.comparison import Comparison, layer
 from bench.store import Store
@@ -317,3 +317,15 @@ def test_a_cell_says_the_time_of_the_whole_batch_and_the_rate_of_a_token(clock):
     content["machine"] = {"gpu": None, "cpu": "a clock", "threads": 1}
     (cell,) = [line for line in table.kernels(content).splitlines() if line.startswith("| 4e-06 s |")][:1]
     assert cell.split("|")[2].strip() == "4 ms · 1M/s · 1"
+
+
+def test_ncps_reads_as_many_tokens_as_its_backward_holds_in_a_gigabyte():
+    kept = CONFIGS["kernels"]["channels"] ** 2 * liquid.SUBSTEPS * liquid.NCPS_TOKENS  # numbers of float32
+    assert 0.5e9 < 4 * kept < 1e9
+
+
+def test_measurements_are_kept_where_they_are_shared_unless_a_place_is_given_or_it_was_a_quick_look():
+    assert command.arguments(["kernels"]).out == run.ROOT / "results" / "bench"
+    assert command.arguments(["kernels", "--quick"]).out is None
+    assert command.arguments(["kernels", "--out", "mine"]).out == Path("mine")
+    assert command.arguments(["kernels", "--quick", "--out", "mine"]).out == Path("mine")
