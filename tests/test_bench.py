@@ -17,6 +17,7 @@ from bench import __main__ as command
 from bench import checks, gradients, kernels, liquid, timing
 from bench.bandwidth import floor_ms
 from bench.comparison import Comparison, layer
+from bench.peers import rwkv_package_decoder
 from bench.store import Store
 from bench.targets import Target
 from bench.timing import Call, Contestant, Limits
@@ -24,6 +25,7 @@ from harness.checks.runner import CheckResult, CheckResults
 from harness.configure import locate
 from harness.errors import ConfigError, RecordError
 from harness.experiment import CheckError
+from test_rwkv import language_model, tokens
 
 CPU = torch.device("cpu")
 CONFIGS = {subject: yaml.safe_load((run.ROOT / f"conf/bench/{subject}.yaml").read_text()) for subject in table.SUBJECTS}
@@ -282,6 +284,15 @@ def test_checks_that_fail_are_not_timed(monkeypatch):
     config = CONFIGS["checks"] | CONFIGS["checks"]["quick"]
     with pytest.raises(CheckError, match="model=gru fails causality"):
         checks.run(config, Store(None), CPU, Limits(), lambda line: None)
+
+
+def test_the_rwkv_package_decodes_what_our_model_gives():
+    pytest.importorskip("rwkv", reason="rwkv is an optional peer")
+    model, ids = language_model(torch.float32), tokens(1, 7)
+    step = rwkv_package_decoder(model)
+    decoded = torch.stack([step(int(token)) for token in ids[0]])
+    with torch.no_grad():
+        torch.testing.assert_close(decoded, model(ids)[0][0], rtol=1e-3, atol=1e-3)
 
 
 def test_targets_of_models_name_what_is_measured():
