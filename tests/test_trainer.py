@@ -15,7 +15,7 @@ from harness.configure import checked
 from harness.errors import ConfigError, TaskError
 from harness.machine.runtime import use_threads
 from harness.records.record import Run
-from harness.training import optimizer
+from harness.training import checkpoint, optimizer
 from harness.training.trainer import Trainer, TrainerConfig, train
 
 DEFAULT = Path(__file__).parent.parent / "conf" / "trainer" / "default.yaml"
@@ -233,6 +233,13 @@ def test_only_a_gradient_that_stays_long_ends_the_run(tmp_path):
     assert (result["status"], result["updates"]) == ("diverged", 8)
     assert "for 9 updates in a row" in result["divergence"]["reason"]
     assert result["divergence"]["value"] > 1e-6
+
+
+def test_a_checkpoint_is_saved_every_so_many_updates_and_at_the_end(tmp_path, monkeypatch):
+    saved = []
+    monkeypatch.setattr(checkpoint, "save", lambda path, key, content: saved.append(content["ledger"]["update"]))
+    tiny.run_once(tmp_path, checkpoint_every=7)
+    assert saved == [7, 14, 21, 28, 30]
 
 
 def test_every_line_reaches_the_logger(tmp_path):
