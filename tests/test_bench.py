@@ -223,6 +223,17 @@ def test_measurements_are_kept_taken_up_again_and_measured_again_by_force(tmp_pa
     assert json.loads((tmp_path / "kernels.json").read_text())["rows"] != rows
 
 
+def test_a_cell_of_other_contestants_is_measured_anew_and_no_other_cell():
+    store = Store(None)
+    store.add([{"contestant": name, "length": length} for length in (4, 8) for name in ("ours", "theirs")])
+    assert store.holds(["theirs", "ours"], length=4)
+    assert len(store.rows) == 4
+    assert not store.holds(["ours", "theirs", "another"], length=4)
+    assert [row["length"] for row in store.rows] == [8, 8]
+    assert store.holds(["ours", "theirs"], length=8)
+    assert not store.holds(["ours"], length=16)
+
+
 def test_rows_of_another_machine_or_of_other_packages_are_moved_aside(tmp_path):
     path = tmp_path / "kernels.json"
     Store(path).note(machine={"cpu": "Another (R)", "threads": 8, "gpu": None}, rows=[{"ms": 1}])
