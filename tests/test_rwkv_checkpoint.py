@@ -7,9 +7,17 @@ import pytest
 import torch
 
 from baselines.rwkv import weights as rwkv_checkpoint
-from baselines.rwkv.oracle import rwkv_package
+from baselines.rwkv.oracle import packaged_channel_mix, packaged_time_mix, rwkv_package
 from harness.errors import CheckpointError
 from test_rwkv import VOCAB, language_model, tokens
+
+
+def test_the_package_s_parts_take_the_weights_of_ours():
+    mixer, channel_mixer = language_model(torch.float32).blocks[0].mixer, language_model().blocks[1].channel_mixer
+    x = torch.randn(2, 9, mixer.d_model)
+    torch.testing.assert_close(packaged_time_mix(mixer).forward(x), mixer(x)[0], rtol=1e-4, atol=1e-4)
+    ours = channel_mixer.float()
+    torch.testing.assert_close(packaged_channel_mix(ours).forward(x), ours(x)[0], rtol=1e-4, atol=1e-4)
 
 
 def test_a_whole_model_equals_the_rwkv_package_in_sequence_and_step_by_step(tmp_path):
