@@ -873,3 +873,15 @@ def test_one_budget_of_tokens_is_a_note_and_no_column(folder):
     (table,) = comparison(folder)
     assert tables.TOKENS.heading not in table.header
     assert any("Trained on 1,000,000 tokens" in note for note in table.notes)
+
+
+def test_a_recipe_is_the_same_in_whatever_order_its_keys_stand(tmp_path):
+    path = write_run(tmp_path, "ltc")
+    config = json.loads((path / "config.json").read_text())
+    config["trainer"] = {"tokens": 1000, "beta2": 0.95, "clip_norm": None}
+    (path / "config.json").write_text(json.dumps(config))
+    (one,) = records.load([tmp_path]).runs
+    config["trainer"] = {"beta2": 0.95, "tokens": 1000}
+    (path / "config.json").write_text(json.dumps(config))
+    (other,) = records.load([tmp_path]).runs
+    assert frame.recipe(one) == frame.recipe(other)

@@ -264,6 +264,14 @@ def test_the_best_model_stands_beside_the_compressors_of_its_very_data(seeds):
     assert "PPMd order 12 1.375 (+0.525) and xz 2.000 (−0.100)" in found.sentence
 
 
+def test_a_single_run_beside_the_compressors_is_said_to_be_one_seed(tmp_path):
+    write_run(tmp_path, "ltc", 0, 1.9)
+    gathered = known(tmp_path)
+    gathered.lines["sotu", "b2023cac2b1df6e6"] = {"xz": 2.0}
+    (found,) = corpora.compressors(gathered)
+    assert "1.900 bits per byte on test (one seed)" in found.sentence
+
+
 def test_three_sizes_are_needed_for_an_exponent(seeds):
     write_run(seeds, "ltc", 0, 1.9, size="250k")
     made = report.build(records.load([seeds]), seeds / "bench")

@@ -183,6 +183,17 @@ def test_a_curve_keeps_its_first_and_last_point_and_leaves_out_what_is_torn(tmp_
     assert "1.50" in sparkline.svg({"training": [(1, 1.5), (2, 1.5)]}, "ltc")  # a flat curve has a height all the same
 
 
+def test_a_curve_runs_from_the_axis_to_the_right_edge_and_says_where_it_ends():
+    drawn = str(sparkline.svg({"training": [(1, 2.0), (10, 1.5), (100, 1.0)], "validation": [(100, 1.25)]}, "ltc"))
+    (points,) = re.findall(r'class="training" points="([^"]+)"', drawn)
+    (axis, edge) = re.findall(r'<text x="(\d+)" y="\d+"(?: text-anchor="end")?>(?:1<|100 updates)', drawn)
+    xs, ys = zip(*(map(float, point.split(",")) for point in points.split()), strict=True)
+    assert (xs[0], xs[2]) == (float(axis), float(edge))
+    assert xs[1] == pytest.approx((xs[0] + xs[2]) / 2)  # ten is halfway on a logarithmic axis
+    assert ys[0] < ys[1] < ys[2] <= sparkline.HEIGHT
+    assert "training ends at 1.000, validation ends at 1.250" in drawn
+
+
 def test_cells_are_sorted_by_what_they_mean():
     meant = {"2.05 kB": 2050, "158 kB": 158e3, "2.10 MB": 2.1e6, "9,600": 9600, "1.71 ± 0.02": 1.71, "−0.5": -0.5}
     meant |= {"1,024": 1024, "0.097": 0.097, "9,100 ± 141*": 9100, "1.2e-05": 1.2e-5, "3.5M": 3.5e6, "2.217": 2.217}

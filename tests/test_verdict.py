@@ -5,6 +5,7 @@ import json
 import re
 
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 
@@ -391,6 +392,13 @@ def test_every_implementation_is_a_contestant_of_the_bench():
 def shape(**more):
     given = {"d_model": 128, "layers": 4, "parameters": 1_000_000, "dense": 950_000, "numbers": 1000.0, "window": None}
     return cost.Shape(**(given | {"flops": 6.0 * 950_000, "length": 512} | more))
+
+
+@pytest.mark.parametrize(("tied", "dense"), [(True, 1_000_000), (False, 900_000), (None, 900_000)])
+def test_every_parameter_but_an_untied_table_of_embeddings_is_multiplied_with(tied, dense):
+    facts = {"d_model": 128, "n_layers": 4, "parameters": 1e6, "embedding": 2e5, "train_flops_per_token": 6e6}
+    facts |= {"state_bytes_1024": 4000, "train_length": 512, "tied": tied, "context": "state"}
+    assert cost.shape(pd.Series(facts, dtype=object)) == shape(dense=dense, flops=6e6)
 
 
 def test_costs_follow_from_their_stated_inputs():
