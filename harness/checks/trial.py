@@ -117,7 +117,9 @@ class Calls:
         found = self.outputs(inputs.spliced(self._other(inputs), places), training)
         length = inputs.values.shape[1]
         moves = ((found - base).abs().amax(-1) / base.abs().max()).split(1)  # (1, T) each
-        past = worst(move[0, :place].max().item() for move, place in zip(moves, places, strict=True) if place)
+        past = worst(
+            move[0, :place].max().item() for move, place in zip(moves, places, strict=True) if 0 < place < length
+        )
         rows = worst(move.max().item() for move, place in zip(moves, places, strict=True) if place == length)
         return past, rows
 
