@@ -4,12 +4,17 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: run test check lint tables peers bench mutation clean
+.PHONY: run test test-long check lint tables peers bench mutation clean
 
 run: $(VENV)/.installed
 	$(BIN)/python run.py model=ltc solver=rk4
 
 test: $(VENV)/.installed-test lint
+	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(BIN)/python -m pytest
+
+# With the tests of many runs, of killed and of stopped sweeps, of every sweep's cost, and with more mutants and drawings.
+test-long: $(VENV)/.installed-test
+	LIQUIDBENCH_LONG=1 LIQUIDBENCH_SEEDS=3 LIQUIDBENCH_RUNS=1000 LIQUIDBENCH_MUTANTS=6 LIQUIDBENCH_FUZZ=1000 \
 	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(BIN)/python -m pytest
 
 # A minute's worth of tests for the one who is writing code: all but those marked slow.

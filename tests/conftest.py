@@ -24,11 +24,14 @@ def pytest_generate_tests(metafunc):
 def pytest_collection_modifyitems(items):
     """Marks whatever names Triton as slow: its interpreter and its compiler take seconds for the smallest call.
 
-    What is slow goes first, so that the workers end together.
+    What is slow goes first, so that the workers end together. What is long waits until LIQUIDBENCH_LONG asks for it.
     """
+    later = pytest.mark.skip(reason="takes a minute or more of both processors: make test-long")
     for item in items:
         if "triton" in item.nodeid.lower():
             item.add_marker(pytest.mark.slow)
+        if item.get_closest_marker("long") and not os.environ.get("LIQUIDBENCH_LONG"):
+            item.add_marker(later)
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 

@@ -154,7 +154,9 @@ def run_commands():
     """The commands of run.py; a sweep composes dozens of runs."""
     for arguments in commands("python run.py"):
         sweep = any(argument.startswith("+sweeps=") for argument in arguments)
-        yield pytest.param(arguments, id=" ".join(arguments), marks=[pytest.mark.slow] if sweep else [])
+        yield pytest.param(
+            arguments, id=" ".join(arguments), marks=[pytest.mark.slow, pytest.mark.long] if sweep else []
+        )
 
 
 @pytest.mark.parametrize("arguments", run_commands())

@@ -194,6 +194,7 @@ def curves(root):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_queue_killed_three_times_ends_with_the_records_of_one_in_peace(tmp_path, tiny):
     """SIGKILL to all of its processes at once, at random moments; whatever it was doing is resumed.
 
@@ -250,6 +251,7 @@ def test_a_queue_says_what_fails_and_what_is_left(tmp_path, tiny):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_queue_told_to_stop_leaves_checkpoints(tmp_path, tiny, number):
     """Also where the terminal tells all of its processes at once."""

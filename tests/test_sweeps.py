@@ -22,7 +22,7 @@ from sweeps.tuning import Tried, UnknownValueError, chosen, extended, further, t
 from sweeps.work import Command, Work
 
 FILES = sorted((run.ROOT / "sweeps").glob("*.yaml"))
-MOST = int(os.environ.get("LIQUIDBENCH_RUNS", "36"))
+MOST = int(os.environ.get("LIQUIDBENCH_RUNS", "12"))
 """Runs of a sweep, which take a sixth of a second each to compose; LIQUIDBENCH_RUNS=200 checks those of more too."""
 
 

@@ -90,6 +90,7 @@ def test_workers_share_a_sweep_and_a_failing_run_ends_nothing(four, tmp_path):
     assert "2 runs: 2 finished" in again.stdout
 
 
+@pytest.mark.long
 def test_a_worker_that_is_killed_ends_neither_the_others_nor_the_sweep(four, tmp_path):
     process = start([*four, "trainer.tokens=256000", "trainer.validate_every=0"])
     wait_for(lambda: list((tmp_path / "runs").glob("*/metrics.jsonl")))
@@ -101,6 +102,7 @@ def test_a_worker_that_is_killed_ends_neither_the_others_nor_the_sweep(four, tmp
     assert len(list((tmp_path / "runs").glob("*/result.json"))) == 3
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_workers_that_are_told_to_stop_write_their_checkpoints(four, tmp_path, number):
     process = start([*four, *LONG])
@@ -116,6 +118,7 @@ def test_workers_that_are_told_to_stop_write_their_checkpoints(four, tmp_path, n
     assert not list((tmp_path / "runs").glob("*/failure.json"))
 
 
+@pytest.mark.long
 def test_workers_whose_command_is_killed_write_their_checkpoints_and_end(four, tmp_path):
     process = start([*four, *LONG])
     wait_for(lambda: len(list((tmp_path / "runs").glob("*/metrics.jsonl"))) == 2)
