@@ -16,6 +16,7 @@ import run
 from harness.errors import MachineError
 from harness.records import curve
 from harness.records.sweep import Sweep
+from started import start, wait_for
 from sweeps import pinned
 from sweeps.pinned import Publisher, git, worktree
 
@@ -255,18 +256,8 @@ def test_a_queue_says_what_fails_and_what_is_left(tmp_path, tiny):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_queue_told_to_stop_leaves_checkpoints(tmp_path, tiny, number):
     """Also where the terminal tells all of its processes at once."""
-    process = subprocess.Popen(
-        [*tiny(tmp_path / "runs"), "trainer.tokens=2560000", "trainer.checkpoint_every=9999"],
-        cwd=run.ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    deadline = time.monotonic() + 600
-    while len(list((tmp_path / "runs").glob("*/metrics.jsonl"))) < 2 and time.monotonic() < deadline:
-        time.sleep(0.05)
+    process = start([*tiny(tmp_path / "runs"), "trainer.tokens=2560000", "trainer.checkpoint_every=9999"])
+    wait_for(lambda: len(list((tmp_path / "runs").glob("*/metrics.jsonl"))) == 2)
     os.killpg(process.pid, number)
     _, err = process.communicate(timeout=600)
     assert process.returncode == 128 + number

@@ -5,12 +5,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import psutil
 import pytest
 
 import run
+from started import start, wait_for
 
 pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="pip install -e .[sweeps]")
 pytestmark = pytest.mark.slow
@@ -35,32 +35,6 @@ def four(tmp_path, monkeypatch):
     tiny = ["debug=tiny", "task=text", f"task.path={tmp_path / 'corpus.txt'}", f"records={tmp_path / 'runs'}"]
     launcher = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
     return [sys.executable, "run.py", "-m", "+sweeps=four", *launcher, *tiny, "progress=false"]
-
-
-def start(command):
-    """The command in a session of its own, which listens to SIGINT though the tests may run in the background."""
-    return subprocess.Popen(
-        command,
-        cwd=run.ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-
-
-def wait_for(condition, seconds=600):
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    return found
-
-
-def events(root):
-    path = root / "sweeps" / "four.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def workers(process):
