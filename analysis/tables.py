@@ -6,6 +6,7 @@ from math import inf
 
 import pandas as pd
 
+from analysis.entries import higher_is_better
 from analysis.render import MISSING, Table, count, si_bytes, spread
 from analysis.selection import HIGHER_IS_BETTER
 from analysis.statistics import Summary, summarise
@@ -128,7 +129,7 @@ def _rows(runs: pd.DataFrame) -> list[pd.DataFrame]:
 
 
 def _ordered(runs: pd.DataFrame, quality: str) -> list[pd.DataFrame]:
-    better = -1 if quality.endswith("accuracy") else 1
+    better = -1 if higher_is_better(quality) else 1
 
     def rank(group: pd.DataFrame) -> tuple:
         mean = summarise(_values(group, quality)).mean

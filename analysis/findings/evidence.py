@@ -14,6 +14,7 @@ from analysis import frame, tables
 from analysis.entries import Entry, entry
 from analysis.records import Record
 from analysis.scaling import Fit
+from analysis.selection import HIGHER_IS_BETTER
 from analysis.statistics import summarise
 from harness.records.identity import meaning
 
@@ -99,7 +100,7 @@ class Variant:
     def on_validation(self) -> float:
         """The mean on validation, the best least, and infinite where nothing finished: what variants are ordered by."""
         mean = summarise(self.validation.values()).mean
-        return float("inf") if mean is None else -mean if self.metric == "accuracy" else mean
+        return float("inf") if mean is None else -mean if HIGHER_IS_BETTER[f"validation_{self.metric}"] else mean
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from analysis import bench, figures, learning, provenance
+from analysis.findings.evidence import METRICS
 from analysis.html import sparkline
 from analysis.records import Record, Records
 from analysis.render import MISSING, Table, si_bytes
@@ -242,9 +243,6 @@ def _index(runs: pd.DataFrame, records: list[Record], anchors: dict[str, str], c
         rows.append(Row(label, cells, link, _colour(colours[path])))
     numeric = [heading in ("seed", "validation", "test", "learning rate", "tokens") for heading in INDEX]
     return Sheet("index", "All runs", list(INDEX), numeric, rows)
-
-
-METRICS = {"bits_per_byte": "bits per byte", "accuracy": "accuracy", "mean_squared_error": "mean squared error"}
 
 
 def _figures(run: pd.Series, split: str) -> str:
