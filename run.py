@@ -40,7 +40,7 @@ from harness.errors import ConfigError, UserError  # noqa: E402
 from sweeps.known import Known  # noqa: E402
 from sweeps.plan import Plan, Planner, Runs  # noqa: E402
 from sweeps.section import Section  # noqa: E402
-from sweeps.work import Command, Work, obey, objective, paragraph, signals_reported  # noqa: E402
+from sweeps.work import Command, Work, obey, objective, signals_reported  # noqa: E402
 
 BASIC = f"{BasicSweeper.__module__}.{BasicSweeper.__name__}"
 """Hydra's own sweeper, whose jobs are known before the first one starts."""
@@ -288,7 +288,7 @@ def errors_reported() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        sys.exit(paragraph(error))
+        sys.exit(error.paragraph())
 
 
 def main() -> None:

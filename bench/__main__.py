@@ -61,7 +61,7 @@ def main(given: list[str] | None = None) -> None:
     try:
         print(f"\n{_references(options, config) if options.subject == REFERENCES else _timed(options, config)}")
     except UserError as error:
-        sys.exit(f"error: {error.what}\nexpected: {error.expected}\nremedy: {error.remedy}")
+        sys.exit(error.paragraph())
 
 
 def _references(options: argparse.Namespace, config: dict) -> str:

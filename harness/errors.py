@@ -8,6 +8,10 @@ class UserError(Exception):
         self.what, self.expected, self.remedy = what, expected, remedy
         super().__init__(f"{what} Expected: {expected} Remedy: {remedy}")
 
+    def paragraph(self) -> str:
+        """How it is printed."""
+        return f"error: {self.what}\nexpected: {self.expected}\nremedy: {self.remedy}"
+
 
 class ConfigError(UserError):
     """A configuration key or value that cannot be used."""

@@ -74,7 +74,7 @@ def main(arguments: list[str] | None = None) -> int:
         queue.begin()
         return 0 if options.dry_run else queue.work()
     except UserError as error:
-        print(work.paragraph(error), file=sys.stderr)
+        print(error.paragraph(), file=sys.stderr)
         return 2
 
 
@@ -348,7 +348,7 @@ class Queue:
             self.uncommitted_since = None
         except UserError as error:
             self.uncommitted_since = time.monotonic()  # tried again after a while, or at the end
-            print(work.paragraph(error), file=sys.stderr)
+            print(error.paragraph(), file=sys.stderr)
 
     def _pause(self) -> None:
         """Stops all workers at their checkpoints; what they made is begun again later."""

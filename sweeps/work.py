@@ -41,11 +41,6 @@ def objective(result: dict) -> float:
     return figures.get("bits_per_byte", figures.get("loss", math.inf))
 
 
-def paragraph(error: UserError) -> str:
-    """A mistake of the user's as it is printed."""
-    return f"error: {error.what}\nexpected: {error.expected}\nremedy: {error.remedy}"
-
-
 class Display:
     """The one view of all runs of a command: a line as each begins and, where others make them, as it ends.
 
@@ -208,7 +203,7 @@ class Work:
             return figure
         except Exception as error:  # whatever ended this job, the others are worth running
             if isinstance(error, UserError):
-                print(paragraph(error), file=sys.stderr)
+                print(error.paragraph(), file=sys.stderr)
             else:
                 traceback.print_exc()
             reason = error.what if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
