@@ -27,12 +27,6 @@ def device_name(device: torch.device | str) -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def used_bytes(device: torch.device | str) -> int:
-    """Bytes in use now: the allocator's on a GPU, the process's resident memory on a CPU."""
-    device = torch.device(device)
-    return torch.cuda.memory_allocated(device) if device.type == "cuda" else psutil.Process().memory_info().rss
-
-
 def available_bytes(device: torch.device | str, cgroup: Path = Path("/sys/fs/cgroup")) -> int:
     """Bytes that can still be allocated: the GPU's free memory, or the machine's within its container's limit."""
     device = torch.device(device)

@@ -10,8 +10,8 @@ import torch
 
 from harness.generation.decode import Decoder
 from harness.generation.generate import read
-from harness.machine.hardware import available_bytes, device_name, used_bytes
-from harness.machine.memory import peak_bytes, reset_peak
+from harness.machine.hardware import available_bytes, device_name, is_out_of_memory
+from harness.machine.memory import Increase
 from harness.measurement import latency
 from harness.measurement.cost import dollars_per_million_tokens
 from harness.measurement.forecast import Forecast
@@ -139,7 +139,7 @@ def _measure_context(
         try:
             result = part(model, config, context, policy, forecast, left)
         except (RuntimeError, MemoryError) as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             result = "out of memory"
         if isinstance(result, str):
@@ -164,8 +164,7 @@ def _decode(
     if needed > MEMORY_FRACTION * free:
         return f"needs about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"
     token = latency.prompt(model, config.batch_size, 1, device)[:, 0]
-    before = used_bytes(device)
-    reset_peak(device)
+    memory = Increase(device)
     held = 0
     times: list[float] = []
     deadline = perf_counter() + seconds
@@ -179,7 +178,7 @@ def _decode(
     spread = latency.percentiles(times)
     return {
         "state_bytes": held,
-        "generation_memory_bytes": (peak_bytes(device) or 0) - before if device.type == "cuda" else None,
+        "generation_memory_bytes": memory.bytes() if device.type == "cuda" else None,
         "decode_tokens_per_second": config.batch_size * len(times) / sum(times) * 1e3,
         "decode_samples": len(times),
         **{f"decode_ms_{name}": value for name, value in spread.items()},
@@ -200,14 +199,13 @@ def _prefill(
     if refusal:
         return refusal
     tokens = latency.prompt(model, config.batch_size, context, device)
-    before = used_bytes(device)
-    reset_peak(device)
+    memory = Increase(device)
     timings: list[tuple[float, float]] = []
     while not timings or (len(timings) < config.repeats and sum(t[1] for t in timings) + timings[-1][1] <= seconds):
         timings.append(latency.time_prefill(model, tokens, config.prefill_chunk, policy))
     read = median(timing[0] for timing in timings)
     first_token = median(timing[1] for timing in timings)
-    forecast.add(context, first_token, (peak_bytes(device) or 0) - before)
+    forecast.add(context, first_token, memory.bytes() or 0)
     return {
         "prefill_tokens_per_second": config.batch_size * context / read,
         "first_token_ms": first_token * 1e3,
@@ -235,9 +233,3 @@ def _stated_bytes(model: LanguageModel, batch: int, context: int) -> int:
     """Bytes the state will take, from its shapes alone: nothing is allocated."""
     dtype = model.head.weight.dtype
     return sum(state_bytes(mixer.init_state(batch, context, device="meta", dtype=dtype)) for mixer in model.mixers)
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    text = str(error).lower()
-    known = (MemoryError, torch.OutOfMemoryError)
-    return isinstance(error, known) or any(sign in text for sign in ("not enough memory", "can't allocate memory"))
