@@ -46,6 +46,7 @@ class CfC(ProjectedMixer):
         self.hidden = nn.ModuleList(nn.Linear(self.units, self.units) for _ in range(backbone_layers - 1))
         self.heads = nn.Linear(self.units, len(HEADS[mode]) * self.d_inner)
         self.out = nn.Linear(self.d_inner, self.d_out, bias=False)
+        self.scale_projection()
         self.w_tau = self.amplitude = None
         if mode == "pure":
             self.w_tau = nn.Parameter(torch.empty(self.d_inner))

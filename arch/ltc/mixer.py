@@ -78,6 +78,7 @@ class LTC(ProjectedMixer):
         self.from_token = from_token
         self.in_proj = nn.Linear(d_model, sum(from_token.values()), bias=False)
         self.out_proj = nn.Linear(self.d_inner, self.d_out, bias=False)
+        self.scale_projection()
         self.reversal = None if reversal == "input" else _undecayed(torch.randn(self.d_inner))
         if d_conv:
             self.conv_weight = nn.Parameter(torch.empty(d_conv, d_model).uniform_(-1, 1) / math.sqrt(d_conv))

@@ -65,11 +65,11 @@ class Selective(ProjectedMixer):
 
     @torch.no_grad()
     def _reset(self, dt_min: float, dt_max: float) -> None:
-        """Step sizes log-uniform in [dt_min, dt_max], as mamba-ssm; the output smaller by sqrt(n_layers), as there."""
+        """Step sizes log-uniform in [dt_min, dt_max], as mamba-ssm; the output smaller by depth, as there."""
         nn.init.uniform_(self.dt_proj.weight, -(self.dt_rank**-0.5), self.dt_rank**-0.5)
         dt = torch.exp(torch.empty_like(self.D).uniform_(math.log(dt_min), math.log(dt_max))).clamp(min=DT_FLOOR)
         self.dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # the inverse of softplus
-        self.out_proj.weight.div_(math.sqrt(self.n_layers))
+        self.scale_projection()
 
     @property
     def projection(self) -> nn.Linear:

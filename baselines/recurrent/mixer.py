@@ -42,6 +42,7 @@ class Recurrent(ProjectedMixer):
         self.d_inner, self.kernel = expand * d_model, kernel
         self.rnn = self.module(d_model, self.d_inner, batch_first=True)
         self.out = nn.Linear(self.d_inner, self.d_out, bias=False)
+        self.scale_projection()
         for bias in (self.rnn.bias_ih_l0, self.rnn.bias_hh_l0):
             bias._no_weight_decay = True
         if not self.out.weight.is_meta:  # sizing only counts there

@@ -28,8 +28,8 @@ class Attention(ProjectedMixer):
     head_dim: even, divides d_model. n_kv_heads: key-value heads, each shared by a group of query heads (Ainslie et al.
     2023, arXiv:2305.13245); None means one for each. rope_theta: base of the rotary frequencies (Su et al. 2021,
     arXiv:2104.09864). Projections start as N(0, 2 / (5 d_model)) (Nguyen and Salazar 2019, arXiv:1910.05895), the one
-    into the residual stream smaller by sqrt(2 n_layers) (GPT-2). kernel: see harness/ops/registry.py; a sequence of one
-    token needs no mask and is weighed by torch's own products whatever the choice.
+    into the residual stream smaller (`scale_projection`). kernel: see harness/ops/registry.py; a sequence of one token
+    needs no mask and is weighed by torch's own products whatever the choice.
     """
 
     def __init__(
@@ -54,7 +54,8 @@ class Attention(ProjectedMixer):
         self.out = nn.Linear(d_model, self.d_out, bias=False)
         std = math.sqrt(2 / (5 * d_model))
         nn.init.normal_(self.qkv.weight, std=std)
-        nn.init.normal_(self.out.weight, std=std / math.sqrt(2 * n_layers))
+        nn.init.normal_(self.out.weight, std=std)
+        self.scale_projection()
 
     @property
     def projection(self) -> nn.Linear:

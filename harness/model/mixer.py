@@ -1,5 +1,6 @@
 """The contract every architecture lives behind: a causal map over time that can also run one token at a time."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -123,12 +124,20 @@ class ProjectedMixer(Mixer):
 
     def __init__(self, d_model: int, layer: int = 0, n_layers: int = 1, d_out: int | None = None):
         super().__init__(d_model, layer, n_layers)
-        self.d_out = d_out or d_model
+        self.d_out, self.gated = d_out or d_model, d_out is not None
 
     @property
     def projection(self) -> nn.Linear:
         """The last layer."""
         raise NotImplementedError
+
+    @torch.no_grad()
+    def scale_projection(self) -> None:
+        """Makes the start of what goes into the residual stream smaller by sqrt(residual branches), for GPT-2's reason.
+
+        Radford et al. 2019, section 2.3. A Transformer's block has two branches, a gated block one (as mamba-ssm).
+        """
+        self.projection.weight.div_(math.sqrt(self.n_layers if self.gated else 2 * self.n_layers))
 
     def mix(self, x: Tensor, state: State = None, call: Call = UNTIMED) -> tuple[Tensor, State]:
         """`forward` without the projection."""
