@@ -140,7 +140,7 @@ def _floors(frame: pd.DataFrame) -> str:
 
 
 def models(content: dict) -> str:
-    """Training tokens/s by length, and milliseconds a generated token."""
+    """Training tokens/s and share of the limit by length, and milliseconds a generated token."""
     return "\n\n".join([_markdown(_speeds(content)), _targets(content), _footer(content)]) + "\n"
 
 
@@ -161,11 +161,18 @@ def _speeds(content: dict) -> pd.DataFrame:
     training, decoding = (frame[frame["what"] == what] for what in ("training", "decoding"))
     table = {"": list(dict.fromkeys(frame["contestant"]))}
     for length, rows in training.groupby("length"):
-        by_name = {row["contestant"]: f"{row['tokens_per_second']:,.0f}" for row in rows.to_dict("records")}
+        by_name = {row["contestant"]: _of_limit(row) for row in rows.to_dict("records")}
         table[f"training tokens/s at {length:,}"] = [by_name.get(name, "") for name in table[""]]
     by_name = {row["contestant"]: _number(row["decode_ms"]) for row in decoding.to_dict("records")}
     table[f"decode, ms/token after {content['context']:,}"] = [by_name.get(name, "") for name in table[""]]
     return pd.DataFrame(table)
+
+
+def _of_limit(row: Row) -> str:
+    """Tokens/s, and the share of an update's time that its matrix products take by themselves, where measured."""
+    limit = row.get("limit_us")
+    share = f" · {limit / row['training_us']:.2f}" if limit and not pd.isna(limit) else ""
+    return f"{row['tokens_per_second']:,.0f}{share}"
 
 
 def newton(content: dict) -> str:

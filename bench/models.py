@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from statistics import median
 
 import torch
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from analysis.bench import Row
+from bench.products import Products, update_flops
 from bench.store import Store, absent
 from bench.timing import LEAST_ROUNDS, Limits, in_turn, undisturbed
 from harness.configure import locate
@@ -20,6 +22,7 @@ from harness.model.backbone import LanguageModel
 from harness.model.block import TransformerBlock
 from harness.training.optimizer import parameter_groups
 
+MODELS = Path(__file__).resolve().parents[1] / "conf" / "model"
 VOCAB = 256
 DECODED = 64  # tokens of one timed round of generation
 
@@ -28,14 +31,14 @@ def run(config: dict, store: Store, device: torch.device, limits: Limits, say: C
     """Measures what the store lacks: training at each length, then generation after the context."""
     peers = {name: peer for name, peer in config["peers"].items() if _present(name, peer, device, store, say)}
     decoders = {name: peer for name, peer in config["decoders"].items() if _present(name, peer, device, store, say)}
-    models = config["models"]
+    models = contestants(config)
     build = partial(_build, locate(config["compose"], "compose"), config.get("size", []), device)
     store.note(tokens=config["tokens"], context=config["context"])
     for length in config["lengths"]:
         if not store.holds([*models, *peers], what="training", length=length):
             racers = [Racer(name, build(overrides), config["tokens"], length) for name, overrides in models.items()]
             mixers = {name: build(peer["model"], peer["mixer"]) for name, peer in peers.items()}
-            racers += [Racer(name, model, config["tokens"], length) for name, model in mixers.items()]
+            racers += [Racer(name, model, config["tokens"], length, peer=True) for name, model in mixers.items()]
             store.add(_train(racers, limits, say))
     if not store.holds([*models, *decoders], what="decoding"):
         steps = {name: _decoder(build(given).eval(), config["context"]) for name, given in models.items()}
@@ -43,6 +46,12 @@ def run(config: dict, store: Store, device: torch.device, limits: Limits, say: C
             steps[name] = _other_decoder(locate(peer["decoder"], name)(build(peer["model"]).eval()))
         store.add(_decode(steps, config["context"], device, limits, say))
     store.write()
+
+
+def contestants(config: dict) -> dict[str, list[str]]:
+    """The overrides of every architecture of conf/model, and of the variants that the configuration names."""
+    models = sorted(path.stem for path in MODELS.glob("*.yaml"))
+    return {model: [f"model={model}"] for model in models} | config["variants"]
 
 
 def _present(name: str, peer: dict, device: torch.device, store: Store, say: Callable[[str], None]) -> bool:
@@ -68,12 +77,25 @@ def _build(
 
 
 class Racer:
-    """A model that is trained on random tokens, `tokens` an update, and the seconds each update took."""
+    """A model that is trained on random tokens, `tokens` an update, and the seconds each update took.
 
-    def __init__(self, name: str, model: LanguageModel, tokens: int, length: int):
+    The first update is not timed; its matrix products are noted, and timed by themselves beside the others. peer: a
+    mixer of another package, which does not state its operations.
+    """
+
+    def __init__(self, name: str, model: LanguageModel, tokens: int, length: int, peer: bool = False):
         self.name, self.model, self.batch, self.length = name, model, max(1, tokens // length), length
+        self.peer = peer
         self.optimizer = torch.optim.AdamW(parameter_groups(model, 0.1), 1e-4, fused=True)
         self.seconds: list[float] = []
+        self.product_seconds: list[float] = []
+        with Products() as self.products:
+            self.update()
+
+    def race(self) -> None:
+        """Times an update, and then its products."""
+        self.seconds.append(self.update())
+        self.product_seconds.append(self.products.seconds(self.model.head.weight.device))
 
     def update(self) -> float:
         """Makes one update as the trainer does; returns its seconds."""
@@ -88,24 +110,24 @@ class Racer:
         return (now(device) - start) / 1e9
 
     def row(self) -> Row:
-        rate = self.batch * self.length / median(self.seconds)
+        tokens = self.batch * self.length
+        rate = tokens / median(self.seconds)
         row = {"what": "training", "contestant": self.name, "length": self.length}
         row |= {"parameters": sizing.count(self.model).total, "rounds": len(self.seconds)}
-        row["range_us"] = [
-            1e6 * seconds / (self.batch * self.length) for seconds in (min(self.seconds), max(self.seconds))
-        ]
+        row["range_us"] = [1e6 * seconds / tokens for seconds in (min(self.seconds), max(self.seconds))]
+        if not self.peer:
+            unseen = update_flops(self.model, self.length) * tokens / self.products.flops
+            row["limit_us"] = 1e6 * median(self.product_seconds) * max(1.0, unseen) / tokens
         return row | {"tokens_per_second": rate, "training_us": 1e6 / rate}
 
 
 def _train(racers: list[Racer], limits: Limits, say: Callable[[str], None]) -> list[Row]:
-    """Updates all models interleaved, after one untimed update of each; a slow model is updated fewer times."""
+    """Updates all models interleaved; a slow one is updated fewer times."""
     with undisturbed():
-        for racer in racers:
-            racer.update()
         for turn in range(limits.rounds):
             for racer in in_turn(racers, turn):
                 if turn < LEAST_ROUNDS or sum(racer.seconds) * (turn + 1) / turn < limits.seconds:
-                    racer.seconds.append(racer.update())
+                    racer.race()
     rows = [racer.row() for racer in racers]
     for row in rows:
         say(f"training at {row['length']:5}  {row['contestant']:24} {row['tokens_per_second']:9,.0f} tokens/s")

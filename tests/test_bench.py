@@ -14,10 +14,11 @@ import run
 from analysis import bench as table
 from analysis.__main__ import main as analyse
 from bench import __main__ as command
-from bench import checks, gradients, kernels, liquid, timing
+from bench import checks, gradients, kernels, liquid, models, timing
 from bench.bandwidth import floor_ms
 from bench.comparison import Comparison, layer
 from bench.peers import rwkv_package_decoder
+from bench.products import Products, update_flops
 from bench.store import Store
 from bench.targets import Target
 from bench.timing import Call, Contestant, Limits
@@ -25,6 +26,7 @@ from harness.checks.runner import CheckResult, CheckResults
 from harness.configure import locate
 from harness.errors import ConfigError, RecordError
 from harness.experiment import CheckError
+from harness.model import sizing
 from test_rwkv import language_model, tokens
 
 CPU = torch.device("cpu")
@@ -257,7 +259,8 @@ def test_rows_of_another_machine_or_of_other_packages_are_moved_aside(tmp_path):
 def test_every_subject_runs(subject, monkeypatch, capsys):
     config = copy.deepcopy(CONFIGS[subject])
     if subject == "models":
-        config["models"] = {name: config["models"][name] for name in ("ltc", "transformer", "mamba", "rwkv")}
+        few = {name: [f"model={name}"] for name in ("ltc", "transformer", "mamba", "rwkv")}
+        monkeypatch.setattr(models, "contestants", lambda config: few)
         config["peers"] = {"mamba by transformers": config["peers"]["mamba by transformers"]}
     monkeypatch.setattr(command.yaml, "safe_load", lambda _: config)
     command.main([subject, "--quick"])
@@ -308,9 +311,39 @@ def test_the_rwkv_package_decodes_what_our_model_gives():
 
 def test_targets_of_models_name_what_is_measured():
     config = CONFIGS["models"]
-    names = {*config["models"], *config["peers"], *config["decoders"]}
+    names = {*models.contestants(config), *config["peers"], *config["decoders"]}
     for target in config["targets"]:
         assert {target["of"], target["than"]} <= names
+
+
+def test_the_bench_knows_every_architecture_by_itself(monkeypatch, tmp_path):
+    config = CONFIGS["models"]
+    assert models.contestants(config)["ltc"] == ["model=ltc"]
+    (tmp_path / "newcomer.yaml").touch()
+    monkeypatch.setattr(models, "MODELS", tmp_path)
+    assert set(models.contestants(config)) == {"newcomer", *config["variants"]}
+
+
+def test_matrix_products_of_an_update_are_counted_and_timed():
+    layer, x = torch.nn.Linear(8, 3), torch.randn(5, 8, requires_grad=True)
+    with Products() as products:
+        layer(x).sum().backward()
+        torch.bmm(x.detach()[None], torch.ones(1, 8, 2))
+    assert sum(products.counts.values()) == 4
+    assert products.flops == 3 * 2 * 5 * 8 * 3 + 2 * 5 * 8 * 2
+    assert products.seconds(CPU) > 0
+
+
+def test_a_model_is_held_against_its_products_and_those_its_kernels_hide():
+    spec, budget = locate(CONFIGS["models"]["compose"], "compose")(["model=gru", "size=250k"])
+    torch.manual_seed(0)
+    racer = models.Racer("gru", spec.build(256, 1, sizing.solve(spec, 256, budget)), 16, 8)
+    racer.race()
+    row = racer.row()
+    seen = racer.products.flops
+    needed = update_flops(racer.model, 8) * 16
+    assert needed > seen > 0  # the recurrent products stand inside a kernel
+    assert row["limit_us"] == pytest.approx(1e6 * racer.product_seconds[0] / 16 * needed / seen)
 
 
 def test_sections_of_pages_come_from_what_was_measured(tmp_path, monkeypatch):
