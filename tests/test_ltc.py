@@ -75,6 +75,22 @@ def test_paths_agree_for_every_solver(name, elapsed):
     assert_paths_agree(mixer(solver=SOLVERS[name]), elapsed)
 
 
+@pytest.mark.parametrize("options", [{}, {"parallel": Newton()}, {"solver": SOLVERS["rk4"], "d_state": 2}])
+def test_a_longer_horizon_is_more_time_for_every_token(options):
+    slow, plain = mixer(horizon=2.5, **options), mixer(**options)
+    x, times = inputs()
+    for given, same in ((None, torch.full_like(times, 2.5)), (times, 2.5 * times)):
+        (y, state), (expected, last) = slow(x, call=Call(given)), plain(x, call=Call(same))
+        assert_same(y, expected, 1e-9)
+        assert_same(state, last, 1e-9)
+    assert_paths_agree(slow) if not options else None
+    slow, x = slow.float(), x.float()
+    run, state = slow.frozen_step(), slow.init_state(B)
+    for x_t, y_t in zip(x.unbind(1), slow(x)[0].unbind(1), strict=True):
+        y, state = run(x_t, state)
+        assert_same(y, y_t, 1e-5)
+
+
 COUPLINGS = ["none", "diagonal", "heads", "dense"]
 CHOICES = list(itertools.product(COUPLINGS, ["input", "constant"], ["sigmoid", "softplus"]))
 

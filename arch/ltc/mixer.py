@@ -18,7 +18,7 @@ from harness.model.state import State
 from harness.ops.causal_conv.conv import CAUSAL_CONV, step_reference
 from harness.ops.registry import Choice
 from harness.ops.samples import Draw, Sample, Samples, randomised
-from harness.ranges import Dimension, Factor, TapsOrNone, TimeConstant
+from harness.ranges import Dimension, Factor, StepSize, TapsOrNone, TimeConstant
 
 DEFAULT_SOLVER, DEFAULT_GRADIENT, SEQUENTIAL = SemiImplicit(), Checkpoint(), Sequential()
 
@@ -30,8 +30,9 @@ class LTC(ProjectedMixer):
     the gate sees; `head_dim` is the block of `heads`), reversal (A from the token, or one learned constant per
     channel), gate, leak (whether 1/tau is there at all), d_state (states per channel), d_conv (taps of the convolution,
     0 for none; none in a gated block, which has its own), expand (d_inner / d_model), tau_max (the longest time
-    constant at the start, in tokens), kernel (fused, reference, or fused where it serves). coupling=dense,
-    reversal=constant, d_conv=0 is the published cell, eq. 1 of Hasani et al. (2021).
+    constant at the start, in tokens), horizon (the time that a token takes, by which elapsed times are multiplied),
+    kernel (fused, reference, or fused where it serves). coupling=dense, reversal=constant, d_conv=0 is the published
+    cell, eq. 1 of Hasani et al. (2021).
 
     Time constants start log-spaced over the channels, in the leak and in the gate alike: the gate's bias starts where
     f = 1 / (1 + tau), since f = 1/2 everywhere would let no channel remember beyond two tokens. They run from one token
@@ -57,6 +58,7 @@ class LTC(ProjectedMixer):
         expand: Factor = 1,
         head_dim: Dimension = 32,
         tau_max: TimeConstant = 4096.0,
+        horizon: StepSize = 1.0,
         kernel: Choice = "auto",
         d_out: int | None = None,
     ):
@@ -64,7 +66,7 @@ class LTC(ProjectedMixer):
         d_conv = d_conv if d_out is None else 0
         self.solver, self.gradient, self.coupling, self.gate, self.kernel = solver, gradient, coupling, gate, kernel
         self.d_state, self.d_conv, self.d_inner = d_state, d_conv, expand * d_model
-        self.leak, self.head_dim = leak, head_dim
+        self.leak, self.head_dim, self.horizon = leak, head_dim, horizon
         self._check()
         self.capturable = not solver.adaptive and gradient.name != "adjoint"  # torchdiffeq asks the device
         self.recurrence = Recurrence(solver, gradient, parallel, coupling, d_state, head_dim, kernel)
@@ -138,15 +140,23 @@ class LTC(ProjectedMixer):
     def mix(self, x: Tensor, state: State = None, call: Call = UNTIMED) -> tuple[Tensor, State]:
         state = state or self.init_state(x.shape[0], device=x.device, dtype=x.dtype)
         x, conv = self.convolve(x, state)
-        return self._run(self.recurrence.sequence, x, state["h"], call.elapsed, conv)
+        return self._run(self.recurrence.sequence, x, state["h"], self.across(call, x.shape[:2]), conv)
 
     def mix_step(self, x_t: Tensor, state: State, call: Call = UNTIMED) -> tuple[Tensor, State]:
         x, conv = x_t, {}
         if self.d_conv:
             x, conv["conv"] = step_reference(x_t, self.conv_weight, self.conv_bias, state["conv"], False)
-        elapsed = None if call.elapsed is None else call.elapsed.unsqueeze(1)
+        elapsed = self.across(call, x_t.shape[:1])
+        elapsed = None if elapsed is None else elapsed.unsqueeze(1)
         y, state = self._run(self.recurrence.token, x.unsqueeze(1), state["h"], elapsed, conv)
         return y.squeeze(1), state
+
+    def across(self, call: Call, shape: torch.Size) -> Tensor | None:
+        """The time that the flow crosses at each token, of a call of this shape; None for 1."""
+        if self.horizon == 1:
+            return call.elapsed
+        weight = self.out_proj.weight
+        return self.horizon * (weight.new_ones(shape) if call.elapsed is None else call.elapsed)
 
     def frozen_step(self) -> Callable:
         weight = self.out_proj.weight

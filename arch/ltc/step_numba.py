@@ -36,7 +36,7 @@ def liquid_step(mixer) -> Callable:
     rates |= {} if field.coupling is None else {"w": weight_rows(field.coupling)}
     rates = {name: owned(x)[0] for name, x in rates.items()}
     addresses = [weight.data_ptr() for weight in weights]
-    one, dt = owned(like.new_ones(1), like.new_full((1,), 1 / mixer.solver.substeps))
+    one, dt = owned(like.new_ones(1), like.new_full((1,), mixer.horizon / mixer.solver.substeps))
     places = {name: place(x, None, 0 if x.dim() > 1 else None) for name, x in rates.items()}
     places |= {name: place(x, None, None) for name, x in {"B": one, "C": one, "dt": dt}.items()}
     table = table_of(**places)  # the rows of the token are still empty
