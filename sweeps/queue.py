@@ -84,11 +84,6 @@ def _go_on_in(checkout: Path, given: list[str]) -> None:
     os.execv(sys.executable, [sys.executable, "-m", "sweeps.queue", *given, "--home", str(ROOT)])
 
 
-def _stop_workers() -> None:
-    """Workers are no part of the terminal's group, so that no signal but this reaches them."""
-    work.stop_workers(grace=0.0)
-
-
 @dataclass(frozen=True)
 class Task:
     """One run to be made: of which sweep, by which overrides; key: None where it is not known."""
@@ -109,12 +104,13 @@ class Task:
 
 @dataclass
 class Worker:
-    """A process that makes a run. anew: rather than resuming one."""
+    """A process that makes a run. anew: rather than resuming one. told: to stop, by this command."""
 
     task: Task
     process: subprocess.Popen
     log: Path
     anew: bool
+    told: bool = False
     begun: float = field(default_factory=time.monotonic)
 
 
@@ -155,7 +151,7 @@ class Queue:
         folder = next(iter(self.plans.values())).folder
         self.journal = Journal(folder, "queue")
         self.journal.begin(None)
-        with work.signals_reported(_stop_workers):
+        with work.signals_reported(self._stop_workers):
             try:
                 self._write()
                 self._take_up()
@@ -269,6 +265,9 @@ class Queue:
                     self.worked += seconds
                     self.expected += self._seconds([list(task.overrides)])
                 self._say(task, f"{self._outcome(task)} in {clock(seconds)}")
+            elif worker.told:
+                self.attempts[task.name] -= 1
+                self._say(task, "stopped at its checkpoint")
             elif self._stopped(worker) and self.attempts[task.name] < ATTEMPTS:
                 self._say(task, f"killed (exit status {worker.process.returncode}), to be resumed")
             else:
@@ -354,10 +353,13 @@ class Queue:
         """Stops all workers at their checkpoints; what they made is begun again later."""
         if self.workers:
             print(f"{self.options.pause} exists: {len(self.workers)} workers stop at their checkpoints.", flush=True)
-            _stop_workers()
-            for worker in self.workers:
-                worker.process.wait()
-                self.attempts[worker.task.name] -= 1
+            self._stop_workers()
+
+    def _stop_workers(self) -> None:
+        """They are no part of the terminal's group, so that no signal but this reaches them."""
+        for worker in self.workers:
+            worker.told = True
+        work.stop_workers(grace=0.0)
 
     def _conclude(self) -> int:
         waiting = [reason for plan in self.plans.values() for _, reason in plan.waiting]

@@ -259,7 +259,29 @@ def test_a_queue_told_to_stop_leaves_checkpoints(tmp_path, tiny, number):
     process = start([*tiny(tmp_path / "runs"), "trainer.tokens=2560000", "trainer.checkpoint_every=9999"])
     wait_for(lambda: len(list((tmp_path / "runs").glob("*/metrics.jsonl"))) == 2)
     os.killpg(process.pid, number)
-    _, err = process.communicate(timeout=600)
+    out, err = process.communicate(timeout=600)
     assert process.returncode == 128 + number
     assert f"Stopped by {number.name}" in err
     assert len(list((tmp_path / "runs").glob("*/checkpoint.pt"))) == 2
+    if number == signal.SIGTERM:
+        assert out.count("stopped at its checkpoint") == 2
+        assert "failed" not in out
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_a_queue_pauses_and_goes_on(tmp_path, tiny):
+    pause = tmp_path / "pause"
+    command = tiny(tmp_path / "runs", "--pause", str(pause))
+    process = start([*command, "trainer.tokens=2560000", "trainer.checkpoint_every=9999"])
+    workers = psutil.Process(process.pid).children
+    wait_for(lambda: len(list((tmp_path / "runs").glob("*/metrics.jsonl"))) == 2)
+    pause.touch()
+    wait_for(lambda: len(list((tmp_path / "runs").glob("*/checkpoint.pt"))) == 2 and not workers())
+    pause.unlink()
+    wait_for(lambda: len(workers()) == 2)
+    time.sleep(1)  # until the queue has noted the second, too
+    process.terminate()
+    out, _ = process.communicate(timeout=600)
+    assert out.count("stopped at its checkpoint") == 4
+    assert "failed" not in out
