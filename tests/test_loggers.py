@@ -1,18 +1,24 @@
 """W&B through its own client, offline; and the logger that logs nowhere."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
 import pytest
 import yaml
 
+from analysis import records
 from harness.configure import checked
 from harness.errors import ConfigError
+from harness.records import curve, offline
 from harness.training.loggers import NoLogger, WandbLogger
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(autouse=True)
@@ -59,11 +65,48 @@ def test_wandb_offline_keeps_the_result_of_a_process_killed_right_after(tmp_path
         "logger.start('name', 'key', {}); logger.log({'loss': 1.25}, 1); logger.finish({'bits_per_byte': 2.0625});"
         "os.kill(os.getpid(), signal.SIGKILL)"
     )
-    root = Path(__file__).parents[1]
-    killed = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(root)})
+    killed = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)})
     assert killed.returncode == -signal.SIGKILL
     (file,) = tmp_path.glob("wandb/offline-run-*/run-key.wandb")
     assert all(part in file.read_bytes() for part in (b"1.25", b"2.0625"))
+
+
+def test_a_record_comes_back_from_the_offline_files(tmp_path, capsys):
+    """Also of a run that was taken up again, and of values longer than a block of the file."""
+    (source,) = sorted((ROOT / "results").glob("ltc-rk4-*"))
+    result, config = (json.loads((source / f"{name}.json").read_text()) for name in ("result", "config"))
+    config["question"] = "why? " * 20_000
+    lines = [{"update": n, "loss": 1 / n, "tokens_per_second": 7.0 * n} for n in range(1, 9)]
+    for part in (lines[:4], lines[4:]):
+        logger = WandbLogger(directory=str(tmp_path))
+        logger.start("ltc", result["key"], config)
+        for line in part:
+            logger.log({name: value for name, value in line.items() if name != "update"}, line["update"])
+        if part[-1] is lines[-1]:
+            logger.finish(result)
+        else:
+            assert offline.main([str(tmp_path), str(tmp_path / "early")]) == 0
+            assert "the run did not finish" in capsys.readouterr().out
+            logger._run.finish()
+        time.sleep(1.1)  # wandb names folders by the second
+    assert offline.main([str(tmp_path), str(tmp_path / "restored")]) == 0
+    (made,) = (tmp_path / "restored").iterdir()
+    assert made.name == source.name
+    record = records.read(made)
+    assert (record.result, record.config) == (result, config)
+    assert record.environment["git"]
+    assert [row["loss"] for row in curve.read(made)] == pytest.approx([line["loss"] for line in lines], rel=1e-5)
+    assert offline.main([str(tmp_path), str(tmp_path / "restored")]) == 1
+    assert "is there already" in capsys.readouterr().err
+
+
+def test_a_damaged_offline_file_is_named(tmp_path, capsys):
+    (tmp_path / "run-a.wandb").write_bytes(b"no")
+    (tmp_path / "run-b.wandb").write_bytes(b":W&B\0\0\0" + bytes([0, 0, 0, 0, 3, 0, 1]) + b"\xff\xff\xff")
+    assert offline.main([str(tmp_path), str(tmp_path / "restored")]) == 1
+    told = capsys.readouterr().err
+    assert "run-a.wandb cannot be read: it does not begin as W&B's files do" in told
+    assert "run-b.wandb cannot be read" in told
 
 
 def test_wandb_disabled_writes_nothing(tmp_path):

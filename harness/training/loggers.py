@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from harness.errors import ConfigError
+from harness.machine.environment import environment
 from harness.ranges import PathName, Text
 from harness.records.identity import to_json
 
@@ -94,7 +95,7 @@ class WandbLogger(Logger):
         """
         import wandb
 
-        self._run.summary.update(result)
+        self._run.summary.update(result | {"environment": environment()})
         self._keep(result, wandb.Artifact(f"record-{self._run.id}", type="record"))
         folder = Path(self._run.dir).parent  # .../wandb/offline-run-DATE-KEY/files
         self._run.finish()
