@@ -12,8 +12,8 @@ from analysis.render import MISSING, si_bytes
 
 CATALOGUE = Path(__file__).resolve().parents[1] / "docs" / "models.yaml"
 CONTEXTS = (1024, 32768)
-ORACLE = re.compile(r"\w+ = (.+?) within")
-HEADER = ("`model=`", "architecture", "paper", "year", "state at 1k / 32k tokens", "oracle")
+ORACLE = re.compile(r"\w+ = (.+?) within ([-+.\de]+)")
+HEADER = ("`model=`", "architecture", "paper", "state at 1k / 32k", "oracle: largest difference")
 
 
 def catalogue() -> dict[str, dict[str, Any]]:
@@ -26,11 +26,11 @@ def table(records: Iterable[Record]) -> str:
     found: dict[str, list[dict]] = {}
     for record in records:
         found.setdefault(record.result["model"], []).append(record.result)
-    lines = [f"| {' | '.join(HEADER)} |", "|---|---|---|---:|---:|---|"]
+    lines = [f"| {' | '.join(HEADER)} |", "|---|---|---|--:|---|"]
     for model, entry in catalogue().items():
         runs = found.get(model, [])
-        paper = f"[{entry['paper']}]({entry['at']})" if entry["at"] else entry["paper"]
-        cells = [f"`{model}`", entry["is"], paper, str(entry["year"]), _state(runs), _oracles(runs)]
+        paper = f"[{entry['paper']} {entry['year']}]({entry['at']})" if entry["at"] else entry["paper"]
+        cells = [f"`{model}`", entry["is"], paper, _state(runs), _oracles(runs)]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -49,7 +49,9 @@ def _state(runs: list[dict]) -> str:
 
 
 def _oracles(runs: list[dict]) -> str:
-    """The third-party implementations that the check `oracle` compared the model with."""
+    """The third-party implementations that the check `oracle` compared the model with, and how far each was off."""
     checks = [check for run in runs for check in run["checks"].get("results") or [] if check["name"] == "oracle"]
-    names = sorted({name for check in checks for name in ORACLE.findall(check.get("detail") or "")})
-    return ", ".join(names) or MISSING
+    off: dict[str, float] = {}
+    for name, difference in (found for check in checks for found in ORACLE.findall(check.get("detail") or "")):
+        off[name] = max(off.get(name, 0.0), float(difference))
+    return ", ".join(f"{name}: {difference:.0e}" for name, difference in sorted(off.items())) or MISSING

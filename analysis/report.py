@@ -32,6 +32,10 @@ from analysis.render import Table
 from analysis.styles import Style, styles
 
 NOTHING = "_No recorded runs yet._"
+ASKED = ("ltc", "mtlnn", "m1", "transformer", "mamba", "rwkv")
+"""The models that the question names."""
+ROOM = 10
+"""Rows of the headline, which stands in the README."""
 PARTS = {
     "loss_by_position": ("Loss by position", "position in the context (tokens)"),
     "extrapolation": ("Beyond the trained length", "length evaluated (tokens)"),
@@ -99,7 +103,7 @@ def build(records: Records, measured: Path, tuned: Sequence[str] = selection.TUN
     return Report(
         _without_test_of_others(runs),
         [references.below(table, beside.get(table.name, ())) for table in comparison],
-        largest and references.below(largest, references.best(beside.get(largest.name, ()))),
+        largest and references.below(_shortened(largest), references.best(beside.get(largest.name, ()))),
         tables.comparisons(shown, "test_accuracy") + tables.comparisons(shown, "test_mean_squared_error"),
         tables.tuning(runs),
         [table for size in sizes if (table := memory.table(contexts, size))],
@@ -124,6 +128,22 @@ def _with_references(judged: verdict.Verdict, beside: dict[str, list[references.
 def _largest(comparison: list[Table]) -> Table | None:
     """The comparison of the most rows, which the README shows; None where there is none."""
     return max(comparison, key=lambda table: len(table.rows), default=None)
+
+
+def _shortened(table: Table) -> Table:
+    """The best rows, and the best of each model that the question names; a note counts the others."""
+    models = list(table.data["model"])
+    asked = {models.index(model) for model in ASKED if model in models}
+    kept = sorted(asked | set(range(min(ROOM, len(models)))))
+    if len(kept) == len(models):
+        return table
+    return replace(
+        table,
+        rows=[table.rows[place] for place in kept],
+        runs=[table.runs[place] for place in kept],
+        data=table.data.iloc[kept].reset_index(drop=True),
+        notes=[*table.notes, f"{len(models) - len(kept)} more rows: docs/baselines.md."],
+    )
 
 
 def _without_test_of_others(runs: pd.DataFrame) -> pd.DataFrame:

@@ -202,6 +202,19 @@ def test_lines_stand_below_every_model_and_are_none(folder):
     assert exact["runs"][3:].isna().all()
 
 
+def test_the_headline_has_the_best_rows_and_the_models_that_the_question_names(tmp_path):
+    for place in range(report.ROOM + 2):
+        write_run(tmp_path, f"model{place:02}", 0, 1.0 + place / 100)
+    write_run(tmp_path, "transformer", 0, 3.0)
+    write_run(tmp_path, "mamba", 0, 1.005)
+    made = report.build(recorded.load([tmp_path]), tmp_path / "bench")
+    shown = [row["model"] for row in cells(made.headline)]
+    assert shown == ["model00", "mamba", *(f"model{place:02}" for place in range(1, report.ROOM - 1)), "transformer"]
+    assert made.headline.notes[-1] == "3 more rows: docs/baselines.md."
+    assert len(made.headline.runs) == len(made.headline.data) == report.ROOM + 1
+    assert len(made.comparison[0].rows) == report.ROOM + 4
+
+
 @pytest.mark.parametrize("other", [{"task": "stdlib"}, {"digest": "another"}])
 def test_lines_of_another_text_are_not_shown(folder, other):
     keep(folder / "bench", order_12=1.375, **other)
