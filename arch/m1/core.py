@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from arch.m1.scan import SCALES_SCAN
 from harness.errors import ConfigError
 from harness.model.mixer import Flops
-from harness.ops.linear_scan.scan import LINEAR_SCAN, Scan
 from harness.ops.registry import Choice
 
 Selective = Literal["off", "mamba", "exp"]
@@ -22,16 +22,19 @@ LEAST = 1e-6
 class Maps(NamedTuple):
     """What the core's weights make before they meet a token; for the P filaments p, the S scales s and their D channels.
 
-    weight (P, D, S D + D + S or 2 S) and bias (P, 1, ..): from a filament's u to its drives, gate, openness and step.
-    tau, blend (P, 1, S); slots (3 D, D): queries, keys and values; mixed: of the slots' attention, a number.
+    drive (P, D, S D), weight (P, D, D + S or D + 2 S) and their biases (P, 1, ..): from a filament's u to the scales'
+    drives, and to its gate, openness and step. tau, blend (P, 1, S). The attention over filaments, of rows m: scores
+    m pairs m' and values m outs, (D, D).
     """
 
+    drive: Tensor
+    drive_bias: Tensor
     weight: Tensor
     bias: Tensor
     tau: Tensor
     blend: Tensor
-    slots: Tensor
-    mixed: Tensor
+    pairs: Tensor
+    outs: Tensor
 
 
 class StreamingCore(nn.Module):
@@ -93,23 +96,23 @@ class StreamingCore(nn.Module):
 
     def maps(self) -> Maps:
         """The maps as the weights stand."""
-        drive = (self.W_mix[:, :, None] * self.scale_gain[:, None]).flatten(2)  # (P, D, S D)
+        drive = (self.W_mix[:, :, None] * self.scale_gain[:, None]).flatten(2)
         openness = self.kappa_gate.weight.t().expand(self.n_filaments, -1, -1)
-        weights, biases = [drive, self.W_gate, openness], [self.scale_bias.flatten(1), torch.zeros_like(self.W_gate[:, 0])]
+        weights, biases = [self.W_gate, openness], [torch.zeros_like(self.W_gate[:, 0])]
         biases.append(self.kappa_gate.bias.expand(self.n_filaments, -1))
         if self.W_dt is not None:
             weights, biases = [*weights, self.W_dt], [*biases, self.b_dt]
-        slots = torch.cat([self.rmc_q.weight, self.rmc_k.weight, self.rmc_v.weight])
-        weight, bias, blend = torch.cat(weights, 2), torch.cat(biases, 1)[:, None], self.blend.softmax(1)[:, None]
-        return Maps(weight, bias, self.tau[:, None], blend, slots, self.rmc_gate.sigmoid())
+        made = drive, self.scale_bias.flatten(1)[:, None], torch.cat(weights, 2), torch.cat(biases, 1)[:, None]
+        pairs = self.rmc_q.weight.t() @ self.rmc_k.weight / math.sqrt(self.d_filament)
+        outs = self.rmc_gate.sigmoid() * (self.rmc_o.weight @ self.rmc_v.weight).t()
+        return Maps(*made, self.tau[:, None], self.blend.softmax(1)[:, None], pairs, outs)
 
     def forward(
-        self, x: Tensor, h: Tensor, elapsed: Tensor | None = None, maps: Maps | None = None, scan: Scan | None = None
+        self, x: Tensor, h: Tensor, elapsed: Tensor | None = None, maps: Maps | None = None
     ) -> tuple[Tensor, Tensor]:
         """x (B, T, d_model), elapsed (B, T) -> y (B, T, d_model) and the state after the last token.
 
-        Filaments come first, so that all that is linear in u is one product a filament. maps, scan: where they are at
-        hand already.
+        Filaments come first, so that what is linear in u is two products a filament. maps: where they are at hand.
         """
         batch, length, _ = x.shape
         P, S, D = self.n_filaments, self.n_scales, self.d_filament
@@ -117,24 +120,24 @@ class StreamingCore(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             maps = maps or self.maps()
             u = u.to(h).view(-1, P, D).transpose(0, 1)  # (P, N, D), N = B T
-            parts = [S * D, D, S, maps.weight.shape[2] - S * D - D - S]
-            drive, gate, openness, step = torch.baddbmm(maps.bias, u, maps.weight).split(parts, dim=2)
-            dt = torch.ones_like(openness[:1]) if self.W_dt is None else F.softplus(step)
+            drive = torch.baddbmm(maps.drive_bias, u, maps.drive)
+            gate, openness, step = torch.baddbmm(maps.bias, u, maps.weight).tensor_split((D, D + S), dim=2)
+            dt = torch.ones_like(openness) if self.W_dt is None else F.softplus(step)
             if elapsed is not None:
                 dt = dt * elapsed.to(dt).reshape(1, -1, 1)
-            a = torch.exp(-dt / maps.tau)  # (P, N, S)
-            decay = 2 * a - 1 if self.selective == "exp" else a
-            drive = (1 - a).unsqueeze(3) * drive.sigmoid().unflatten(2, (S, D))  # (P, N, S, D)
-            over_time = [t.reshape(P * batch, length, S * D) for t in (decay.unsqueeze(3).expand(drive.shape), drive)]
-            scan = scan or LINEAR_SCAN.choose(self.kernel, x.device, h.dtype)
-            held = scan(*over_time, h.transpose(0, 1).reshape(P * batch, S * D), False)
-            last = held[:, -1].view(P, batch, S, D).transpose(0, 1).contiguous()
             weights = maps.blend * openness.sigmoid()
-            weights = weights / weights.sum(2, keepdim=True).clamp_min(LEAST)
-            m = (held.view(P, -1, S, D) * weights.unsqueeze(3)).sum(2).transpose(0, 1)  # (N, P, D)
-            q, k, v = F.linear(m, maps.slots).chunk(3, dim=2)
-            m = m + maps.mixed * self.rmc_o(torch.softmax(q @ k.mT / math.sqrt(D), dim=2) @ v)
-            m = (m * F.silu(gate.transpose(0, 1))).reshape(batch, length, P * D)
+            weights = weights / weights.sum(2, keepdim=True).clamp_min(LEAST)  # (P, N, S)
+            by_row = [t.reshape(P * batch, length, *t.shape[2:]) for t in (drive, torch.exp(-dt / maps.tau), weights)]
+            by_row[0] = by_row[0].unflatten(2, (S, D))
+            before = h.transpose(0, 1).reshape(P * batch, S, D)
+            scan = SCALES_SCAN.choose(self.kernel, x.device, h.dtype)
+            m, last = scan(*by_row, before, self.selective == "exp")
+            m, last = m.view(P, -1, D), last.view(P, batch, S, D).transpose(0, 1).contiguous()
+            slots = m.transpose(0, 1)
+            scores = slots @ (m @ maps.pairs).transpose(0, 1).mT  # (N, keys, queries)
+            seen = torch.softmax(scores, dim=1).mT @ slots  # torch is faster along an axis that is not the last
+            m = (m + seen.transpose(0, 1) @ maps.outs) * F.silu(gate)
+            m = m.transpose(0, 1).reshape(batch, length, P * D)
         return self.out_b(self.out_a(m.to(x.dtype))), last
 
     def step(self, x_t: Tensor, h: Tensor, elapsed: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from arch.m1.scan import FAST_WEIGHT
+from arch.m1.memory import FAST_WEIGHT
 from harness.model.mixer import Flops
 from harness.ops.registry import Choice
 

@@ -96,7 +96,7 @@ class MTv2s(Mixer):
 
         def step(x_t: Tensor, state: State, call: Call = UNTIMED) -> tuple[Tensor, State]:
             elapsed = None if call.elapsed is None else call.elapsed.unsqueeze(1)
-            y, h = mixer.core(x_t.unsqueeze(1), state["h"], elapsed, maps, _one_token)
+            y, h = mixer.core(x_t.unsqueeze(1), state["h"], elapsed, maps)
             return mixer._joined(y.squeeze(1), h, memory and memory.step(x_t, state["F"], state["z"]))
 
         return step
@@ -112,7 +112,3 @@ class MTv2s(Mixer):
         flops = self.core.flops() + Flops(other=self.d_model)
         return flops if self.fast_weight is None else flops + self.fast_weight.flops() + Flops(other=2 * self.d_model)
 
-
-def _one_token(J: Tensor, b: Tensor, h0: Tensor, reverse: bool = False) -> Tensor:
-    """The linear scan of sequences of one token."""
-    return torch.addcmul(b, J, h0.unsqueeze(1))

@@ -1,108 +1,68 @@
-"""The operation `fast_weight`: a matrix with one decay a head, written by outer products or by the delta rule, and read.
+"""The operation `scales_scan`: channels that decay at several time scales, and the blend of what the scales hold.
 
-    F_t = decay F_{t-1} + k_t e_t',   r_t = F_t' q_t,   e_t = v_t, or of the delta rule rate (v_t - F_{t-1}' k_t)
+    h_s,t = lambda_s,t h_s,t-1 + (1 - a_s,t) sigmoid(x_s,t),   m_t = sum_s w_s,t h_s,t,   lambda = a, or signed 2 a - 1
 
-Shapes: q, k (B, T, heads, E); v (B, T, heads, M); F (B, heads, E, M); log_decay, rate (heads). The decay is constant, so
-within a chunk every weight of the past is a power of it, and a chunk is a few matrix products.
+Shapes: x (rows, T, S, D); a, w (rows, T, S); h (rows, S, D); m (rows, T, D). A row is a filament of a sequence.
 """
 
-from functools import partial, reduce
+from functools import reduce
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from harness.ops.linear_scan.scan import LINEAR_SCAN
 from harness.ops.registry import Kernel, Operation
 from harness.ops.samples import Draw, Sample, Samples
-
-Read = tuple[Tensor, Tensor]
-
-
-def reference(
-    q: Tensor, k: Tensor, v: Tensor, memory: Tensor, log_decay: Tensor, rate: Tensor | None = None, chunk: int = 64
-) -> Read:
-    """Token by token from `memory`; returns r (B, T, heads, M) and the last F. chunk: of `chunked`, of no effect."""
-    q, k, v, memory, log_decay = _widened(q, k, v, memory, log_decay)
-    decay, reads = log_decay.exp()[:, None, None], []
-    for q_t, k_t, v_t in zip(q.unbind(1), k.unbind(1), v.unbind(1), strict=True):  # (B, heads, ..)
-        if rate is not None:
-            v_t = rate.to(v)[:, None] * (v_t - torch.einsum("bhe,bhem->bhm", k_t, memory))
-        memory = decay * memory + torch.einsum("bhe,bhm->bhem", k_t, v_t)
-        reads.append(torch.einsum("bhe,bhem->bhm", q_t, memory))
-    return torch.stack(reads, 1), memory
+from harness.ops.shapes import expect, expect_tokens
 
 
-def chunked(
-    q: Tensor, k: Tensor, v: Tensor, memory: Tensor, log_decay: Tensor, rate: Tensor | None = None, chunk: int = 64
-) -> Read:
-    """As `reference`, a chunk of tokens at a time; only the memory between chunks is carried one after the other.
-
-    From the memory F at a chunk's start, token t (from 0) finds decay^t F and what the tokens j before it have written,
-    decay^(t-1-j) k_j e_j'. The delta rule's e are therefore the solution of a triangular system, linear in F: e = w - W F
-    (the UT transform: Joffrain et al. 2006; Yang et al. 2024, arXiv:2406.06484). No power is negative, so none overflows.
-    """
-    given = q.shape[1]
-    size = min(chunk, given)
-    q, k, v, memory, log_decay = _widened(q, k, v, memory, log_decay)
-    q, k, v = (_in_chunks(x, size) for x in (q, k, v))  # (B, heads, chunks, size, ..)
-    t = torch.arange(size, device=q.device)
-    last = torch.arange(size - 1, size * k.shape[2], size, device=q.device).clamp(max=given - 1) % size  # of each chunk
-    powers = partial(_powers, log_decay)
-    scores = (q @ k.mT) * powers(t[:, None] - t)
-    written, reads_memory = v, None
-    if rate is not None:
-        rate = rate.to(v)[:, None, None, None]
-        system = rate * (k @ k.mT) * powers(t[:, None] - t - 1)
-        sides = rate * torch.cat([v, k * powers(t[:, None])], -1)
-        solved = torch.linalg.solve_triangular(system, sides, upper=False, unitriangular=True)
-        written, reads_memory = solved.split([v.shape[-1], k.shape[-1]], -1)
-    to_end = (k * powers((last[:, None] - t).clamp(min=0).unsqueeze(-1))).mT  # what pads the last chunk has no keys
-    kept, added = powers(last[:, None, None] + 1), to_end @ written
-    removed = None if reads_memory is None else to_end @ reads_memory
-    starts = []
-    for n in range(k.shape[2]):
-        starts.append(memory)
-        change = added[:, :, n] if removed is None else added[:, :, n] - removed[:, :, n] @ memory
-        memory = kept[:, n] * memory + change
-    start = torch.stack(starts, 2)  # (B, heads, chunks, E, M)
-    if reads_memory is not None:
-        written = written - reads_memory @ start
-    r = scores @ written + powers(t[:, None] + 1) * (q @ start)
-    return r.flatten(2, 3)[:, :, :given].transpose(1, 2), memory
+def reference(x: Tensor, a: Tensor, w: Tensor, h: Tensor, signed: bool) -> tuple[Tensor, Tensor]:
+    """Token by token; returns m and the last h in the widest of the types, float32 at least."""
+    x, a, w, h = widened(x, a, w, h)
+    blends = []
+    for x_t, a_t, w_t in zip(x.sigmoid().unbind(1), a.unsqueeze(3).unbind(1), w.unsqueeze(3).unbind(1), strict=True):
+        h = (2 * a_t - 1 if signed else a_t) * h + (1 - a_t) * x_t
+        blends.append((w_t * h).sum(1))
+    return torch.stack(blends, 1), h
 
 
-def _powers(log_decay: Tensor, n: Tensor) -> Tensor:
-    """decay^n of each head for exponents n ((chunks,) rows, columns), zero where n is negative: (heads, 1 or chunks, ..)."""
-    log = log_decay[:, None, None, None]
-    return torch.where(n >= 0, torch.exp(log * n.clamp(min=0)), log.new_zeros(()))
+def by_linear_scan(x: Tensor, a: Tensor, w: Tensor, h: Tensor, signed: bool) -> tuple[Tensor, Tensor]:
+    """As `reference`, the states of all tokens by the operation `linear_scan`."""
+    x, a, w, h = widened(x, a, w, h)
+    decay = (2 * a - 1 if signed else a).unsqueeze(3).expand_as(x)
+    drive = (1 - a).unsqueeze(3) * x.sigmoid()
+    scan = LINEAR_SCAN.choose("auto", x.device, x.dtype)
+    states = scan(decay.flatten(2), drive.flatten(2), h.flatten(1), False).view_as(x)
+    return (w.unsqueeze(3) * states).sum(2), states[:, -1].clone()
 
 
-def _in_chunks(x: Tensor, size: int) -> Tensor:
-    """(B, T, heads, E) -> (B, heads, chunks, size, E), zeros after the last token."""
-    return F.pad(x.transpose(1, 2), (0, 0, 0, -x.shape[1] % size)).unflatten(2, (-1, size))
-
-
-def _widened(*tensors: Tensor) -> list[Tensor]:
+def widened(*tensors: Tensor) -> list[Tensor]:
+    """x, a, w and h of one type, their shapes held to x's."""
+    rows, length, scales, width = tensors[0].shape
+    expect_tokens("scales_scan", length)
+    by_scale = (rows, length, scales)
+    expect("scales_scan", ("a", tensors[1], by_scale), ("w", tensors[2], by_scale), ("h", tensors[3], (rows, scales, width)))
     dtype = reduce(torch.promote_types, (x.dtype for x in tensors), torch.float32)
     return [x.to(dtype) for x in tensors]
 
 
-def sample(draw: Draw, batch=2, length=7, heads=2, keys=4, values=5, delta=False, chunk=3) -> Sample:
-    """One call from a carried memory; the delta rule's keys have the length 1, or the memory would grow without end."""
-    q, k, v = (draw.normal(batch, length, heads, width) for width in (keys, keys, values))
-    k = F.normalize(k, dim=-1) if delta else k
-    memory, log_decay = draw.normal(batch, heads, keys, values), draw.unit(heads).log()
-    return Sample((q, k, v, memory, log_decay, draw.unit(heads) if delta else None, chunk))
+def sample(draw: Draw, batch=2, length=5, scales=3, width=4, signed=False) -> Sample:
+    """One call from a carried state."""
+    a, w = (draw.unit(batch, length, scales) for _ in range(2))
+    return Sample((draw.normal(batch, length, scales, width), a, w, draw.normal(batch, scales, width), signed))
 
 
-FAST_WEIGHT = Operation(
-    "fast_weight",
+SCALES_SCAN = Operation(
+    "scales_scan",
     reference,
-    tuple(Kernel("torch", device, "arch.m1.scan:chunked") for device in ("cpu", "cuda")),
+    (
+        Kernel("numba", "cpu", "arch.m1.scan_numba:scales_scan"),
+        Kernel("torch", "cuda", "arch.m1.scan:by_linear_scan"),
+    ),
     samples=Samples(
         sample,
-        {"batch": (1, 3), "length": (1, 2, 17, 33), "heads": (1, 3), "keys": (1, 6), "values": (1, 7), "chunk": (1, 2, 8, 64)},
-        ({}, {"delta": True}),
-        ({"length": 150, "keys": 32, "values": 33, "chunk": 64}, {"length": 150, "keys": 32, "delta": True, "chunk": 64}),
+        {"batch": (1, 3), "length": (1, 2, 31, 33), "scales": (1, 5), "width": (1, 7, 16)},
+        ({}, {"signed": True}),
+        ({"length": 300, "scales": 5, "width": 33},),
     ),
 )

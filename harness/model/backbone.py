@@ -1,4 +1,4 @@
-"""The only backbone: encoder -> [norm, mixer, norm, channel mixer] x L -> norm -> head."""
+"""The only backbone: encoder -> [norm, mixer, norm, channel mixer] x L -> norm -> head; an adapter may follow a block."""
 
 import copy
 from collections import Counter
@@ -17,7 +17,7 @@ from harness.model.mixer import Call, Flops, Mixer
 from harness.model.norm import RMSNorm
 from harness.model.state import State
 from harness.ops.registry import Choice
-from harness.ranges import Dimension, Name, Ratio
+from harness.ranges import Dimension, Layers, Name, Ratio
 
 
 class Width(NamedTuple):
@@ -28,13 +28,32 @@ class Width(NamedTuple):
     d_inner: int | None = None
 
 
+Norm = Literal["rmsnorm", "layernorm"]
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A further residual pair, norm and mixer, at the end of some blocks: the last of every `every`, and the last of all.
+
+    mixer: factory called with (d_model, layer, n_layers).
+    """
+
+    mixer: Factory
+    norm: Norm = "layernorm"
+    every: Layers = 1
+
+    def follows(self, layer: int, n_layers: int) -> bool:
+        """Whether block `layer` of `n_layers` ends in the adapter."""
+        return (layer + 1) % self.every == 0 or layer == n_layers - 1
+
+
 @dataclass(frozen=True)
 class ModelSpec:
     """What makes one architecture: everything but its size.
 
     mixer: factory called with (d_model, layer, n_layers), or a list of them that the blocks take in turn, from the
     first on. block: what surrounds them (harness/model/block.py). channel_mixer: a factory called with d_ff too, for
-    blocks that have a channel mixer; None for none. embedding: of tokens (real vectors have torch's linear layer).
+    blocks that have a channel mixer; None for none. adapter: what some blocks end in; None for nothing. embedding: of tokens (real vectors have torch's linear layer).
     head: its own unless tie_embeddings makes it the embedding's weight, where the model says what it reads next.
     width_multiple: d_model is a multiple of it, or, where none meets the budget, the width inside a gated block.
     d_ff_ratio: the architecture's own d_ff / d_model. names: the groups of the configuration whose choice names a run
@@ -45,8 +64,9 @@ class ModelSpec:
     name: Name
     mixer: Factory | list[Factory]
     channel_mixer: Factory | None = None
+    adapter: Adapter | None = None
     block: TransformerBlock | GatedBlock = field(default_factory=TransformerBlock)
-    norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
+    norm: Norm = "rmsnorm"
     embedding_norm: bool = False
     embedding: End = EMBEDDING
     head: End = HEAD
@@ -75,13 +95,13 @@ class ModelSpec:
         size |= {} if width.d_inner is None else {"d_inner": width.d_inner}
         return self.block.build(pattern[layer % len(pattern)], self.kernel, **size)
 
-    def build_norm(self, width: int) -> nn.Module:
-        """A fresh norm over vectors of `width`."""
-        return RMSNorm(width, 1e-5, self.kernel) if self.norm == "rmsnorm" else nn.LayerNorm(width, 1e-5)
+    def build_norm(self, width: int, kind: Norm | None = None) -> nn.Module:
+        """A fresh norm over vectors of `width`, the model's own kind where None."""
+        return RMSNorm(width, 1e-5, self.kernel) if (kind or self.norm) == "rmsnorm" else nn.LayerNorm(width, 1e-5)
 
 
 class Block(nn.Module):
-    """x + mixer(norm(x)), then x + channel_mixer(norm(x)) where there is a channel mixer (pre-norm residual)."""
+    """x + mixer(norm(x)), then the same of a channel mixer and of an adapter where there is one (pre-norm residual)."""
 
     def __init__(self, spec: ModelSpec, width: Width, layer: int, n_layers: int):
         super().__init__()
@@ -94,13 +114,16 @@ class Block(nn.Module):
             self.channel_mixer = spec.channel_mixer(
                 d_model=width.d_model, d_ff=width.d_ff, layer=layer, n_layers=n_layers
             )
+        self.adapter_norm: nn.Module | None = None
+        self.adapter: Mixer | None = None
+        if spec.adapter is not None and spec.adapter.follows(layer, n_layers):
+            self.adapter_norm = spec.build_norm(width.d_model, spec.adapter.norm)
+            self.adapter = spec.adapter.mixer(d_model=width.d_model, layer=layer, n_layers=n_layers)
 
     def parts(self) -> list[tuple[nn.Module, Mixer]]:
         """The (norm, mixer) pairs of the block, in order."""
-        pairs = [(self.norm, self.mixer)]
-        if self.channel_norm is not None and self.channel_mixer is not None:
-            pairs.append((self.channel_norm, self.channel_mixer))
-        return pairs
+        pairs = (self.norm, self.mixer), (self.channel_norm, self.channel_mixer), (self.adapter_norm, self.adapter)
+        return [(norm, mixer) for norm, mixer in pairs if norm is not None and mixer is not None]
 
     def run(self, method: str, x: Tensor, state: State, call: Call) -> tuple[Tensor, State]:
         """Applies `forward` or `step` of each part around its residual."""
@@ -139,7 +162,7 @@ class LanguageModel(nn.Module):
 
     @property
     def mixers(self) -> list[Mixer]:
-        """Every token mixer and channel mixer, in order."""
+        """Every token mixer, channel mixer and adapter, in order."""
         return [mixer for block in self.blocks for _, mixer in block.parts()]
 
     @property
