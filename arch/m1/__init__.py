@@ -1,1 +1,1 @@
-"""M1 (AwareLiquid): a streaming multi-timescale core and a fast-weight memory, as an adapter and in attention's place."""
+"""M1 (AwareLiquid): a streaming core of many time scales and a fast weight, beside attention or in its place."""

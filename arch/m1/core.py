@@ -14,13 +14,13 @@ from harness.ops.registry import Choice
 
 Selective = Literal["off", "mamba", "exp"]
 TAUS = (0.5, 2.0, 8.0, 32.0, 90.0)
-"""Time constants at the start, in tokens, the authors'; a further scale starts at four times the last, below tau_max."""
+"""Time constants at the start, in tokens, the authors'; further scales start beyond, at 0.9 tau_max at most."""
 LEAST = 1e-6
 """What the sum of the blend's weights is at least."""
 
 
 class Maps(NamedTuple):
-    """What the core's weights make before they meet a token; for the P filaments p, the S scales s and their D channels.
+    """What the core's weights make before they meet a token, for P filaments, S scales and D channels of each.
 
     drive (P, D, S D), weight (P, D, D + S or D + 2 S) and their biases (P, 1, ..): from a filament's u to the scales'
     drives, and to its gate, openness and step. tau, blend (P, 1, S). The attention over filaments, of rows m: scores
@@ -76,7 +76,9 @@ class StreamingCore(nn.Module):
         self.W_mix, self.W_gate = (nn.Parameter(0.02 * torch.randn(P, D, D)) for _ in range(2))
         self.scale_gain, self.scale_bias = nn.Parameter(torch.ones(P, S, D)), nn.Parameter(torch.zeros(P, S, D))
         starts = [*TAUS, *(min(TAUS[-1] * 4.0**n, 0.9 * tau_max) for n in range(1, S))][:S]
-        self.log_tau = nn.Parameter(torch.tensor([math.log(math.expm1(max(t - tau_min, LEAST))) for t in starts]).repeat(P, 1))
+        self.log_tau = nn.Parameter(
+            torch.tensor([math.log(math.expm1(max(t - tau_min, LEAST))) for t in starts]).repeat(P, 1)
+        )
         self.W_dt = self.b_dt = None
         if selective != "off":
             self.W_dt = nn.Parameter(0.02 * torch.randn(P, D, S))

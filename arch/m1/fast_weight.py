@@ -1,7 +1,7 @@
 """M1's associative memory: keys and values written into a decaying matrix, read by queries.
 
-A fast weight (Schmidhuber 1992; Ba et al. 2016, arXiv:1610.06258) in the forms of linear attention (Katharopoulos et al.
-2020, arXiv:2006.16236) and of the delta rule (Schlag et al. 2021, arXiv:2102.11174), with one decay a head.
+A fast weight (Schmidhuber 1992; Ba et al. 2016, arXiv:1610.06258), by linear attention's outer products (Katharopoulos
+et al. 2020, arXiv:2006.16236) or by the delta rule (Schlag et al. 2021, arXiv:2102.11174), with one decay a head.
 """
 
 import math
@@ -53,7 +53,9 @@ class FastWeight(nn.Module):
         """x (B, T, d_model) and the state -> y (B, T, d_model) and the state after the last token."""
         qkv = F.linear(x, torch.cat([self.W_q.weight, self.W_k.weight, self.W_v.weight]))
         with torch.autocast(x.device.type, enabled=False):
-            q, k, v = qkv.to(memory).unflatten(2, (3, self.n_heads, self.d_memory)).unbind(2)  # (B, T, n_heads, d_memory)
+            q, k, v = (
+                qkv.to(memory).unflatten(2, (3, self.n_heads, self.d_memory)).unbind(2)
+            )  # (B, T, n_heads, d_memory)
             q, k = F.elu(q) + 1, F.elu(k) + 1
             run = FAST_WEIGHT.choose(self.kernel, memory.device, memory.dtype)
             log_decay = F.logsigmoid(self.decay_raw)

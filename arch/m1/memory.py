@@ -1,8 +1,8 @@
-"""The operation `fast_weight`: a matrix with one decay a head, written by outer products or by the delta rule, and read.
+"""The operation `fast_weight`: a matrix with one decay a head, written by outer products or the delta rule, and read.
 
     F_t = decay F_{t-1} + k_t e_t',   r_t = F_t' q_t,   e_t = v_t, or of the delta rule rate (v_t - F_{t-1}' k_t)
 
-Shapes: q, k (B, T, heads, E); v (B, T, heads, M); F (B, heads, E, M); log_decay, rate (heads). The decay is constant, so
+Shapes: q, k (B, T, heads, E); v (B, T, heads, M); F (B, heads, E, M); log_decay, rate (heads). The decay is constant:
 within a chunk every weight of the past is a power of it, and a chunk is a few matrix products.
 """
 
@@ -38,8 +38,8 @@ def chunked(
     """As `reference`, a chunk of tokens at a time; only the memory between chunks is carried one after the other.
 
     From the memory F at a chunk's start, token t (from 0) finds decay^t F and what the tokens j before it have written,
-    decay^(t-1-j) k_j e_j'. The delta rule's e are therefore the solution of a triangular system, linear in F: e = w - W F
-    (the UT transform: Joffrain et al. 2006; Yang et al. 2024, arXiv:2406.06484). No power is negative, so none overflows.
+    decay^(t-1-j) k_j e_j'. The delta rule's e therefore solve a triangular system, and are linear in F: e = w - W F
+    (the UT transform: Yang et al. 2024, arXiv:2406.06484). No exponent is negative, so nothing overflows.
     """
     given = q.shape[1]
     size = min(chunk, given)
@@ -72,7 +72,7 @@ def chunked(
 
 
 def _powers(log_decay: Tensor, n: Tensor) -> Tensor:
-    """decay^n of each head for exponents n ((chunks,) rows, columns), zero where n is negative: (heads, 1 or chunks, ..)."""
+    """decay^n of each head, zero where n is negative: n ([chunks,] rows, columns) -> (heads, [chunks or] 1, ..)."""
     log = log_decay[:, None, None, None]
     return torch.where(n >= 0, torch.exp(log * n.clamp(min=0)), log.new_zeros(()))
 
@@ -101,8 +101,18 @@ FAST_WEIGHT = Operation(
     tuple(Kernel("torch", device, "arch.m1.memory:chunked") for device in ("cpu", "cuda")),
     samples=Samples(
         sample,
-        {"batch": (1, 3), "length": (1, 2, 17, 33), "heads": (1, 3), "keys": (1, 6), "values": (1, 7), "chunk": (1, 2, 8, 64)},
+        {
+            "batch": (1, 3),
+            "length": (1, 2, 17, 33),
+            "heads": (1, 3),
+            "keys": (1, 6),
+            "values": (1, 7),
+            "chunk": (1, 2, 8, 64),
+        },
         ({}, {"delta": True}),
-        ({"length": 150, "keys": 32, "values": 33, "chunk": 64}, {"length": 150, "keys": 32, "delta": True, "chunk": 64}),
+        (
+            {"length": 150, "keys": 32, "values": 33, "chunk": 64},
+            {"length": 150, "keys": 32, "delta": True, "chunk": 64},
+        ),
     ),
 )

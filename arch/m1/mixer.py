@@ -24,7 +24,7 @@ class MTv2s(Mixer):
     d_model / P, rounded up. rank: of its projections; None for 3/16 of d_model, rounded up. fast_weight: its rule, off
     for none. d_memory, n_heads: its size. chunk: tokens of a chunk; it changes no number.
 
-    The authors' sizes for TinyLlama (d_model 2,048) are P 13, S 5, and D 64, rank 128, d_memory 64 as an adapter or D 96,
+    The authors' sizes for TinyLlama (d_model 2,048): P 13, S 5, and D 64, rank 128, d_memory 64 as an adapter or D 96,
     rank 384, d_memory 96 in attention's place. The state: h (B, P, S, D), F (B, n_heads, d_memory, d_memory) and
     z (B, n_heads, d_memory), of the weights' type. Where it replaces attention, both projections into the residual
     stream start smaller by depth, as every mixer's; the adapter's are small by its scale.
@@ -111,4 +111,3 @@ class MTv2s(Mixer):
     def flops_per_token(self, context: int) -> Flops:
         flops = self.core.flops() + Flops(other=self.d_model)
         return flops if self.fast_weight is None else flops + self.fast_weight.flops() + Flops(other=2 * self.d_model)
-

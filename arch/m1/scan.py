@@ -41,7 +41,12 @@ def widened(*tensors: Tensor) -> list[Tensor]:
     rows, length, scales, width = tensors[0].shape
     expect_tokens("scales_scan", length)
     by_scale = (rows, length, scales)
-    expect("scales_scan", ("a", tensors[1], by_scale), ("w", tensors[2], by_scale), ("h", tensors[3], (rows, scales, width)))
+    expect(
+        "scales_scan",
+        ("a", tensors[1], by_scale),
+        ("w", tensors[2], by_scale),
+        ("h", tensors[3], (rows, scales, width)),
+    )
     dtype = reduce(torch.promote_types, (x.dtype for x in tensors), torch.float32)
     return [x.to(dtype) for x in tensors]
 

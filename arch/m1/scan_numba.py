@@ -1,4 +1,4 @@
-"""The scan over time scales on CPU: each task walks the tokens of some rows; sigmoids are taken a few tokens at a time."""
+"""The scan over time scales on CPU: a task walks the tokens of a row, whose sigmoids are taken some tokens at a time."""
 
 import numpy as np
 import torch
@@ -100,7 +100,13 @@ def _vjp(first, last, signed, x, a, w, h0, states, gm, g_last, gx, ga, gw, gh):
                     a_s, w_s = a[i, t, s], w[i, t, s]
                     into = one(a_s) - a_s
                     decay = a_s - into if signed else a_s
-                    after_s, before_s, opened_s, gh_s, gx_s = states[i, t, s], before[s], opened[t - start, s], gh[i, s], gx[i, t, s]
+                    after_s, before_s, opened_s, gh_s, gx_s = (
+                        states[i, t, s],
+                        before[s],
+                        opened[t - start, s],
+                        gh[i, s],
+                        gx[i, t, s],
+                    )
                     to_w, to_decay, to_into = zero(a_s), zero(a_s), zero(a_s)
                     for d in range(width):
                         g = gh_s[d] + w_s * gm_t[d]

@@ -1,4 +1,4 @@
-"""The only backbone: encoder -> [norm, mixer, norm, channel mixer] x L -> norm -> head; an adapter may follow a block."""
+"""The only backbone: encoder -> [norm, mixer, norm, channel mixer] x L -> norm -> head."""
 
 import copy
 from collections import Counter
@@ -33,7 +33,7 @@ Norm = Literal["rmsnorm", "layernorm"]
 
 @dataclass(frozen=True)
 class Adapter:
-    """A further residual pair, norm and mixer, at the end of some blocks: the last of every `every`, and the last of all.
+    """A further residual pair, norm and mixer, that ends some blocks: the last of every `every`, and the last of all.
 
     mixer: factory called with (d_model, layer, n_layers).
     """
@@ -53,12 +53,12 @@ class ModelSpec:
 
     mixer: factory called with (d_model, layer, n_layers), or a list of them that the blocks take in turn, from the
     first on. block: what surrounds them (harness/model/block.py). channel_mixer: a factory called with d_ff too, for
-    blocks that have a channel mixer; None for none. adapter: what some blocks end in; None for nothing. embedding: of tokens (real vectors have torch's linear layer).
-    head: its own unless tie_embeddings makes it the embedding's weight, where the model says what it reads next.
-    width_multiple: d_model is a multiple of it, or, where none meets the budget, the width inside a gated block.
-    d_ff_ratio: the architecture's own d_ff / d_model. names: the groups of the configuration whose choice names a run
-    of this model, in order, each with the choice that goes unnamed (None: every choice is named). kernel: of norms and
-    blocks; mixers have their own.
+    blocks that have a channel mixer; None for none. adapter: what some blocks end in; None for nothing. embedding: of
+    tokens (real vectors have torch's linear layer). head: its own unless tie_embeddings makes it the embedding's
+    weight, where the model says what it reads next. width_multiple: d_model is a multiple of it, or, where none meets
+    the budget, the width inside a gated block. d_ff_ratio: the architecture's own d_ff / d_model. names: the groups of
+    the configuration whose choice names a run of this model, in order, each with the choice that goes unnamed (None:
+    every choice is named). kernel: of norms and blocks; mixers have their own.
     """
 
     name: Name
