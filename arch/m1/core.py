@@ -147,11 +147,11 @@ class StreamingCore(nn.Module):
         u = self.in_b(self.in_a(x_t))
         with torch.autocast(x_t.device.type, enabled=False):
             u = u.to(h).view(-1, self.n_filaments, self.d_filament)  # (B, P, D)
-            mixed = torch.einsum("bpd,pde->bpe", u, self.W_mix).unsqueeze(2)
+            mixed = _by_filament(u, self.W_mix).unsqueeze(2)
             drive = torch.sigmoid(self.scale_gain * mixed + self.scale_bias)  # (B, P, S, D)
             dt = torch.ones_like(drive[..., 0])
             if self.W_dt is not None:
-                dt = F.softplus(torch.einsum("bpd,pds->bps", u, self.W_dt) + self.b_dt)
+                dt = F.softplus(_by_filament(u, self.W_dt) + self.b_dt)
             if elapsed is not None:
                 dt = dt * elapsed.to(dt)[:, None, None]
             a = torch.exp(-dt / self.tau).unsqueeze(3)
@@ -161,7 +161,7 @@ class StreamingCore(nn.Module):
             m = torch.sum(weights.unsqueeze(3) * h, 2)
             scores = self.rmc_q(m) @ self.rmc_k(m).mT / math.sqrt(self.d_filament)
             m = m + torch.sigmoid(self.rmc_gate) * self.rmc_o(torch.softmax(scores, 2) @ self.rmc_v(m))
-            m = m * F.silu(torch.einsum("bpd,pde->bpe", u, self.W_gate))
+            m = m * F.silu(_by_filament(u, self.W_gate))
         return self.out_b(self.out_a(m.flatten(1).to(x_t))), h
 
     def init_state(self, batch: int, device, dtype: torch.dtype) -> Tensor:
@@ -177,3 +177,8 @@ class StreamingCore(nn.Module):
         # a sigmoid of 4 a channel and scale, with gain, bias, recurrence and blend; steps, decays and openness; gates
         other = P * (S * D * (2 + 4 + 3 + 1 + 2) + S * (5 + 5 + 2) + 5 * P + 9 * D)
         return Flops(2 * (projections + P * filament), other)
+
+
+def _by_filament(u: Tensor, weight: Tensor) -> Tensor:
+    """Each filament by its own matrix: u (B, P, D), weight (P, D, E) -> (B, P, E)."""
+    return (u.transpose(0, 1) @ weight).transpose(0, 1)

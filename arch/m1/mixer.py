@@ -17,7 +17,7 @@ from harness.ranges import Dimension, Length, Scale, StepSize
 
 
 class MTv2s(Mixer):
-    """y = s core(x) + s_f fast_weight(x): AwareLiquid/M1's MTResidualAdapterV2, or with scale=None its MTRecurrentMixer.
+    """y = s core(x) + s_f fast_weight(x): AwareLiquid/M1's MTResidualAdapterV2, or its MTRecurrentMixer.
 
     scale: where s and s_f, which are learned, start: an adapter beside attention; None: s = 1 and s_f = sigmoid(g), g
     from 0, the mixer that replaces attention (ARR). n_filaments, n_scales, d_filament: P, S, D of the core; D None for

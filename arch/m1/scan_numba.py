@@ -1,4 +1,4 @@
-"""The scan over time scales on CPU: a task walks the tokens of a row, whose sigmoids are taken some tokens at a time."""
+"""The scan over time scales on the CPU: a task walks the tokens of a row, sigmoids first, a few tokens at a time."""
 
 import numpy as np
 import torch
