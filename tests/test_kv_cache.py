@@ -5,8 +5,8 @@ import math
 import torch
 from torch.testing import assert_close
 
-from baselines.transformer.kv_cache import GROWTH, SPARE, KVCache
 from baselines.transformer.mixer import Attention
+from harness.model.kv_cache import GROWTH, SPARE, KVCache
 from harness.model.state import detach, map_tensors, tensors
 from oracles import step_loop
 

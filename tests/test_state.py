@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import configs
-from baselines.transformer.kv_cache import KVCache
 from harness.model.backbone import Width
+from harness.model.kv_cache import KVCache
 from harness.model.state import COUNTERS, StateError, examine, map_tensors, saved, state_bytes, tensors
 
 

@@ -2,17 +2,17 @@
 
 import math
 from collections.abc import Callable
-from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
 
-from baselines.transformer.fixed_cache import FixedCache
-from baselines.transformer.kv_cache import KVCache
 from baselines.transformer.ring_cache import RingCache
 from harness.errors import ConfigError
+from harness.model.fixed_cache import FixedCache
+from harness.model.kv_cache import KVCache
 from harness.model.mixer import UNTIMED, Call, Flops, ProjectedMixer, step_operation
 from harness.ops.attention.attention import ATTENTION, weigh
+from harness.ops.attention.rotary import turned
 from harness.ops.registry import Choice
 from harness.ops.samples import Draw, Sample, Samples, randomised
 from harness.ranges import Base, Dimension, Length
@@ -122,34 +122,8 @@ class Attention(ProjectedMixer):
         """x (B, T, d_model) -> queries (B, n_heads, T, head_dim), keys and values (B, n_kv_heads, T, head_dim)."""
         rotated = self.n_heads + self.n_kv_heads
         heads = self.qkv(x).unflatten(2, (-1, self.head_dim))  # (B, T, n_heads + 2 n_kv_heads, head_dim)
-        wide = torch.promote_types(heads.dtype, torch.float32)
-        table = _rotary_table if isinstance(position, int) else _rotary
-        cos, sin = table(position, x.shape[1], self.head_dim, self.rope_theta, x.device, wide)
-        turned = _rotate(heads[:, :, :rotated].to(wide), cos, sin).to(heads.dtype).transpose(1, 2)
-        return turned[:, : self.n_heads], turned[:, self.n_heads :], heads[:, :, rotated:].transpose(1, 2)
-
-
-@lru_cache(maxsize=1)  # every layer of one call asks for the same
-def _rotary_table(position: int, length: int, head_dim: int, theta: float, device, dtype) -> tuple[Tensor, Tensor]:
-    with torch.inference_mode(False), torch.no_grad():
-        return _rotary(position, length, head_dim, theta, device, dtype)
-
-
-def _rotary(position: int | Tensor, length: int, head_dim: int, theta: float, device, dtype) -> tuple[Tensor, Tensor]:
-    """Cosine and sine (length, 1, head_dim / 2) of position x theta^(-2 i / head_dim), rounded once from float64.
-
-    position: of the first of `length` tokens, a number or a tensor of one.
-    """
-    exponents = torch.arange(0, head_dim, 2, dtype=torch.float64, device=device) / head_dim
-    positions = position + torch.arange(length, dtype=torch.float64, device=device)
-    angles = positions[:, None, None] * theta**-exponents
-    return angles.cos().to(dtype), angles.sin().to(dtype)
-
-
-def _rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turns the pairs (i, i + head_dim / 2) of heads (B, T, heads, head_dim), Llama's order."""
-    first, second = heads.chunk(2, dim=-1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+        qk = turned(heads[:, :, :rotated], position, self.rope_theta).transpose(1, 2)
+        return qk[:, : self.n_heads], qk[:, self.n_heads :], heads[:, :, rotated:].transpose(1, 2)
 
 
 def _count_heads(d_model: int, head_dim: int) -> int:

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from baselines.transformer.kv_cache import KVCache
 from baselines.transformer.ring_cache import RingCache
+from harness.model.kv_cache import KVCache
 from harness.model.mixer import UNTIMED
 from harness.ops.shapes import expect
 from harness.ops.toolbox.jit import helper, kernel

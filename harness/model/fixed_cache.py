@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from baselines.transformer.kv_cache import KVCache
+from harness.model.kv_cache import KVCache
 
 
 @dataclass(frozen=True)
