@@ -2,7 +2,8 @@
 
 Shapes: queries (B, n_heads, T, head_dim); keys, values (B, n_kv_heads, past + T, head_dim), where each key-value head
 serves a group of n_heads / n_kv_heads query heads. Query t sees the keys 0 .. past + t, the last `window` of them where
-a window is given.
+a window is given. slopes (n_heads): what a score loses with every token of distance, None for nothing (ALiBi, Press et
+al. 2022, arXiv:2108.12409).
 """
 
 import math
@@ -15,27 +16,53 @@ from harness.ops.registry import Kernel, Operation
 from harness.ops.samples import Draw, Sample, Samples
 
 MASK_ELEMENTS = 2**22  # queries of a later chunk are taken in groups whose mask is no larger than this
+BLOCK = 512  # queries that count positions from one origin, where there are slopes
 
 
-def reference(queries: Tensor, keys: Tensor, values: Tensor, window: int | None = None) -> Tensor:
+def reference(
+    queries: Tensor, keys: Tensor, values: Tensor, window: int | None = None, slopes: Tensor | None = None
+) -> Tensor:
     """Spelt out: the matrix of scores, masked; returns (B, n_heads, T, head_dim)."""
-    return weigh(queries, keys, values, ~_seen(queries.shape[2], keys.shape[2], queries.device, window))
+    length, total = queries.shape[2], keys.shape[2]
+    bias = None if slopes is None else distance_bias(slopes, length, total)
+    return weigh(queries, keys, values, ~_seen(length, total, queries.device, window), bias)
 
 
-def weigh(queries: Tensor, keys: Tensor, values: Tensor, unseen: Tensor | None = None) -> Tensor:
-    """Attention to all the keys but those `unseen` (T, tokens); every group of heads reads one set of keys."""
+def distance_bias(slopes: Tensor, length: int, total: int | Tensor, places: int | None = None) -> Tensor:
+    """-slope x distance (n_heads, length, places) of the last `length` of `total` tokens from the first `places`.
+
+    places: of a cache with more room than tokens; `total` where None.
+    """
+    queries = total - length + torch.arange(length, device=slopes.device)
+    keys = torch.arange(int(total) if places is None else places, device=slopes.device)
+    return -slopes[:, None, None] * (queries[:, None] - keys)
+
+
+def weigh(
+    queries: Tensor, keys: Tensor, values: Tensor, unseen: Tensor | None = None, bias: Tensor | None = None
+) -> Tensor:
+    """Attention to all the keys but those `unseen` (T, tokens); every group of heads reads one set of keys.
+
+    bias (n_heads, T, tokens) is added to the scores.
+    """
     batch, n_heads, length, head_dim = queries.shape
     grouped = queries.reshape(batch, keys.shape[1], -1, head_dim)  # (B, kv_heads, group T, head_dim)
     scores = (grouped * head_dim**-0.5) @ keys.transpose(2, 3)  # (B, kv_heads, group T, tokens)
+    if bias is not None:
+        scores = scores + bias.reshape(1, keys.shape[1], -1, keys.shape[2])
     if unseen is not None:
         scores = scores.masked_fill(unseen.repeat(grouped.shape[2] // length, 1), -math.inf)
     weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(values.dtype)
     return (weights @ values).reshape(batch, n_heads, length, head_dim)
 
 
-def sdpa(queries: Tensor, keys: Tensor, values: Tensor, window: int | None = None) -> Tensor:
+def sdpa(
+    queries: Tensor, keys: Tensor, values: Tensor, window: int | None = None, slopes: Tensor | None = None
+) -> Tensor:
     """torch's fused attention; with a window in blocks of queries, each with the two blocks of keys that it sees."""
     length, total = queries.shape[2], keys.shape[2]
+    if slopes is not None:
+        return _sloped(queries, keys, values, window, slopes)
     if window is not None and total > window:
         return _banded(queries, keys, values, window)
     if length == total:
@@ -76,10 +103,37 @@ def _banded(queries: Tensor, keys: Tensor, values: Tensor, window: int) -> Tenso
     return torch.cat(parts, dim=2)
 
 
-def _sdpa(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+def _sloped(queries: Tensor, keys: Tensor, values: Tensor, window: int | None, slopes: Tensor) -> Tensor:
+    """Attention with slopes, which products give as well: of a further coordinate, the slope by a key's position.
+
+    Softmax forgets what all scores of a query share, so positions may count from anywhere: a block of queries counts
+    from its own first, since what is near must be rounded the least. In float32 at least, which knows every position.
+    """
+    length, total, head_dim = queries.shape[2], keys.shape[2], queries.shape[3]
+    wide = torch.promote_types(queries.dtype, torch.float32)
+    positions = torch.arange(total - length, -length, -1, dtype=wide, device=keys.device).neg()  # from the first query
+    further = (head_dim**0.5 * slopes.to(wide)).view(-1, 1, 1).expand(*queries.shape[:3], 1)
+    parts = []
+    with torch.autocast(queries.device.type, enabled=False):
+        q, v = torch.cat([queries.to(wide), further], 3), F.pad(values.to(wide), (0, 1))  # the fused kernels' one width
+        for start in range(0, length, BLOCK):
+            stop = min(start + BLOCK, length)
+            last = total - length + stop
+            here = (positions[:last] - start).view(-1, 1).expand(*keys.shape[:2], -1, 1)
+            k = torch.cat([keys[:, :, :last].to(wide), here], 3)
+            causal = last == stop - start and window is None
+            mask = None if causal else _seen(stop - start, last, queries.device, window)
+            parts.append(_sdpa(q[:, :, start:stop], k, v[:, :, :last], mask, causal, head_dim**-0.5))
+    return torch.cat(parts, dim=2)[..., :head_dim].to(values.dtype)
+
+
+def _sdpa(
+    queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None, is_causal: bool = False,
+    scale: float | None = None,
+) -> Tensor:  # fmt: skip
     grouped = queries.shape[1] != keys.shape[1]
     return F.scaled_dot_product_attention(
-        queries, keys, values, attn_mask=mask, is_causal=is_causal, enable_gqa=grouped
+        queries, keys, values, attn_mask=mask, is_causal=is_causal, scale=scale, enable_gqa=grouped
     )
 
 
@@ -89,11 +143,11 @@ def _seen(length: int, total: int, device: torch.device, window: int | None = No
     return seen if window is None else seen.triu(total - length - window + 1)
 
 
-def sample(draw: Draw, batch=2, length=5, past=3, kv_heads=2, group=2, head_dim=4, window=0) -> Sample:
+def sample(draw: Draw, batch=2, length=5, past=3, kv_heads=2, group=2, head_dim=4, window=0, sloped=False) -> Sample:
     """`length` queries behind `past` tokens, each key-value head for `group` query heads; window: 0 for none."""
     cached = (batch, kv_heads, past + length, head_dim)
     tensors = (draw.normal(batch, kv_heads * group, length, head_dim), draw.normal(*cached), draw.normal(*cached))
-    return Sample((*tensors, window or None))
+    return Sample((*tensors, window or None, draw.unit(kv_heads * group) if sloped else None))
 
 
 ATTENTION = Operation(
@@ -104,7 +158,14 @@ ATTENTION = Operation(
         sample,
         {"batch": (1, 3), "length": (1, 2, 17, 33), "past": (0, 1, 7), "kv_heads": (1, 2), "group": (1, 3)}
         | {"window": (0, 1, 2, 7, 16, 40)},
-        ({}, {"past": 0}, {"window": 2}, {"length": 13, "past": 0, "window": 4}),
-        ({"length": 70, "past": 61, "head_dim": 32}, {"length": 150, "past": 31, "head_dim": 32, "window": 32}),
+        (
+            *({}, {"past": 0}, {"window": 2}, {"length": 13, "past": 0, "window": 4}),
+            *({"sloped": True}, {"length": 13, "past": 0, "kv_heads": 1, "sloped": True}),
+        ),
+        (
+            {"length": 70, "past": 61, "head_dim": 32},
+            {"length": 150, "past": 31, "head_dim": 32, "window": 32},
+            {"length": 600, "past": 31, "kv_heads": 1, "sloped": True},
+        ),
     ),
 )
