@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from harness.model.block import Factory, GatedBlock, TransformerBlock
+from harness.model.block import Factory, GatedBlock, NoMixer, TransformerBlock
 from harness.model.ends import EMBEDDING, HEAD, End
 from harness.model.interface import Interface, interface
 from harness.model.mixer import Call, Flops, Mixer
@@ -101,12 +101,14 @@ class ModelSpec:
 
 
 class Block(nn.Module):
-    """x + mixer(norm(x)), then the same of a channel mixer and of an adapter where there is one (pre-norm residual)."""
+    """x + mixer(norm(x)) of a token mixer, a channel mixer and an adapter in turn, where there is one (pre-norm)."""
 
     def __init__(self, spec: ModelSpec, width: Width, layer: int, n_layers: int):
         super().__init__()
-        self.norm = spec.build_norm(width.d_model)
-        self.mixer = spec.build_mixer(width, layer, n_layers)
+        mixer = spec.build_mixer(width, layer, n_layers)
+        absent = isinstance(mixer, NoMixer)
+        self.norm = None if absent else spec.build_norm(width.d_model)
+        self.mixer = None if absent else mixer
         self.channel_norm: nn.Module | None = None
         self.channel_mixer: Mixer | None = None
         if spec.channel_mixer is not None and spec.has_channel_mixer:

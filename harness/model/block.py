@@ -24,6 +24,13 @@ Factory = Callable[..., Mixer]
 """Makes a mixer from d_model, layer and n_layers."""
 
 
+class NoMixer(Mixer):
+    """Stands for no token mixer, and no norm before one, where the channel mixer holds the state. Never called."""
+
+    def __init__(self, d_model: int, layer: int = 0, n_layers: int = 1, *, kernel: Choice = "auto"):
+        super().__init__(d_model, layer, n_layers)
+
+
 @dataclass(frozen=True)
 class TransformerBlock:
     """norm, mixer, norm, channel mixer (a Transformer's). d_conv: taps of a convolution before the mixer, 0 for none.

@@ -15,6 +15,8 @@ from harness.model.inventory import irreproducible
 from harness.ranges import BudgetTolerance, Layers, Parameters
 
 TOLERANCE = 0.02
+FURTHER = 4
+"""Multiples of the width beyond the nearest that are tried, on either side, where none of those fits."""
 TRAINING_BYTES = 16
 """A parameter's while it is trained: itself, its gradient and AdamW's two moments, in float32."""
 
@@ -74,7 +76,8 @@ def solve(spec: ModelSpec, given: Interface | int, size: SizeConfig) -> Width:
 
     given: the model's inputs and targets, as `ModelSpec.build` takes it. d_model runs over multiples of
     `spec.width_multiple`; where there is a channel mixer, its d_ff (any even number) takes up the rest, and of the
-    pairs that meet the budget the one nearest the architecture's own d_ff ratio wins. Where there is none and no
+    pairs that meet the budget the one nearest the architecture's own d_ff ratio wins; where none does, since the mixer
+    rounds its d_ff to whole parts, FURTHER multiples are tried on either side. Where there is no channel mixer and no
     multiple meets the budget, a half, a quarter, ... of the multiple is tried, as far as the mixer accepts it; then, in
     a gated block, d_inner runs over its multiples (whole heads), and d_model (any number) takes up the rest.
     Raises ConfigError, naming the nearest size, when no pair does, and where training would exceed the free memory.
@@ -88,6 +91,10 @@ def solve(spec: ModelSpec, given: Interface | int, size: SizeConfig) -> Width:
 
     around = _neighbours(spec, size, params)
     candidates = [_candidate(spec, size, params, d_model) for d_model in around]
+    if spec.has_channel_mixer and not _fitting(candidates, size):
+        steps = [spec.width_multiple * step for step in range(1, FURTHER + 1)]
+        further = [*(around[0] - step for step in steps if step < around[0]), *(around[-1] + step for step in steps)]
+        candidates += [_candidate(spec, size, params, d_model) for d_model in further]
     if not spec.has_channel_mixer and not _fitting(candidates, size):
         candidates += _finer(spec, size, params, around)
         if isinstance(spec.block, GatedBlock) and not _fitting(candidates, size):
