@@ -63,6 +63,8 @@ Scale = Annotated[float, Field(ge=0, le=100)]
 StepSize = Annotated[float, Field(ge=1e-9, le=1e3)]
 TimeConstant = Annotated[float, Field(ge=1, le=1e9)]
 """In tokens."""
+TimeScale = Annotated[float, Field(ge=1e-6, le=1e9)]
+"""A time constant that may lie far below a token."""
 Base = Annotated[float, Field(gt=1, le=1e12)]
 """Of frequencies."""
 Temperature = Annotated[float, Field(ge=0, le=100)]
