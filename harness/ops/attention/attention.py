@@ -16,7 +16,7 @@ from harness.ops.registry import Kernel, Operation
 from harness.ops.samples import Draw, Sample, Samples
 
 MASK_ELEMENTS = 2**22  # queries of a later chunk are taken in groups whose mask is no larger than this
-BLOCK = 512  # queries that count positions from one origin, where there are slopes
+BLOCK = 128  # queries that count positions from one origin, where there are slopes
 
 
 def reference(
@@ -62,7 +62,11 @@ def sdpa(
     """torch's fused attention; with a window in blocks of queries, each with the two blocks of keys that it sees."""
     length, total = queries.shape[2], keys.shape[2]
     if slopes is not None:
-        return _sloped(queries, keys, values, window, slopes)
+        return (
+            _sloped(queries, keys, values, slopes)
+            if window is None
+            else reference(queries, keys, values, window, slopes)
+        )
     if window is not None and total > window:
         return _banded(queries, keys, values, window)
     if length == total:
@@ -103,11 +107,11 @@ def _banded(queries: Tensor, keys: Tensor, values: Tensor, window: int) -> Tenso
     return torch.cat(parts, dim=2)
 
 
-def _sloped(queries: Tensor, keys: Tensor, values: Tensor, window: int | None, slopes: Tensor) -> Tensor:
+def _sloped(queries: Tensor, keys: Tensor, values: Tensor, slopes: Tensor) -> Tensor:
     """Attention with slopes, which products give as well: of a further coordinate, the slope by a key's position.
 
     Softmax forgets what all scores of a query share, so positions may count from anywhere: a block of queries counts
-    from its own first, since what is near must be rounded the least. In float32 at least, which knows every position.
+    from its own middle, since what is near must be rounded the least. In float32 at least, which knows every position.
     """
     length, total, head_dim = queries.shape[2], keys.shape[2], queries.shape[3]
     wide = torch.promote_types(queries.dtype, torch.float32)
@@ -119,11 +123,10 @@ def _sloped(queries: Tensor, keys: Tensor, values: Tensor, window: int | None, s
         for start in range(0, length, BLOCK):
             stop = min(start + BLOCK, length)
             last = total - length + stop
-            here = (positions[:last] - start).view(-1, 1).expand(*keys.shape[:2], -1, 1)
+            here = (positions[:last] - (start + stop) // 2).view(-1, 1).expand(*keys.shape[:2], -1, 1)
             k = torch.cat([keys[:, :, :last].to(wide), here], 3)
-            causal = last == stop - start and window is None
-            mask = None if causal else _seen(stop - start, last, queries.device, window)
-            parts.append(_sdpa(q[:, :, start:stop], k, v[:, :, :last], mask, causal, head_dim**-0.5))
+            mask = None if last == stop - start else _seen(stop - start, last, queries.device)
+            parts.append(_sdpa(q[:, :, start:stop], k, v[:, :, :last], mask, mask is None, head_dim**-0.5))
     return torch.cat(parts, dim=2)[..., :head_dim].to(values.dtype)
 
 
@@ -143,11 +146,15 @@ def _seen(length: int, total: int, device: torch.device, window: int | None = No
     return seen if window is None else seen.triu(total - length - window + 1)
 
 
-def sample(draw: Draw, batch=2, length=5, past=3, kv_heads=2, group=2, head_dim=4, window=0, sloped=False) -> Sample:
-    """`length` queries behind `past` tokens, each key-value head for `group` query heads; window: 0 for none."""
+def sample(draw: Draw, batch=2, length=5, past=3, kv_heads=2, group=2, head_dim=4, window=0) -> Sample:
+    """`length` queries behind `past` tokens, each key-value head for `group` query heads.
+
+    window: 0 for none, -1 for none and slopes.
+    """
     cached = (batch, kv_heads, past + length, head_dim)
     tensors = (draw.normal(batch, kv_heads * group, length, head_dim), draw.normal(*cached), draw.normal(*cached))
-    return Sample((*tensors, window or None, draw.unit(kv_heads * group) if sloped else None))
+    slopes = draw.unit(kv_heads * group) if window < 0 else None
+    return Sample((*tensors, window if window > 0 else None, slopes))
 
 
 ATTENTION = Operation(
@@ -157,15 +164,15 @@ ATTENTION = Operation(
     samples=Samples(
         sample,
         {"batch": (1, 3), "length": (1, 2, 17, 33), "past": (0, 1, 7), "kv_heads": (1, 2), "group": (1, 3)}
-        | {"window": (0, 1, 2, 7, 16, 40)},
+        | {"window": (-1, 0, 1, 2, 7, 16, 40)},
         (
             *({}, {"past": 0}, {"window": 2}, {"length": 13, "past": 0, "window": 4}),
-            *({"sloped": True}, {"length": 13, "past": 0, "kv_heads": 1, "sloped": True}),
+            *({"window": -1}, {"length": 13, "past": 0, "kv_heads": 1, "window": -1}),
         ),
         (
             {"length": 70, "past": 61, "head_dim": 32},
             {"length": 150, "past": 31, "head_dim": 32, "window": 32},
-            {"length": 600, "past": 31, "kv_heads": 1, "sloped": True},
+            {"length": 600, "past": 31, "kv_heads": 1, "window": -1},
         ),
     ),
 )
