@@ -243,7 +243,7 @@ def test_a_cut_cache_is_attention_to_a_window():
         for x_t in x.unbind(1):
             y, state = mixer.step(x_t, mixer.truncate_state(state, 4))
             outputs.append(y)
-        windowed = operation.reference(*mixer._project(x, 0), 5, mixer._slopes(x.dtype))
+        windowed = operation.reference(*mixer._project(x, 0), 5, mixer.slopes(x.dtype))
         expected = mixer.out_proj(windowed.transpose(1, 2).flatten(2))
     assert_close(torch.stack(outputs, 1), expected, rtol=0, atol=1e-12)
     assert state.position == 12
@@ -285,7 +285,7 @@ def test_the_published_layer_starts_as_published():
     assert alone.in_proj.weight.abs().max() <= 832**-0.5  # torch's own
     tau = torch.nn.functional.softplus(named["resonance.log_tau"][0].double()) + 0.01
     assert_close(tau, torch.tensor([0.010001, 0.0562341, 0.316228, 1.77828, 10.0]).double(), rtol=1e-4, atol=0)
-    slopes = MTAttention(832)._slopes(torch.float64)
+    slopes = MTAttention(832).slopes(torch.float64)
     assert MTAttention(832).head_dim == 64
     assert_close(slopes, 0.1 * 2 ** torch.linspace(3, -3, 13).double(), rtol=5e-3, atol=1e-4)
 

@@ -4,6 +4,7 @@ From the authors' mt_lnn/mt_attention.py (AwareLiquid/M1 at 96860e3), whose name
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -13,10 +14,11 @@ from arch.mtlnn.mixer import FAST, SLOW, STD, own_rate
 from harness.errors import ConfigError
 from harness.model.fixed_cache import FixedCache
 from harness.model.kv_cache import KVCache
-from harness.model.mixer import UNTIMED, Call, Flops, Mixer
+from harness.model.mixer import UNTIMED, Call, Flops, Mixer, step_operation
 from harness.ops.attention.attention import ATTENTION, distance_bias, weigh
 from harness.ops.attention.rotary import turned
 from harness.ops.registry import Choice
+from harness.ops.samples import Draw, Sample, Samples, randomised
 from harness.ranges import Base, Dimension, Length
 
 Cache = KVCache | FixedCache
@@ -70,17 +72,20 @@ class MTAttention(Mixer):
         if past:
             keys, values = cache.keys, cache.values
         run = ATTENTION.choose(self.kernel, queries.device, queries.dtype)
-        y = run(queries, keys, values, None, self._slopes(queries.dtype))
+        y = run(queries, keys, values, None, self.slopes(queries.dtype))
         return self.out_proj(y.transpose(1, 2).flatten(2)), cache  # (B, heads, T, head_dim) -> (B, T, d_model)
 
     def step(self, x_t: Tensor, state: Cache, call: Call = UNTIMED) -> tuple[Tensor, Cache]:
         queries, keys, values = self._project(x_t.unsqueeze(1), state.position)
         cache = state.append(keys, values)
         unseen = ~cache.seen.unsqueeze(0) if isinstance(cache, FixedCache) else None
-        slopes = self._slopes(queries.dtype)
+        slopes = self.slopes(queries.dtype)
         bias = None if slopes is None else distance_bias(slopes, 1, cache.length, cache.keys.shape[2])
         y = weigh(queries, cache.keys, cache.values, unseen, bias)
         return self.out_proj(y.flatten(1)), cache  # (B, heads, 1, head_dim) -> (B, d_model)
+
+    def frozen_step(self) -> Callable:
+        return MT_ATTENTION_STEP.choose(self.kernel, self.out_proj.weight.device, self.out_proj.weight.dtype)(self)
 
     def _project(self, x: Tensor, position: int | Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x (B, T, d_model) -> queries (B, n_heads, T, head_dim), keys and values (B, n_kv_heads, T, head_dim)."""
@@ -88,7 +93,7 @@ class MTAttention(Mixer):
         qk = turned(torch.cat([q, k], 2), position, self.rope_theta).transpose(1, 2)
         return qk[:, : self.n_heads], qk[:, self.n_heads :], v.transpose(1, 2)
 
-    def _slopes(self, dtype: torch.dtype) -> Tensor | None:
+    def slopes(self, dtype: torch.dtype) -> Tensor | None:
         """What the scores of each head lose with every token of distance, (n_heads), None for nothing."""
         wide = torch.promote_types(dtype, torch.float32)
         slopes: Tensor | None = None
@@ -129,3 +134,22 @@ def _check_heads(n_heads: int, n_kv_heads: int, head_dim: int | None) -> None:
             "an even number: rotary positions turn pairs of coordinates.",
             f"set attention.mixer.head_dim={head_dim + 1}.",
         )
+
+
+def step_sample(draw: Draw, batch=2, past=7, heads=2, shared_by=2, head_dim=4, biased=True) -> Sample:
+    """Random weights, and one token behind a cache; `shared_by` query heads a key-value head."""
+    size = {"n_heads": heads * shared_by, "n_kv_heads": heads, "head_dim": head_dim}
+    mixer = randomised(MTAttention(10, **size, decay=biased, polarity=biased), draw)
+    keys, values = draw.normal(batch, heads, past, head_dim), draw.normal(batch, heads, past, head_dim)
+    return Sample((mixer,), token=(draw.normal(batch, 10), KVCache.of(keys, values)))
+
+
+MT_ATTENTION_STEP = step_operation(
+    "mt_attention_step",
+    "arch.mtlnn.step_numba:mt_attention_step",
+    samples=Samples(
+        step_sample,
+        {"batch": (1, 3), "past": (0, 1, 129), "heads": (1, 2), "shared_by": (1, 3), "head_dim": (2, 8)},
+        ({}, {"past": 300, "heads": 1}, {"biased": False}),
+    ),
+)

@@ -5,6 +5,7 @@ parameters keep. Although they call it liquid, no ODE is solved: docs/mtlnn.md s
 """
 
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -12,10 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from harness.errors import ConfigError
-from harness.model.mixer import UNTIMED, Call, Flops, Mixer
+from harness.model.mixer import UNTIMED, Call, Flops, Mixer, step_operation
 from harness.model.state import State
 from harness.ops.linear_scan.scan import LINEAR_SCAN
 from harness.ops.registry import Choice
+from harness.ops.samples import Draw, Sample, Samples, randomised
 from harness.ranges import Dimension, TimeScale
 
 PERIOD = 256
@@ -64,9 +66,13 @@ class Resonance(nn.Module):
         product = torch.baddbmm(bias, u, self.W_in.transpose(1, 2).flatten(2))
         return product.sigmoid().unflatten(2, self.b_in.shape[1:])
 
+    def taus(self, dtype: torch.dtype) -> Tensor:
+        """The time constants (P, S), in tokens."""
+        return (F.softplus(self.log_tau.to(dtype)) + self.tau_min).clamp(self.tau_min, self.tau_max)
+
     def rates(self, u: Tensor, elapsed: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """lambda and a, each (P, N or 1, S). elapsed (N): the time since the token before, None for 1."""
-        tau = (F.softplus(self.log_tau.to(dtype)) + self.tau_min).clamp(self.tau_min, self.tau_max).unsqueeze(1)
+        tau = self.taus(dtype).unsqueeze(1)
         rate = 1 / tau if elapsed is None else elapsed.to(dtype)[:, None] / tau
         a = torch.exp(-rate)
         if self.transition == "stock":
@@ -207,13 +213,16 @@ class MTLNN(Mixer):
             fresh = scan(rate, fresh.reshape(rows), kept).view(fresh.shape)
         last = fresh.unflatten(1, (batch, length))[:, :, -1]
         y = self._leave(fresh, u, self._strength(state, batch, length))
-        return y.unflatten(0, (batch, length)), self._state(last, state, length)
+        return y.unflatten(0, (batch, length)), self.after(last.transpose(0, 1).contiguous(), state, length)
 
     def step(self, x_t: Tensor, state: State, call: Call = UNTIMED) -> tuple[Tensor, State]:
         u, h, rate = self._enter(x_t, call.elapsed)
         if self.recurrence:
             h = torch.addcmul(h, rate.unsqueeze(3), state["h"].to(h.dtype).transpose(0, 1))
-        return self._leave(h, u, self._strength(state, 1, 1)), self._state(h, state, 1)
+        return self._leave(h, u, self._strength(state, 1, 1)), self.after(h.transpose(0, 1).contiguous(), state, 1)
+
+    def frozen_step(self) -> Callable:
+        return MTLNN_STEP.choose(self.kernel, self.out_proj.weight.device, self.out_proj.weight.dtype)(self)
 
     def _enter(self, x: Tensor, elapsed: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Of N tokens x (N, d_model): u (P, N, D), what enters the averages (P, N, S, D), and lambda (P, N or 1, S)."""
@@ -239,9 +248,9 @@ class MTLNN(Mixer):
         clock = (state["clock"] + torch.arange(length, device=state["clock"].device)) % PERIOD
         return torch.exp(-self.gtp_gamma.clamp(min=LEAST_RATE) * clock).repeat(batch)[:, None]
 
-    def _state(self, h: Tensor, state: State, length: int) -> State:
-        """The state after `length` more tokens. h (P, B, S, D): the averages after the last."""
-        kept = {"h": h.transpose(0, 1).contiguous()} if self.recurrence else {}
+    def after(self, h: Tensor, state: State, length: int) -> State:
+        """The state after `length` more tokens. h (B, P, S, D): the averages after the last."""
+        kept = {"h": h} if self.recurrence else {}
         return kept | ({"clock": state["clock"] + length} if self.lateral is not None else {})
 
     def init_state(self, batch: int, context: int = 0, device=None, dtype=None) -> State:
@@ -267,3 +276,28 @@ def own_rate(value: Tensor, multiplier: float) -> nn.Parameter:
     parameter._no_weight_decay = True
     parameter._lr_multiplier = multiplier
     return parameter
+
+
+def step_sample(draw: Draw, batch=2, width=10, d_ff=12, filaments=3, scales=2, clock=5, options=()) -> Sample:
+    """An MTLNN of random weights and these further options, and one token behind `clock` of them."""
+    mixer = randomised(MTLNN(width, d_ff, n_filaments=filaments, n_scales=scales, **dict(options)), draw)
+    state = {
+        name: draw.normal(*t.shape) if t.is_floating_point() else t
+        for name, t in mixer.init_state(batch, clock).items()
+    }
+    return Sample((mixer,), token=(draw.normal(batch, width), state))
+
+
+MTLNN_STEP = step_operation(
+    "mtlnn_step",
+    "arch.mtlnn.step_numba:mtlnn_step",
+    samples=Samples(
+        step_sample,
+        {"batch": (1, 3), "width": (1, 7, 33), "d_ff": (1, 12, 40), "filaments": (1, 2, 5), "scales": (1, 3)},
+        (
+            *({"options": (("transition", name),)} for name in ("stock", "signed", "tanh", "exp")),
+            {"clock": 300, "options": (("map_hidden", 7),)},
+            *({"options": ((part, False),)} for part in ("recurrence", "scale_gates", "lateral", "map_gate")),
+        ),
+    ),
+)

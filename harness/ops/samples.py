@@ -3,6 +3,7 @@
 tests/test_operations.py holds every kernel of every operation to its reference by these calls.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,9 +29,11 @@ class Draw:
     def weight(self, *shape: int) -> Tensor:
         """A matrix (outputs, inputs) whose products are as large as what it multiplies, whatever `scale`.
 
-        With larger weights a recurrence is chaotic, and any two orders of summation disagree.
+        So are those of a vector and of a single number. With larger weights a recurrence is chaotic, and any two orders of summation disagree.
         """
-        return self._made(torch.randn(shape, generator=self._generator, dtype=torch.float64) * shape[-1] ** -0.5)
+        return self._made(
+            torch.randn(shape, generator=self._generator, dtype=torch.float64) * math.prod(shape[-1:]) ** -0.5
+        )
 
     def unit(self, *shape: int) -> Tensor:
         """Evenly between 0 and 1, whatever `scale`; gradients by it are compared."""
