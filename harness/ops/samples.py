@@ -29,11 +29,11 @@ class Draw:
     def weight(self, *shape: int) -> Tensor:
         """A matrix (outputs, inputs) whose products are as large as what it multiplies, whatever `scale`.
 
-        So are those of a vector and of a single number. With larger weights a recurrence is chaotic, and any two orders of summation disagree.
+        So are those of a vector and of a single number. With larger weights a recurrence is chaotic, and any two orders
+        of summation disagree.
         """
-        return self._made(
-            torch.randn(shape, generator=self._generator, dtype=torch.float64) * math.prod(shape[-1:]) ** -0.5
-        )
+        size = math.prod(shape[-1:]) ** -0.5
+        return self._made(torch.randn(shape, generator=self._generator, dtype=torch.float64) * size)
 
     def unit(self, *shape: int) -> Tensor:
         """Evenly between 0 and 1, whatever `scale`; gradients by it are compared."""
