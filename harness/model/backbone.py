@@ -54,7 +54,8 @@ class ModelSpec:
     mixer: factory called with (d_model, layer, n_layers), or a list of them that the blocks take in turn, from the
     first on. block: what surrounds them (harness/model/block.py). channel_mixer: a factory called with d_ff too, for
     blocks that have a channel mixer; None for none. adapter: what some blocks end in; None for nothing. embedding: of
-    tokens (real vectors have torch's linear layer). head: its own unless tie_embeddings makes it the embedding's
+    tokens (real vectors have torch's linear layer). embedding_norm, scale_embedding: whether what is read passes a norm,
+    and whether an embedding is read times sqrt(d_model) (Vaswani et al. 2017, section 3.4). head: its own unless tie_embeddings makes it the embedding's
     weight, where the model says what it reads next. width_multiple: d_model is a multiple of it, or, where none meets
     the budget, the width inside a gated block. d_ff_ratio: the architecture's own d_ff / d_model. names: the groups of
     the configuration whose choice names a run of this model, in order, each with the choice that goes unnamed (None:
@@ -68,6 +69,7 @@ class ModelSpec:
     block: TransformerBlock | GatedBlock = field(default_factory=TransformerBlock)
     norm: Norm = "rmsnorm"
     embedding_norm: bool = False
+    scale_embedding: bool = False
     embedding: End = EMBEDDING
     head: End = HEAD
     tie_embeddings: bool = False
@@ -75,6 +77,11 @@ class ModelSpec:
     d_ff_ratio: Ratio = 8 / 3
     names: dict[str, str | None] = field(default_factory=dict)
     kernel: Choice = "auto"
+
+    @property
+    def pattern(self) -> list[Factory]:
+        """The mixers that the blocks take in turn."""
+        return self.mixer if isinstance(self.mixer, list) else [self.mixer]
 
     @property
     def has_channel_mixer(self) -> bool:
@@ -90,10 +97,9 @@ class ModelSpec:
 
     def build_mixer(self, width: Width, layer: int, n_layers: int) -> Mixer:
         """The token mixer of block `layer`, as its block surrounds it."""
-        pattern = self.mixer if isinstance(self.mixer, list) else [self.mixer]
         size = {"d_model": width.d_model, "layer": layer, "n_layers": n_layers}
         size |= {} if width.d_inner is None else {"d_inner": width.d_inner}
-        return self.block.build(pattern[layer % len(pattern)], self.kernel, **size)
+        return self.block.build(self.pattern[layer % len(self.pattern)], self.kernel, **size)
 
     def build_norm(self, width: int, kind: Norm | None = None) -> nn.Module:
         """A fresh norm over vectors of `width`, the model's own kind where None."""
@@ -139,6 +145,17 @@ class Block(nn.Module):
         return x, new_state
 
 
+class Times(nn.Module):
+    """x times a constant."""
+
+    def __init__(self, factor: float):
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.factor
+
+
 class LanguageModel(nn.Module):
     """Tokens or vectors in, an output for each out, with the state that generation must keep.
 
@@ -152,7 +169,9 @@ class LanguageModel(nn.Module):
         self.embedding = interface.inputs.encoder(width.d_model)
         if isinstance(self.embedding, nn.Embedding):
             spec.embedding.initialise(self.embedding.weight)
-        self.embedding_norm = spec.build_norm(width.d_model) if spec.embedding_norm else nn.Identity()
+        scaled = spec.scale_embedding and isinstance(self.embedding, nn.Embedding)
+        unnormed = Times(width.d_model**0.5) if scaled else nn.Identity()
+        self.embedding_norm = spec.build_norm(width.d_model) if spec.embedding_norm else unnormed
         blocks = nn.ModuleList(Block(spec, width, layer, n_layers) for layer in range(n_layers))
         self.blocks = cast(Sequence[Block], blocks)
         self.norm = spec.build_norm(width.d_model)
