@@ -1,0 +1,1 @@
+"""Hawk and Griffin."""
