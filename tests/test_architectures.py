@@ -11,8 +11,9 @@ from harness.checks.conditions import Conditions
 from harness.model.sizing import SizeConfig, solve
 
 
-def assert_it_passes(spec, precision="fp32", layers=2):
-    """The checks at a small size; under bf16 those that its precision can change."""
+def assert_it_passes(spec, precision="fp32", layers=None):
+    """The checks at a small size, with every mixer of its pattern; under bf16 those that its precision can change."""
+    layers = layers or max(2, len(spec.pattern))
     size = SizeConfig(125_000 * layers, layers)
     model = spec.build(256, size.n_layers, solve(spec, 256, size))
     ours = (check for check in CHECKS.values() if precision == "fp32" or check.__module__ == running.__name__)
