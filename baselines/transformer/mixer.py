@@ -11,6 +11,7 @@ from harness.errors import ConfigError
 from harness.model.fixed_cache import FixedCache
 from harness.model.kv_cache import KVCache
 from harness.model.mixer import UNTIMED, Call, Flops, ProjectedMixer, step_operation
+from harness.model.norm import RMSNorm
 from harness.ops.attention.attention import ATTENTION, weigh
 from harness.ops.attention.rotary import turned
 from harness.ops.registry import Choice
@@ -18,6 +19,7 @@ from harness.ops.samples import Draw, Sample, Samples, randomised
 from harness.ranges import Base, Dimension, Length
 
 Cache = KVCache | FixedCache | RingCache
+NORM_EPS = 1e-5
 
 
 class Attention(ProjectedMixer):
@@ -26,10 +28,12 @@ class Attention(ProjectedMixer):
     window: tokens that a token sees, itself included (Jiang et al. 2023, arXiv:2310.06825); None for all. The state is
     then constant: places for a window's tokens, from the start. Through n layers a token depends on n windows.
     head_dim: even, divides d_model. n_kv_heads: key-value heads, each shared by a group of query heads (Ainslie et al.
-    2023, arXiv:2305.13245); None means one for each. rope_theta: base of the rotary frequencies (Su et al. 2021,
-    arXiv:2104.09864). Projections start as N(0, 2 / (5 d_model)) (Nguyen and Salazar 2019, arXiv:1910.05895), the one
-    into the residual stream smaller (`scale_projection`). kernel: see harness/ops/registry.py; a sequence of one token
-    needs no mask and is weighed by torch's own products whatever the choice.
+    2023, arXiv:2305.13245); None means one for each. qk_norm: whether queries and keys pass an RMSNorm over each head's
+    components before they are turned (Dehghani et al. 2023, arXiv:2302.05442). rope_theta: base of the rotary
+    frequencies (Su et al. 2021, arXiv:2104.09864). Projections start as N(0, 2 / (5 d_model)) (Nguyen and Salazar 2019,
+    arXiv:1910.05895), the one into the residual stream smaller (`scale_projection`). kernel: see
+    harness/ops/registry.py; a sequence of one token needs no mask and is weighed by torch's own products whatever the
+    choice.
     """
 
     def __init__(
@@ -40,6 +44,7 @@ class Attention(ProjectedMixer):
         *,
         head_dim: Dimension = 32,
         n_kv_heads: Dimension | None = None,
+        qk_norm: bool = False,
         window: Length | None = None,
         rope_theta: Base = 10_000.0,
         kernel: Choice = "auto",
@@ -52,6 +57,7 @@ class Attention(ProjectedMixer):
         self.n_kv_heads = _count_kv_heads(self.n_heads, n_kv_heads, head_dim)
         self.qkv = nn.Linear(d_model, (self.n_heads + 2 * self.n_kv_heads) * head_dim, bias=False)
         self.out = nn.Linear(d_model, self.d_out, bias=False)
+        self.norms = nn.ModuleList(RMSNorm(head_dim, NORM_EPS, kernel) for _ in range(2 if qk_norm else 0))
         std = math.sqrt(2 / (5 * d_model))
         nn.init.normal_(self.qkv.weight, std=std)
         nn.init.normal_(self.out.weight, std=std)
@@ -114,7 +120,7 @@ class Attention(ProjectedMixer):
         context = min(context, self.window or context)
         attention = self.n_heads * self.head_dim * context
         projections = self.qkv.weight.numel() + self.out.weight.numel()
-        rotation = 3 * (self.n_heads + self.n_kv_heads) * self.head_dim
+        rotation = (3 + 5 * bool(self.norms)) * (self.n_heads + self.n_kv_heads) * self.head_dim
         softmax = 5 * self.n_heads * context  # scale, maximum, difference, exponential and sum
         return Flops(matmul=2 * projections + 4 * attention, other=rotation + softmax)
 
@@ -122,7 +128,11 @@ class Attention(ProjectedMixer):
         """x (B, T, d_model) -> queries (B, n_heads, T, head_dim), keys and values (B, n_kv_heads, T, head_dim)."""
         rotated = self.n_heads + self.n_kv_heads
         heads = self.qkv(x).unflatten(2, (-1, self.head_dim))  # (B, T, n_heads + 2 n_kv_heads, head_dim)
-        qk = turned(heads[:, :, :rotated], position, self.rope_theta).transpose(1, 2)
+        qk = heads[:, :, :rotated]
+        if self.norms:
+            parts = zip(self.norms, qk.split([self.n_heads, self.n_kv_heads], dim=2), strict=True)
+            qk = torch.cat([norm(part) for norm, part in parts], dim=2)
+        qk = turned(qk, position, self.rope_theta).transpose(1, 2)
         return qk[:, : self.n_heads], qk[:, self.n_heads :], heads[:, :, rotated:].transpose(1, 2)
 
 
@@ -146,9 +156,10 @@ def _count_kv_heads(n_heads: int, n_kv_heads: int | None, head_dim: int) -> int:
     return n_kv_heads or n_heads
 
 
-def step_sample(draw: Draw, batch=2, past=7, head_dim=4, heads=2, shared_by=1, window=0) -> Sample:
+def step_sample(draw: Draw, batch=2, past=7, head_dim=4, heads=2, shared_by=1, window=0, qk_norm=False) -> Sample:
     """Random weights, and one token behind a cache; `shared_by` query heads a key-value head; window: 0 for none."""
-    attention = Attention(heads * shared_by * head_dim, head_dim=head_dim, n_kv_heads=heads, window=window or None)
+    width, options = heads * shared_by * head_dim, {"window": window or None, "qk_norm": qk_norm}
+    attention = Attention(width, head_dim=head_dim, n_kv_heads=heads, **options)
     mixer = randomised(attention, draw)
     keys, values = draw.normal(batch, heads, past, head_dim), draw.normal(batch, heads, past, head_dim)
     cache = KVCache.of(keys, values) if not window else attention._empty(keys).after(keys, values)
@@ -162,6 +173,9 @@ ATTENTION_STEP = step_operation(
         step_sample,
         {"batch": (1, 3), "past": (0, 1, 127, 129, 300), "head_dim": (2, 8, 18), "heads": (1, 3), "shared_by": (1, 2)}
         | {"window": (0, 1, 8, 200)},
-        ({}, {"past": 129, "shared_by": 2}, {"batch": 1, "past": 300, "head_dim": 16}, {"window": 4}, {"window": 16}),
+        (
+            *({}, {"past": 129, "shared_by": 2}, {"batch": 1, "past": 300, "head_dim": 16}),
+            *({"window": 4}, {"window": 16}, {"qk_norm": True, "shared_by": 2}, {"qk_norm": True, "head_dim": 18}),
+        ),
     ),
 )

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 
+import torch
+
 from harness.ops.attention import step_numba
 
 
@@ -9,4 +11,7 @@ def attention_step(mixer) -> Callable:
     """Operation `attention_step`: the `step` of an Attention for its weights as they stand, without gradients."""
     sizes = mixer.n_heads, mixer.n_kv_heads, mixer.head_dim
     weights = mixer.qkv.weight, mixer.out.weight
-    return step_numba.attention_step(mixer.step, *weights, sizes, mixer.rope_theta, mixer.window)
+    norms = None
+    if mixer.norms:
+        norms = torch.stack([norm.weight for norm in mixer.norms]), mixer.norms[0].eps
+    return step_numba.attention_step(mixer.step, *weights, sizes, mixer.rope_theta, mixer.window, norms=norms)

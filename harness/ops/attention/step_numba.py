@@ -13,7 +13,7 @@ from harness.model.mixer import UNTIMED
 from harness.ops.shapes import expect
 from harness.ops.toolbox.jit import helper, kernel
 from harness.ops.toolbox.numba_linear import at, matvec, owned
-from harness.ops.toolbox.numba_math import exp, zero
+from harness.ops.toolbox.numba_math import exp, one, zero
 from harness.ops.toolbox.threads import spread
 
 BYTES = np.int64(4)  # of a float32
@@ -22,16 +22,19 @@ TOKENS = np.int64(128)  # read for one query head before the next of its group r
 
 def attention_step(
     plain: Callable, qkv: Tensor, out: Tensor, sizes: tuple[int, int, int], theta: float, window: int | None = None,
-    slopes: Tensor | None = None,
+    slopes: Tensor | None = None, norms: tuple[Tensor, float] | None = None,
 ) -> Callable:  # fmt: skip
     """A function like `plain`, the mixer's own `step`, for its weights as they stand, without gradients.
 
     qkv ((heads + 2 shared_by) size, width), out (width, heads size); sizes: heads, shared_by, size: of query heads, of
-    key-value heads, and the head_dim. theta: base of the rotary frequencies. slopes (heads): see attention.py. The
-    state is a cache with `position`, `length`, `keys`, `values` and `append`; `plain` takes one that a graph captures.
+    key-value heads, and the head_dim. theta: base of the rotary frequencies. slopes (heads): see attention.py.
+    norms: weights (2, size) and eps of the RMSNorms of queries and keys, which come before the rotation. The state is a
+    cache with `position`, `length`, `keys`, `values` and `append`; `plain` takes one that a graph captures.
     """
-    weights = owned(qkv, out, *([] if slopes is None else [slopes]))  # kept alive by the function
-    qkv_at, out_at, *fall_at = (weight.data_ptr() for weight in weights)
+    nothing = qkv.new_empty(0)
+    scales, eps = (nothing, 0.0) if norms is None else norms
+    weights = owned(qkv, out, nothing if slopes is None else slopes, scales)  # kept alive by the function
+    qkv_at, out_at, fall_at, norm_at = (weight.data_ptr() for weight in weights)  # no address where nothing is
     (heads, shared_by, size), width = sizes, qkv.shape[1]
 
     def step(x_t: Tensor, state, call=UNTIMED, weights=weights) -> tuple[Tensor, object]:
@@ -46,7 +49,7 @@ def attention_step(
         q_at = queries.data_ptr()
         _project(
             x.data_ptr(), qkv_at, q_at, keys.data_ptr(), values.data_ptr(),
-            batch, width, heads, shared_by, size, state.position, float(theta),
+            batch, width, heads, shared_by, size, state.position, float(theta), norm_at, np.float32(eps),
         )  # fmt: skip
         cache = state.append(keys, values)
         keys, values = cache.keys, cache.values
@@ -54,8 +57,7 @@ def attention_step(
         group = heads // shared_by, shared_by, cache.length, size
         # a number read is less than an update: few tokens stay on one thread
         work = batch * shared_by * cache.length * size // 8
-        fall = fall_at[0] if fall_at else 0
-        spread(_attend, batch * shared_by, work, q_at, *places, *group, fall)  # writes in the queries' place
+        spread(_attend, batch * shared_by, work, q_at, *places, *group, fall_at)  # writes in the queries' place
         _product(q_at, out_at, y.data_ptr(), batch, width, heads * size)
         return y, cache
 
@@ -63,8 +65,11 @@ def attention_step(
 
 
 @kernel
-def _project(x_at, qkv_at, q_at, k_at, v_at, batch, width, heads, shared_by, size, position, theta):
-    """Queries (batch, heads, size), keys and values (batch, shared_by, size); the first two rotated."""
+def _project(x_at, qkv_at, q_at, k_at, v_at, batch, width, heads, shared_by, size, position, theta, norm_at, eps):
+    """Queries (batch, heads, size), keys and values (batch, shared_by, size); the first two rotated.
+
+    norm_at: of the two norms' weights (2, size), which come before the rotation; 0 for none.
+    """
     x, rows = at(x_at, (batch, width)), heads + 2 * shared_by
     weight = at(qkv_at, (rows * size, width))
     q, k, v = at(q_at, (batch, heads, size)), at(k_at, (batch, shared_by, size)), at(v_at, (batch, shared_by, size))
@@ -75,6 +80,10 @@ def _project(x_at, qkv_at, q_at, k_at, v_at, batch, width, heads, shared_by, siz
         turns[0, i], turns[1, i] = np.cos(angle), np.sin(angle)
     for b in range(batch):
         matvec(weight, x[b], out.reshape(rows * size))
+        if norm_at != 0:
+            norms = at(norm_at, (2, size))
+            for h in range(heads + shared_by):
+                _normalise(out[h], norms[0] if h < heads else norms[1], eps)
         for h in range(heads + shared_by):
             target = q[b, h] if h < heads else k[b, h - heads]
             for i in range(half):
@@ -82,6 +91,17 @@ def _project(x_at, qkv_at, q_at, k_at, v_at, batch, width, heads, shared_by, siz
                 target[i] = first * turns[0, i] - second * turns[1, i]
                 target[half + i] = second * turns[0, i] + first * turns[1, i]
         v[b] = out[heads + shared_by :]
+
+
+@helper
+def _normalise(row, weight, eps):
+    """RMSNorm in place."""
+    squares = zero(eps)
+    for i in range(len(row)):
+        squares += row[i] * row[i]
+    factor = one(eps) / np.sqrt(squares / np.float32(len(row)) + eps)
+    for i in range(len(row)):
+        row[i] *= factor * weight[i]
 
 
 @helper
