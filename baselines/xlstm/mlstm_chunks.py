@@ -1,0 +1,103 @@
+"""The mLSTM by chunks: matrix products of torch within each chunk and between them, on any device.
+
+With b_t the sum of log sigmoid(f) up to token t, every token j has the strength s_j = i_j - b_j, and the stabiliser is
+m_t = b_t + M_t, where M_t is the largest strength so far, or the m that the sequence began with. Then the weight of
+token j at token t is exp(s_j - M_t), without b. Strengths run over a whole sequence, so they are summed in float64,
+and a chunk takes them relative to the M before it. The forward keeps the weights and scores of each chunk.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from baselines.xlstm.scan import mlstm_read
+from harness.ops.shapes import expect, expect_tokens, expect_type
+
+CHUNK = 64  # tokens
+CHUNKS = 64  # of one span: the products between chunks grow with its square
+
+
+def mlstm_scan(
+    q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor, C: Tensor, n: Tensor, m: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The mLSTM over q, k, v (B, H, T, D) and i, f (B, H, T): h (B, H, T, D) and the last C, n and m."""
+    B, H, T, D = q.shape
+    expect_tokens("mlstm_scan", T)
+    gates, states = ("i", i, (B, H, T)), ("f", f, (B, H, T))
+    expect("mlstm_scan", ("k", k, q.shape), ("v", v, q.shape), gates, states)
+    expect("mlstm_scan", ("C", C, (B, H, D, D)), ("n", n, (B, H, D)), ("m", m, (B, H)))
+    expect_type("mlstm_scan", q.dtype, k=k, v=v, i=i, f=f, C=C, n=n, m=m)
+    q, k, v, i, f, C, n, m = (t.transpose(0, 1).flatten(0, 1) for t in (q, k, v, i, f, C, n, m))  # (H B, ...)
+    v = F.pad(v, (0, 1), value=1.0)  # the normaliser is what a value of 1 leaves in the memory
+    i, f, memory, m = i.double(), f.double(), torch.cat([C, n.unsqueeze(-1)], dim=-1), m.double()
+    outputs = []
+    for start, stop, size in _spans(T):
+        decay = F.logsigmoid(f[:, start:stop]).cumsum(1)
+        strength = i[:, start:stop] - decay
+        most = torch.maximum(strength.cummax(1).values, m.unsqueeze(1))
+        span = (t[:, start:stop] for t in (q, k, v))
+        answer, memory = _Chunks.apply(size, *span, strength, most, memory, m)
+        stabiliser = decay + most
+        m = stabiliser[:, -1]
+        outputs.append(mlstm_read(answer[..., :D], answer[..., D], stabiliser.to(q.dtype)))
+    h = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
+    h, memory, m = (t.unflatten(0, (H, B)).transpose(0, 1) for t in (h, memory, m.to(q.dtype)))
+    return h, memory[..., :D].clone(), memory[..., D].clone(), m.clone()
+
+
+def _spans(length: int) -> list[tuple[int, int, int]]:
+    """(first, end, tokens of a chunk) of each span: whole chunks as far as they go, then one of the rest."""
+    whole = length - length % CHUNK
+    starts = range(0, whole, CHUNK * CHUNKS)
+    spans = [(start, min(start + CHUNK * CHUNKS, whole), CHUNK) for start in starts]
+    return spans + [(whole, length, length - whole)] * (whole < length)
+
+
+class _Chunks(torch.autograd.Function):
+    """What memory and normaliser answer to each token, times exp(-m), and what they hold after the last.
+
+    q, k (Z, T, D), v (Z, T, E), strength s and most M (Z, T), memory (Z, D, E) of exp(-m), m (Z); T is a multiple of
+    size. Returns (Z, T, E) and (Z, D, E).
+    """
+
+    @staticmethod
+    def forward(ctx, size, q, k, v, s, M, memory, m):
+        Z, T, D = q.shape
+        N, scale = T // size, D**-0.5
+        q, k, v = (t.reshape(Z * N, size, -1) for t in (q, k, v))
+        ends = torch.cat([m.unsqueeze(1), M[:, size - 1 :: size]], dim=1)  # of the chunks, from before the first on
+        between = (ends.unsqueeze(1) - ends.unsqueeze(2)).exp().tril().to(q.dtype)  # [z, to, from]
+        within = (t.unflatten(1, (N, size)) - ends[:, :-1, None] for t in (s, M))
+        s, M = (t.to(q.dtype).flatten(0, 1) for t in within)  # (Z N, size)
+        last = ends.diff(dim=1).to(q.dtype).view(-1, 1)
+        weight = (s.unsqueeze(1) - M.unsqueeze(2)).exp_().tril_()  # (Z N, to, from)
+        scored = torch.bmm(q, k.mT).mul_(weight).mul_(scale)
+        read, write = torch.exp(-M).unsqueeze(-1), (scale * torch.exp(s - last)).unsqueeze(-1)
+        added = torch.bmm((k * write).mT, v).view(Z, N, -1)
+        held = memory.reshape(Z, 1, -1)
+        before = torch.baddbmm(between[:, :-1, :1] * held, between[:, :-1, 1:], added).view(Z * N, D, -1)
+        after = torch.baddbmm(between[:, -1:, :1] * held, between[:, -1:, 1:], added).view_as(memory)
+        answer = torch.bmm(scored, v).baddbmm_(q * read, before)
+        ctx.save_for_backward(q, k, v, weight, scored, read, write, between, memory, before, after, answer)
+        return answer.view(Z, T, -1), after
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g, g_after):
+        q, k, v, weight, scored, read, write, between, memory, before, after, answer = ctx.saved_tensors
+        Z, N, scale = len(memory), between.shape[1] - 1, q.shape[2] ** -0.5
+        g, g_after = g.reshape(answer.shape), g_after.reshape(Z, 1, -1)
+        by_score = torch.bmm(g, v.mT).mul_(weight).mul_(scale)
+        asked = torch.bmm((q * read).mT, g).view(Z, N, -1)  # the gradient by what stood before each chunk
+        g_added = torch.baddbmm(between[:, -1:, 1:].mT * g_after, between[:, :-1, 1:].mT, asked)
+        g_added = g_added.view(Z * N, *memory.shape[1:])
+        g_memory = torch.baddbmm(between[:, -1:, :1] * g_after, between[:, :-1, :1].mT, asked).view_as(memory)
+        g_q = torch.bmm(by_score, k).addcmul_(read, torch.bmm(g, before.mT))
+        g_k = torch.bmm(by_score.mT, q).addcmul_(write, torch.bmm(v, g_added.mT))
+        g_v = torch.bmm(scored.mT, g).baddbmm_(k * write, g_added)
+        g_s = (k * g_k).sum(-1).double().view(Z, -1)  # k and exp(s) enter as their product,
+        g_M = (g * answer).sum(-1).double().view(Z, -1).neg_()  # and exp(-M) multiplies each answer
+        g_M[:, -1] -= (g_after.view_as(after) * after).sum((1, 2))
+        g_m = (memory * g_memory).sum((1, 2)).double()
+        return None, *(t.view(*g_s.shape, -1) for t in (g_q, g_k, g_v)), g_s, g_M, g_memory, g_m
