@@ -92,7 +92,7 @@ class _SLSTMScan(torch.autograd.Function):
 
 
 @helper
-def _cell(u, by_y, kept, state):
+def cell(u, by_y, kept, state):
     """One token of one sequence, from u and R y (4 d each); state (4 d) becomes the new y, c, n, m."""
     d = len(state) // 4
     y, c, n, m = state[:d], state[d : 2 * d], state[2 * d : 3 * d], state[3 * d :]
@@ -149,7 +149,7 @@ def _token(given, t, low, state, room):
     product(state, given.weight, room)
     slot, d = min(t, given.kept.shape[1] - 1), given.y.shape[2]
     for r in range(len(state)):
-        _cell(given.u[low + r, t], room[r], given.kept[low + r, slot], state[r])
+        cell(given.u[low + r, t], room[r], given.kept[low + r, slot], state[r])
         given.y[low + r, t] = state[r, :d]
         if t == given.y.shape[1] - 1:
             given.last[low + r] = state[r]
