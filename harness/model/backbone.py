@@ -1,10 +1,11 @@
 """The only backbone: encoder -> [norm, mixer, norm, channel mixer] x L -> norm -> head."""
 
 import copy
+import inspect
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -53,18 +54,19 @@ class ModelSpec:
 
     mixer: factory called with (d_model, layer, n_layers), or a list of them that the blocks take in turn, from the
     first on. block: what surrounds them (harness/model/block.py). channel_mixer: a factory called with d_ff too, for
-    blocks that have a channel mixer; None for none. adapter: what some blocks end in; None for nothing. embedding: of
-    tokens (real vectors have torch's linear layer). embedding_norm, scale_embedding: whether what is read passes a norm,
-    and whether an embedding is read times sqrt(d_model) (Vaswani et al. 2017, section 3.4). head: its own unless tie_embeddings makes it the embedding's
-    weight, where the model says what it reads next. width_multiple: d_model is a multiple of it, or, where none meets
-    the budget, the width inside a gated block. d_ff_ratio: the architecture's own d_ff / d_model. names: the groups of
-    the configuration whose choice names a run of this model, in order, each with the choice that goes unnamed (None:
-    every choice is named). kernel: of norms and blocks; mixers have their own.
+    blocks that have a channel mixer, or a list likewise; None for none. adapter: what some blocks end in; None for
+    nothing. embedding: of tokens (real vectors have torch's linear layer). embedding_norm, scale_embedding: whether
+    what is read passes a norm, and whether an embedding is read times sqrt(d_model) (Vaswani et al. 2017, section 3.4).
+    head: its own unless tie_embeddings makes it the embedding's weight, where the model says what it reads next.
+    width_multiple: d_model is a multiple of it, or, where none meets the budget, the width inside a gated block.
+    d_ff_ratio: the architecture's own d_ff / d_model. names: the groups of the configuration whose choice names a run
+    of this model, in order, each with the choice that goes unnamed (None: every choice is named). kernel: of norms and
+    blocks; mixers have their own.
     """
 
     name: Name
     mixer: Factory | list[Factory]
-    channel_mixer: Factory | None = None
+    channel_mixer: Factory | list[Factory | None] | None = None
     adapter: Adapter | None = None
     block: TransformerBlock | GatedBlock = field(default_factory=TransformerBlock)
     norm: Norm = "rmsnorm"
@@ -88,6 +90,14 @@ class ModelSpec:
         """Whether its blocks have a channel mixer, whose width takes up what the budget leaves."""
         return self.channel_mixer is not None and self.block.has_channel_mixer
 
+    @property
+    def expand(self) -> int | None:
+        """d_inner / d_model where d_inner may be chosen: of a gated block, or of mixers that take one; else None."""
+        if isinstance(self.block, GatedBlock):
+            return self.block.expand
+        parameters = {} if isinstance(self.mixer, list) else inspect.signature(self.mixer).parameters
+        return parameters["expand"].default if "d_inner" in parameters else None
+
     def build(self, given: Interface | int, n_layers: int, width: Width) -> "LanguageModel":
         """Returns the model with `n_layers` x depth_factor blocks of `width`, initialised from torch's generator.
 
@@ -99,7 +109,12 @@ class ModelSpec:
         """The token mixer of block `layer`, as its block surrounds it."""
         size = {"d_model": width.d_model, "layer": layer, "n_layers": n_layers}
         size |= {} if width.d_inner is None else {"d_inner": width.d_inner}
-        return self.block.build(self.pattern[layer % len(self.pattern)], self.kernel, **size)
+        return self.block.build(_in_turn(self.mixer, layer), self.kernel, **size)
+
+    def build_channel_mixer(self, width: Width, layer: int, n_layers: int) -> Mixer | None:
+        """The channel mixer of block `layer`; None where it has none."""
+        make = _in_turn(self.channel_mixer, layer) if self.has_channel_mixer else None
+        return make and make(d_model=width.d_model, d_ff=width.d_ff, layer=layer, n_layers=n_layers)
 
     def build_norm(self, width: int, kind: Norm | None = None) -> nn.Module:
         """A fresh norm over vectors of `width`, the model's own kind where None."""
@@ -115,13 +130,8 @@ class Block(nn.Module):
         absent = isinstance(mixer, NoMixer)
         self.norm = None if absent else spec.build_norm(width.d_model)
         self.mixer = None if absent else mixer
-        self.channel_norm: nn.Module | None = None
-        self.channel_mixer: Mixer | None = None
-        if spec.channel_mixer is not None and spec.has_channel_mixer:
-            self.channel_norm = spec.build_norm(width.d_model)
-            self.channel_mixer = spec.channel_mixer(
-                d_model=width.d_model, d_ff=width.d_ff, layer=layer, n_layers=n_layers
-            )
+        self.channel_mixer = spec.build_channel_mixer(width, layer, n_layers)
+        self.channel_norm = spec.build_norm(width.d_model) if self.channel_mixer else None
         self.adapter_norm: nn.Module | None = None
         self.adapter: Mixer | None = None
         if spec.adapter is not None and spec.adapter.follows(layer, n_layers):
@@ -278,6 +288,11 @@ class LanguageModel(nn.Module):
         read = 0 if isinstance(self.embedding, nn.Embedding) else self.embedding.in_features
         ends = Flops(2 * self.width.d_model * (read + self.head.out_features), 5 * self.width.d_model * norms)
         return sum((mixer.flops_per_token(context) for mixer in self.mixers), ends)
+
+
+def _in_turn(made: Any, layer: int) -> Any:
+    """What block `layer` takes: of a list, which the blocks take in turn, its own."""
+    return made[layer % len(made)] if isinstance(made, list) else made
 
 
 def _frozen(norm: nn.Module) -> Callable[[Tensor], Tensor]:

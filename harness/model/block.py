@@ -35,10 +35,10 @@ class NoMixer(Mixer):
 class TransformerBlock:
     """norm, mixer, norm, channel mixer (a Transformer's). d_conv: taps of a convolution before the mixer, 0 for none.
 
-    depth_factor: blocks per layer of the size.
+    depth_factor: blocks per layer of the size; "half" is its name where there are two, for blocks half as large.
     """
 
-    name: Literal["transformer"] = "transformer"
+    name: Literal["transformer", "half"] = "transformer"
     d_conv: TapsOrNone = 0
     depth_factor: DepthFactor = 1
 

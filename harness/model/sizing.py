@@ -9,7 +9,6 @@ import torch
 from harness.errors import ConfigError
 from harness.machine.hardware import available_bytes
 from harness.model.backbone import LanguageModel, ModelSpec, Width
-from harness.model.block import GatedBlock
 from harness.model.interface import Interface
 from harness.model.inventory import irreproducible
 from harness.ranges import BudgetTolerance, Layers, Parameters
@@ -79,7 +78,7 @@ def solve(spec: ModelSpec, given: Interface | int, size: SizeConfig) -> Width:
     pairs that meet the budget the one nearest the architecture's own d_ff ratio wins; where none does, since the mixer
     rounds its d_ff to whole parts, FURTHER multiples are tried on either side. Where there is no channel mixer and no
     multiple meets the budget, a half, a quarter, ... of the multiple is tried, as far as the mixer accepts it; then, in
-    a gated block, d_inner runs over its multiples (whole heads), and d_model (any number) takes up the rest.
+    a gated block or a mixer that takes a d_inner, that one runs over its multiples (whole heads), and d_model (any number) takes up the rest.
     Raises ConfigError, naming the nearest size, when no pair does, and where training would exceed the free memory.
     """
     _check_memory(size)
@@ -97,8 +96,8 @@ def solve(spec: ModelSpec, given: Interface | int, size: SizeConfig) -> Width:
         candidates += [_candidate(spec, size, params, d_model) for d_model in further]
     if not spec.has_channel_mixer and not _fitting(candidates, size):
         candidates += _finer(spec, size, params, around)
-        if isinstance(spec.block, GatedBlock) and not _fitting(candidates, size):
-            candidates += _of_rounded_inner(spec.block, spec.width_multiple, params, size.params, around)
+        if spec.expand is not None and not _fitting(candidates, size):
+            candidates += _of_rounded_inner(spec.expand, spec.width_multiple, params, size.params, around)
     fitting = _fitting(candidates, size)
     if not fitting:
         nearest = min(candidates, key=lambda c: abs(c[1] - size.params))[1]
@@ -112,8 +111,8 @@ def solve(spec: ModelSpec, given: Interface | int, size: SizeConfig) -> Width:
 
 def _off_ratio(spec: ModelSpec, width: Width) -> float:
     """How far a width is from the architecture's own ratio."""
-    if width.d_inner is not None and isinstance(spec.block, GatedBlock):
-        return abs(width.d_inner / width.d_model - spec.block.expand)
+    if width.d_inner is not None and spec.expand is not None:
+        return abs(width.d_inner / width.d_model - spec.expand)
     return abs(width.d_ff / width.d_model - (spec.d_ff_ratio or 1.0))
 
 
@@ -134,8 +133,8 @@ def _fitting(candidates: list[Candidate], size: SizeConfig) -> list[Candidate]:
 def _candidate(spec: ModelSpec, size: SizeConfig, params: Callable, d_model: int) -> Candidate:
     """The widths at this d_model that come nearest to the budget, and their parameters."""
     d_ff = _own_d_ff(spec, d_model)
-    if spec.has_channel_mixer:
-        per_unit = (params(Width(d_model, d_ff + 64)) - params(Width(d_model, d_ff))) / 64
+    per_unit = (params(Width(d_model, d_ff + 64)) - params(Width(d_model, d_ff))) / 64 if spec.has_channel_mixer else 0
+    if per_unit:  # none where a pattern ends before its first channel mixer
         d_ff = max(2, d_ff + 2 * round((size.params - params(Width(d_model, d_ff))) / per_unit / 2))
     width = Width(d_model, d_ff)
     return width, params(width)
@@ -173,19 +172,19 @@ def _crossing(widths: Sequence[int], make: Callable[[int], Candidate], least: fl
 
 
 def _of_rounded_inner(
-    block: GatedBlock, unit: int, params: Callable, target: int, around: list[int]
+    expand: int, unit: int, params: Callable, target: int, around: list[int]
 ) -> list[Candidate]:
     """For the multiples of `unit` that d_inner may be, the d_model that brings the model nearest to `target`."""
 
     def candidate(d_inner: int) -> Candidate:
-        d_model = max(1, round(d_inner / block.expand))
+        d_model = max(1, round(d_inner / expand))
         held = params(Width(d_model, 0, d_inner))
         per_unit = params(Width(d_model + 1, 0, d_inner)) - held
         width = Width(max(1, d_model + round((target - held) / per_unit)), 0, d_inner)
         return width, params(width)
 
     below, above = around[-3:-1]
-    inner = range(unit if below == unit else block.expand * below, block.expand * above + 1, unit)
+    inner = range(unit if below == unit else expand * below, expand * above + 1, unit)
     return [c for d_inner in inner if (c := _accepted(candidate, d_inner)) is not None]
 
 
