@@ -1,5 +1,6 @@
 """Blocks and layer patterns: every recurrence in every block keeps the contract, and Mamba is what it was."""
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -125,6 +126,16 @@ def test_a_pattern_is_cycled_over_the_blocks():
     model = gated.build(16, 2, Width(8, 0))
     assert [type(block.mixer.core) for block in model.blocks] == [GRU, LSTM, GRU, LSTM]
     assert all(block.channel_mixer is None for block in model.blocks)
+
+
+def test_a_pattern_of_channel_mixers_leaves_out_blocks():
+    spec = ModelSpec("pattern", [GRU, LSTM], [None, SwiGLU])
+    model = spec.build(16, 3, Width(8, 8))
+    assert [block.channel_mixer is None for block in model.blocks] == [True, False, True]
+    assert [block.channel_norm is None for block in model.blocks] == [True, False, True]
+    tokens = torch.randint(16, (1, 5))
+    assert_close(model(tokens)[0], model.scan(tokens)[0], rtol=0, atol=1e-5)
+    assert solve(replace(spec, channel_mixer=[None, None]), 16, SizeConfig(10_400, 2)).d_model == 24
 
 
 def test_the_hybrid_holds_constant_states_and_states_that_grow():

@@ -15,7 +15,7 @@ from harness.model.interface import Classes, Interface, Tokens, Vectors
 from harness.model.mlp import SwiGLU
 from harness.training import optimizer
 
-STARTS = ("normal", "uniform", "orthogonal", "zero")
+STARTS = ("normal", "small", "uniform", "orthogonal", "zero")
 
 
 def weight(end: End, rows: int = 512, columns: int = 64) -> torch.Tensor:
@@ -28,6 +28,7 @@ def test_each_start_has_its_scale():
     normal, uniform = weight(End("normal", 0.3)), weight(End("uniform", 0.3))
     assert normal.std().item() == pytest.approx(0.3, rel=0.02)
     assert normal.abs().max() > 0.9
+    assert weight(End("small", 2.0)).std().item() == pytest.approx(2 * math.sqrt(2 / (5 * 64)), rel=0.02)
     assert 0.299 < uniform.abs().max() <= 0.3
     assert uniform.std().item() == pytest.approx(0.3 / math.sqrt(3), rel=0.02)
     assert abs(uniform.mean().item()) < 0.01
@@ -96,10 +97,15 @@ def test_the_ends_are_keys_of_the_configuration():
             configs.spec("transformer", bad)
 
 
-def test_rwkv_has_its_authors_ends_and_the_others_the_shared_ones(architecture):
+OWN_ENDS = {
+    "rwkv": (End("uniform", 1e-4, decay=True), End("orthogonal", 0.5, decay=True)),
+    **dict.fromkeys(("mlstm", "xlstm"), (End("small", 1.0, decay=False), End("small", 1.0))),
+}
+
+
+def test_a_model_has_its_authors_ends_or_the_shared_ones(architecture):
     made = configs.spec(architecture)
-    rwkv = End("uniform", 1e-4, decay=True), End("orthogonal", 0.5, decay=True)
-    assert (made.embedding, made.head) == (rwkv if architecture == "rwkv" else (End(decay=False), End()))
+    assert (made.embedding, made.head) == OWN_ENDS.get(architecture, (End(decay=False), End()))
     assert made.tie_embeddings == (architecture == "mamba")
 
 

@@ -12,7 +12,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from baselines.xlstm.scan import MLSTM_SCAN, SLSTM_SCAN, mlstm_step, recurrent, slstm_step
+from baselines.xlstm.scan import (
+    MLSTM_READ,
+    MLSTM_SCAN,
+    SLSTM_SCAN,
+    mlstm_step,
+    normed,
+    read_reference,
+    recurrent,
+    slstm_step,
+)
 from harness.errors import ConfigError
 from harness.model.mixer import UNTIMED, Call, Flops, Mixer, ProjectedMixer, step_operation
 from harness.model.state import State
@@ -20,8 +29,6 @@ from harness.ops.causal_conv.conv import CAUSAL_CONV, step_reference
 from harness.ops.registry import Choice
 from harness.ops.samples import Draw, Sample, Samples, randomised
 from harness.ranges import Dimension, Factor, Taps
-
-NORM_EPS = 1e-5
 
 
 def small_init(weight: Tensor, d_model: int) -> None:
@@ -94,9 +101,7 @@ class MLSTM(ProjectedMixer):
         self.n_heads, self.head_dim, self.qkv_block, self.kernel = n_heads, inner // n_heads, qkv_block, kernel
         self.proj_up = nn.Linear(d_model, 2 * inner, bias=False)
         self.conv1d = nn.Conv1d(inner, inner, d_conv, groups=inner)
-        self.q, self.k, self.v = (
-            nn.Parameter(torch.empty(inner // qkv_block, qkv_block, qkv_block)) for _ in range(3)
-        )
+        self.q, self.k, self.v = (nn.Parameter(torch.empty(inner // qkv_block, qkv_block, qkv_block)) for _ in range(3))
         self.igate, self.fgate = nn.Linear(3 * inner, n_heads), nn.Linear(3 * inner, n_heads)
         self.gain, self.skip = nn.Parameter(torch.ones(inner)), nn.Parameter(torch.ones(inner))
         self.proj_down = nn.Linear(inner, d_model, bias=False)
@@ -125,9 +130,10 @@ class MLSTM(ProjectedMixer):
         with torch.autocast(x.device.type, enabled=False):  # gates and memory keep the precision of the weights
             x, u = x.to(self.gain), u.to(self.gain)
             scan = MLSTM_SCAN.choose(self.kernel, x.device, x.dtype)
-            h, C, n, m = scan(*self._inputs(x, u), *(state[key].to(x) for key in ("C", "n", "m")))
-            y = self._read(h.transpose(1, 2), u)
-        return y.to(z) * F.silu(z), {"conv": conv, "C": C, "n": n, "m": m}
+            answer, m, C, n = scan(*self._inputs(x, u), *(state[key].to(x) for key in ("C", "n", "m")))
+            read = MLSTM_READ.choose(self.kernel, x.device, x.dtype)
+            y = read(answer, m, u, z.to(u), self.gain, self.skip)
+        return y.to(z), {"conv": conv, "C": C, "n": n, "m": m[..., -1].clone()}
 
     def mix_step(self, x_t: Tensor, state: State, call: Call = UNTIMED) -> tuple[Tensor, State]:
         x, z = self.proj_up(x_t).chunk(2, dim=-1)  # (B, d_inner) each
@@ -137,9 +143,10 @@ class MLSTM(ProjectedMixer):
             qkv = [by_blocks(given, weight) for given, weight in ((u, self.q), (u, self.k), (x, self.v))]
             i, f = (gate(torch.cat(qkv, dim=-1)) for gate in (self.igate, self.fgate))
             qkv = tuple(t.unflatten(1, (self.n_heads, -1)) for t in qkv)
-            h, (C, n, m) = mlstm_step(qkv, i, f, *(state[key].to(x) for key in ("C", "n", "m")))
-            y = self._read(h, u)
-        return y.to(z) * F.silu(z), {"conv": conv, "C": C, "n": n, "m": m}
+            answer, (C, n, m) = mlstm_step(qkv, i, f, *(state[key].to(x) for key in ("C", "n", "m")))
+            ways = (t.unsqueeze(1) for t in (u, z.to(u)))
+            y = read_reference(answer.unsqueeze(2), m.unsqueeze(2), *ways, self.gain, self.skip).squeeze(1)
+        return y.to(z), {"conv": conv, "C": C, "n": n, "m": m}
 
     def frozen_step(self) -> Callable:
         return MLSTM_STEP.choose(self.kernel, self.gain.device, self.gain.dtype)(self)
@@ -147,24 +154,21 @@ class MLSTM(ProjectedMixer):
     def _inputs(self, x: Tensor, u: Tensor) -> tuple[Tensor, ...]:
         """q, k, v (B, H, T, D) and the gates i, f (B, H, T), before their activations, of x and u (B, T, d_inner).
 
-        One product for each head in place of many small ones; and the gates, which are linear in q, k and v, by their
-        weights as seen from x and u.
+        One product for each head in place of many small ones. Gates are linear in q, k and v, so each head's product
+        gives its share of them too, by their weights as seen from x and u.
         """
-        (B, T, _), H = x.shape, self.n_heads
-        maps = [per_head(weight, H) for weight in (self.q, self.k, self.v)]
-        rows = [rows_of_heads(given, H) for given in (u, u, x)]
-        q, k, v = (torch.bmm(r, m).view(H, B, T, -1).transpose(0, 1) for r, m in zip(rows, maps, strict=True))
-        gates = torch.cat([self.igate.weight, self.fgate.weight]).unflatten(1, (3, H, -1)).permute(1, 2, 3, 0)
-        by_q, by_k, by_v = (torch.bmm(m, gate).flatten(0, 1) for m, gate in zip(maps, gates, strict=True))
-        bias = torch.cat([self.igate.bias, self.fgate.bias])
-        both = torch.addmm(bias, u.reshape(B * T, -1), by_q + by_k).addmm(x.reshape(B * T, -1), by_v)
+        (B, T, _), H, D = x.shape, self.n_heads, self.head_dim
+        q, k, v = (per_head(weight, H) for weight in (self.q, self.k, self.v))
+        gates = torch.cat([self.igate.weight, self.fgate.weight]).unflatten(1, (3, H, D)).permute(1, 2, 3, 0)
+        by_q, by_k, by_v = (torch.bmm(map_, gate) for map_, gate in zip((q, k, v), gates, strict=True))  # (H, D, 2 H)
+        from_u = torch.bmm(rows_of_heads(u, H), torch.cat([q, k, by_q + by_k], dim=-1))
+        from_x = torch.bmm(rows_of_heads(x, H), torch.cat([v, by_v], dim=-1))
+        q, k, by_u = from_u.split([D, D, 2 * H], dim=-1)
+        v, by_x = from_x.split([D, 2 * H], dim=-1)
+        both = (by_u + by_x).sum(0) + torch.cat([self.igate.bias, self.fgate.bias])
+        q, k, v = (t.unflatten(1, (B, T)).transpose(0, 1) for t in (q, k, v))
         i, f = both.view(B, T, 2, H).permute(2, 0, 3, 1)
         return q, k, v, i, f
-
-    def _read(self, h: Tensor, u: Tensor) -> Tensor:
-        """Normalises each head of h (..., H, D) and adds the skip from u (..., d_inner)."""
-        normed = F.layer_norm(h, h.shape[-1:], eps=NORM_EPS).flatten(-2)
-        return torch.addcmul(self.skip * u, normed, self.gain)
 
     def init_state(self, batch: int, context: int = 0, device=None, dtype=None) -> State:
         wide = torch.promote_types(dtype or torch.get_default_dtype(), torch.float32)
@@ -244,7 +248,7 @@ class SLSTM(Mixer):
             raw = (torch.cat(by_token, dim=-1) + self.bias.unsqueeze(1)).view(H, B, T, -1).transpose(0, 1)
             scan = SLSTM_SCAN.choose(self.kernel, x.device, x.dtype)
             y, c, n, m = scan(raw, self.recurrent, *(state[key].to(x) for key in ("y", "c", "n", "m")))
-            out = self._read(y.transpose(1, 2))
+            out = normed(y.transpose(1, 2), self.gain)
         return out.to(given), {"conv": conv, "y": y[:, :, -1].clone(), "c": c, "n": n, "m": m}
 
     def step(self, x_t: Tensor, state: State, call: Call = UNTIMED) -> tuple[Tensor, State]:
@@ -255,14 +259,10 @@ class SLSTM(Mixer):
             raw = [by_blocks(t, weight).unflatten(1, (self.n_heads, -1)) for t, weight in pairs]
             raw = torch.cat(raw, dim=-1) + self.bias + recurrent(state["y"].to(x), self.recurrent)
             y, c, n, m = slstm_step(raw, *(state[key].to(x) for key in ("c", "n", "m")))
-        return self._read(y).to(x_t), {"conv": conv, "y": y, "c": c, "n": n, "m": m}
+        return normed(y, self.gain).to(x_t), {"conv": conv, "y": y, "c": c, "n": n, "m": m}
 
     def frozen_step(self) -> Callable:
         return SLSTM_STEP.choose(self.kernel, self.gain.device, self.gain.dtype)(self)
-
-    def _read(self, y: Tensor) -> Tensor:
-        """Normalises each head of y (..., H, D) -> (..., d_model)."""
-        return F.layer_norm(y, y.shape[-1:], eps=NORM_EPS).flatten(-2) * self.gain
 
     def init_state(self, batch: int, context: int = 0, device=None, dtype=None) -> State:
         wide = torch.promote_types(dtype or torch.get_default_dtype(), torch.float32)

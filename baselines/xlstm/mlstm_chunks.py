@@ -6,22 +6,23 @@ token j at token t is exp(s_j - M_t), without b. Strengths run over a whole sequ
 and a chunk takes them relative to the M before it. The forward keeps the weights and scores of each chunk.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from baselines.xlstm.scan import mlstm_read
 from harness.ops.shapes import expect, expect_tokens, expect_type
 
-CHUNK = 64  # tokens
-CHUNKS = 64  # of one span: the products between chunks grow with its square
+CHUNK = 32  # tokens
+CHUNKS = 32  # of one span: the products between chunks grow with its square
 
 
 def mlstm_scan(
     q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor, C: Tensor, n: Tensor, m: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The mLSTM over q, k, v (B, H, T, D) and i, f (B, H, T): h (B, H, T, D) and the last C, n and m."""
+    """The mLSTM over q, k, v (B, H, T, D) and i, f (B, H, T): answers (B, H, T, D + 1), m (B, H, T), last C and n."""
     B, H, T, D = q.shape
     expect_tokens("mlstm_scan", T)
     gates, states = ("i", i, (B, H, T)), ("f", f, (B, H, T))
@@ -31,19 +32,19 @@ def mlstm_scan(
     q, k, v, i, f, C, n, m = (t.transpose(0, 1).flatten(0, 1) for t in (q, k, v, i, f, C, n, m))  # (H B, ...)
     v = F.pad(v, (0, 1), value=1.0)  # the normaliser is what a value of 1 leaves in the memory
     i, f, memory, m = i.double(), f.double(), torch.cat([C, n.unsqueeze(-1)], dim=-1), m.double()
-    outputs = []
+    answers, stabilisers = [], []
     for start, stop, size in _spans(T):
         decay = F.logsigmoid(f[:, start:stop]).cumsum(1)
         strength = i[:, start:stop] - decay
         most = torch.maximum(strength.cummax(1).values, m.unsqueeze(1))
         span = (t[:, start:stop] for t in (q, k, v))
         answer, memory = _Chunks.apply(size, *span, strength, most, memory, m)
-        stabiliser = decay + most
-        m = stabiliser[:, -1]
-        outputs.append(mlstm_read(answer[..., :D], answer[..., D], stabiliser.to(q.dtype)))
-    h = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
-    h, memory, m = (t.unflatten(0, (H, B)).transpose(0, 1) for t in (h, memory, m.to(q.dtype)))
-    return h, memory[..., :D].clone(), memory[..., D].clone(), m.clone()
+        stabilisers.append(decay + most)
+        answers.append(answer)
+        m = stabilisers[-1][:, -1]
+    joined = (parts[0] if len(parts) == 1 else torch.cat(parts, dim=1) for parts in (answers, stabilisers))
+    answer, m, memory = (t.to(q.dtype).unflatten(0, (H, B)).transpose(0, 1) for t in (*joined, memory))
+    return answer, m, memory[..., :D].clone(), memory[..., D].clone()
 
 
 def _spans(length: int) -> list[tuple[int, int, int]]:
@@ -71,8 +72,8 @@ class _Chunks(torch.autograd.Function):
         within = (t.unflatten(1, (N, size)) - ends[:, :-1, None] for t in (s, M))
         s, M = (t.to(q.dtype).flatten(0, 1) for t in within)  # (Z N, size)
         last = ends.diff(dim=1).to(q.dtype).view(-1, 1)
-        weight = (s.unsqueeze(1) - M.unsqueeze(2)).exp_().tril_()  # (Z N, to, from)
-        scored = torch.bmm(q, k.mT).mul_(weight).mul_(scale)
+        weight = (s.unsqueeze(1) - (M - math.log(scale)).unsqueeze(2)).exp_().tril_()  # (Z N, to, from)
+        scored = torch.bmm(q, k.mT).mul_(weight)
         read, write = torch.exp(-M).unsqueeze(-1), (scale * torch.exp(s - last)).unsqueeze(-1)
         added = torch.bmm((k * write).mT, v).view(Z, N, -1)
         held = memory.reshape(Z, 1, -1)
@@ -85,19 +86,25 @@ class _Chunks(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, g, g_after):
-        q, k, v, weight, scored, read, write, between, memory, before, after, answer = ctx.saved_tensors
-        Z, N, scale = len(memory), between.shape[1] - 1, q.shape[2] ** -0.5
-        g, g_after = g.reshape(answer.shape), g_after.reshape(Z, 1, -1)
-        by_score = torch.bmm(g, v.mT).mul_(weight).mul_(scale)
-        asked = torch.bmm((q * read).mT, g).view(Z, N, -1)  # the gradient by what stood before each chunk
-        g_added = torch.baddbmm(between[:, -1:, 1:].mT * g_after, between[:, :-1, 1:].mT, asked)
-        g_added = g_added.view(Z * N, *memory.shape[1:])
-        g_memory = torch.baddbmm(between[:, -1:, :1] * g_after, between[:, :-1, :1].mT, asked).view_as(memory)
-        g_q = torch.bmm(by_score, k).addcmul_(read, torch.bmm(g, before.mT))
-        g_k = torch.bmm(by_score.mT, q).addcmul_(write, torch.bmm(v, g_added.mT))
-        g_v = torch.bmm(scored.mT, g).baddbmm_(k * write, g_added)
-        g_s = (k * g_k).sum(-1).double().view(Z, -1)  # k and exp(s) enter as their product,
-        g_M = (g * answer).sum(-1).double().view(Z, -1).neg_()  # and exp(-M) multiplies each answer
-        g_M[:, -1] -= (g_after.view_as(after) * after).sum((1, 2))
-        g_m = (memory * g_memory).sum((1, 2)).double()
-        return None, *(t.view(*g_s.shape, -1) for t in (g_q, g_k, g_v)), g_s, g_M, g_memory, g_m
+        with torch.autocast(g.device.type, enabled=False):  # which the backward may be called under
+            return None, *_vjp(ctx.saved_tensors, g, g_after)
+
+
+def _vjp(kept: tuple[Tensor, ...], g: Tensor, g_after: Tensor) -> tuple[Tensor, ...]:
+    """The gradients by q, k, v, s, M, memory and m, from what the forward kept and those by its results."""
+    q, k, v, weight, scored, read, write, between, memory, before, after, answer = kept
+    Z, N = len(memory), between.shape[1] - 1
+    g, g_after = g.reshape(answer.shape), g_after.reshape(Z, 1, -1)
+    by_score = torch.bmm(g, v.mT).mul_(weight)
+    asked = torch.bmm((q * read).mT, g).view(Z, N, -1)  # the gradient by what stood before each chunk
+    g_added = torch.baddbmm(between[:, -1:, 1:].mT * g_after, between[:, :-1, 1:].mT, asked)
+    g_added = g_added.view(Z * N, *memory.shape[1:])
+    g_memory = torch.baddbmm(between[:, -1:, :1] * g_after, between[:, :-1, :1].mT, asked).view_as(memory)
+    g_q = torch.bmm(by_score, k).addcmul_(read, torch.bmm(g, before.mT))
+    g_k = torch.bmm(by_score.mT, q).addcmul_(write, torch.bmm(v, g_added.mT))
+    g_v = torch.bmm(scored.mT, g).baddbmm_(k * write, g_added)
+    g_s = (k * g_k).sum(-1).double().view(Z, -1)  # k and exp(s) enter as their product,
+    g_M = (g * answer).sum(-1).double().view(Z, -1).neg_()  # and exp(-M) multiplies each answer
+    g_M[:, -1] -= (g_after.view_as(after) * after).sum((1, 2))
+    g_m = (memory * g_memory).sum((1, 2)).double()
+    return *(t.view(*g_s.shape, -1) for t in (g_q, g_k, g_v)), g_s, g_M, g_memory, g_m

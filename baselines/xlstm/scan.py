@@ -14,23 +14,33 @@ from harness.ops.samples import Draw, Sample, Samples
 from harness.ops.shapes import expect_tokens
 
 EPS = 1e-6
+NORM_EPS = 1e-5
 LARGEST = 80.0
 """Of the exponent of what the mLSTM divides by at least, so that float32 holds it; the result is zero long before."""
 
 State = tuple[Tensor, ...]
 
 
-def mlstm_read(answer: Tensor, weight: Tensor, m: Tensor) -> Tensor:
-    """h = answer / max(|weight|, 1), both divided by exp(m): answer (..., D), weight and m (...)."""
+def normed(h: Tensor, gain: Tensor) -> Tensor:
+    """Each head of h (..., H, D) without its mean and to unit variance, times the gain: (..., H D)."""
+    return F.layer_norm(h, h.shape[-1:], eps=NORM_EPS).flatten(-2) * gain
+
+
+def read_reference(answer: Tensor, m: Tensor, u: Tensor, z: Tensor, gain: Tensor, skip: Tensor) -> Tensor:
+    """(normed(h) + skip u) silu(z), with h = answer / max(|weight|, 1): what leaves an mLSTM before its projection.
+
+    answer (B, H, T, D + 1), the weight last, both divided by exp(m); m (B, H, T); u, z and the result (B, T, H D).
+    """
     least = torch.exp((-m).clamp(max=LARGEST))
-    return answer / (torch.maximum(weight.abs(), least) + EPS).unsqueeze(-1)
+    h = answer[..., :-1] / (torch.maximum(answer[..., -1].abs(), least) + EPS).unsqueeze(-1)
+    return (normed(h.transpose(1, 2), gain) + skip * u) * F.silu(z)
 
 
 def mlstm_step(qkv: State, i: Tensor, f: Tensor, C: Tensor, n: Tensor, m: Tensor) -> tuple[Tensor, State]:
-    """One token: C' = sigmoid(f) C + exp(i) k v^T, n' = sigmoid(f) n + exp(i) k, h = C'^T q / max(|n' q|, 1).
+    """One token: C' = sigmoid(f) C + exp(i) k v^T, n' = sigmoid(f) n + exp(i) k; it answers C'^T q and n' q.
 
-    q, k, v (B, H, D), k divided by sqrt(D) here; i, f and m (B, H); C (B, H, D of k, D of v); n (B, H, D). Returns h
-    (B, H, D) and the new C, n and m.
+    q, k, v (B, H, D), k divided by sqrt(D) here; i, f and m (B, H); C (B, H, D of k, D of v); n (B, H, D). Returns the
+    answer (B, H, D + 1), and the new C, n and m.
     """
     q, k, v = qkv
     held = F.logsigmoid(f) + m
@@ -39,19 +49,20 @@ def mlstm_step(qkv: State, i: Tensor, f: Tensor, C: Tensor, n: Tensor, m: Tensor
     k = k * (write * k.shape[-1] ** -0.5)
     C, n = keep.unsqueeze(-1) * C + k.unsqueeze(-1) * v.unsqueeze(-2), keep * n + k
     answer = torch.matmul(q.unsqueeze(-2), C).squeeze(-2)
-    return mlstm_read(answer, (q * n).sum(-1), m), (C, n, m)
+    return torch.cat([answer, (q * n).sum(-1, keepdim=True)], dim=-1), (C, n, m)
 
 
 def mlstm_reference(
     q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor, C: Tensor, n: Tensor, m: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The mLSTM over q, k, v (B, H, T, D) and i, f (B, H, T): h (B, H, T, D) and the last C, n and m."""
+    """The mLSTM over q, k, v (B, H, T, D) and i, f (B, H, T): answers (B, H, T, D + 1), m (B, H, T), last C and n."""
     expect_tokens("mlstm_scan", q.shape[2])
-    state, outputs = (C, n, m), []
+    answers, stabilisers = [], []
     for *qkv, i_t, f_t in zip(*(t.unbind(2) for t in (q, k, v, i, f)), strict=True):
-        h, state = mlstm_step(tuple(qkv), i_t, f_t, *state)
-        outputs.append(h)
-    return torch.stack(outputs, dim=2), *state
+        answer, (C, n, m) = mlstm_step(tuple(qkv), i_t, f_t, C, n, m)
+        answers.append(answer)
+        stabilisers.append(m)
+    return torch.stack(answers, dim=2), torch.stack(stabilisers, dim=2), C, n
 
 
 def slstm_step(raw: Tensor, c: Tensor, n: Tensor, m: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -93,6 +104,13 @@ def mlstm_sample(draw: Draw, batch=2, heads=2, length=7, width=4) -> Sample:
     return Sample((*qkv, *gates, draw.normal(*rows, width, width), draw.normal(*rows, width), draw.normal(*rows)))
 
 
+def read_sample(draw: Draw, batch=2, heads=2, length=3, width=4) -> Sample:
+    """One call."""
+    answers = draw.normal(batch, heads, length, width + 1), draw.normal(batch, heads, length)
+    ways = draw.normal(batch, length, heads * width), draw.normal(batch, length, heads * width)
+    return Sample((*answers, *ways, draw.normal(heads * width), draw.normal(heads * width)))
+
+
 def slstm_sample(draw: Draw, batch=2, heads=2, length=5, width=4, fresh=False) -> Sample:
     """One call from a state that an earlier one left, or from an empty one."""
     shape = batch, heads, width
@@ -110,9 +128,16 @@ MLSTM_SCAN = Operation(
     (Kernel("torch", "cpu", _CHUNKED, _FLOATS), Kernel("torch", "cuda", _CHUNKED, _FLOATS)),
     samples=Samples(
         mlstm_sample,
-        {**_HEADS, "length": (1, 2, 63, 64, 65, 130)},
-        large=({"length": 300, "width": 33}, {"length": 1100, "batch": 1, "heads": 1}),
+        {**_HEADS, "length": (1, 2, 31, 32, 33, 70)},
+        large=({"length": 300, "width": 33}, {"length": 1060, "batch": 1, "heads": 1}),
     ),
+)
+MLSTM_READ = Operation(
+    "mlstm_read",
+    read_reference,
+    (Kernel("numba", "cpu", "baselines.xlstm.read_numba:mlstm_read", _FLOATS),),
+    optional=True,
+    samples=Samples(read_sample, {**_HEADS, "length": (1, 2, 65)}, large=({"batch": 3, "length": 150, "width": 33},)),
 )
 SLSTM_SCAN = Operation(
     "slstm_scan",

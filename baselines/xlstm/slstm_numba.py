@@ -160,7 +160,7 @@ takes(_Forward, _scratch, _token)
 
 @kernel
 def forward(first, last, groups, size, u, weight, state, kept, y, final):
-    """Fills y (H, B, T, d), the last states, and kept where it has a place for each token. size: sequences of a task."""
+    """Fills y (H, B, T, d), the last states, and kept where it has room for each token. size: sequences of a group."""
     for task in range(first, last):
         h, g = task // groups, task % groups
         walk(g, g + 1, size, y.shape[2], state[h], _Forward(u[h], weight[h], kept[h], y[h], final[h]))

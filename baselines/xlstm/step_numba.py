@@ -18,7 +18,7 @@ from harness.ops.toolbox.jit import helper, kernel
 from harness.ops.toolbox.numba_linear import at, matvec, owned
 from harness.ops.toolbox.numba_math import exp, one, sigmoid, softplus, zero
 
-EPS, NORM_EPS, LARGEST = np.float32(scan.EPS), np.float32(1e-5), np.float32(scan.LARGEST)
+EPS, NORM_EPS, LARGEST = np.float32(scan.EPS), np.float32(scan.NORM_EPS), np.float32(scan.LARGEST)
 
 
 def mlstm_step(mixer) -> Callable:

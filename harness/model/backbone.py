@@ -58,7 +58,7 @@ class ModelSpec:
     nothing. embedding: of tokens (real vectors have torch's linear layer). embedding_norm, scale_embedding: whether
     what is read passes a norm, and whether an embedding is read times sqrt(d_model) (Vaswani et al. 2017, section 3.4).
     head: its own unless tie_embeddings makes it the embedding's weight, where the model says what it reads next.
-    width_multiple: d_model is a multiple of it, or, where none meets the budget, the width inside a gated block.
+    width_multiple: d_model is a multiple of it, or, where none meets the budget, d_inner (see `expand`).
     d_ff_ratio: the architecture's own d_ff / d_model. names: the groups of the configuration whose choice names a run
     of this model, in order, each with the choice that goes unnamed (None: every choice is named). kernel: of norms and
     blocks; mixers have their own.

@@ -15,8 +15,9 @@ class End:
     """The weight (rows, d_model) of the embedding or of the head, a row for each token.
 
     start: the distribution that it starts from. scale: the standard deviation of `normal`, and of `small` in units of
-    sqrt(2 / (5 d_model)) (Nguyen and Salazar 2019, arXiv:1910.05895); the bound of `uniform` on either side of zero; the gain of `orthogonal`, times sqrt(rows / d_model) where there are more rows, so that it is
-    the length of a row, in the root mean square, at any size of the vocabulary (RWKV's rule); nothing for `zero`.
+    sqrt(2 / (5 d_model)) (Nguyen and Salazar 2019, arXiv:1910.05895); the bound of `uniform` on either side of zero;
+    the gain of `orthogonal`, times sqrt(rows / d_model) where there are more rows, so that it is the length of a row,
+    in the root mean square, at any size of the vocabulary (RWKV's rule); nothing for `zero`.
     decay: whether weight decay pulls at it.
     """
 

@@ -78,7 +78,8 @@ def solve(spec: ModelSpec, given: Interface | int, size: SizeConfig) -> Width:
     pairs that meet the budget the one nearest the architecture's own d_ff ratio wins; where none does, since the mixer
     rounds its d_ff to whole parts, FURTHER multiples are tried on either side. Where there is no channel mixer and no
     multiple meets the budget, a half, a quarter, ... of the multiple is tried, as far as the mixer accepts it; then, in
-    a gated block or a mixer that takes a d_inner, that one runs over its multiples (whole heads), and d_model (any number) takes up the rest.
+    a gated block or a mixer that takes a d_inner, d_inner runs over its multiples (whole heads), and d_model (any
+    number) takes up the rest.
     Raises ConfigError, naming the nearest size, when no pair does, and where training would exceed the free memory.
     """
     _check_memory(size)
@@ -171,9 +172,7 @@ def _crossing(widths: Sequence[int], make: Callable[[int], Candidate], least: fl
     return sorted(tried)
 
 
-def _of_rounded_inner(
-    expand: int, unit: int, params: Callable, target: int, around: list[int]
-) -> list[Candidate]:
+def _of_rounded_inner(expand: int, unit: int, params: Callable, target: int, around: list[int]) -> list[Candidate]:
     """For the multiples of `unit` that d_inner may be, the d_model that brings the model nearest to `target`."""
 
     def candidate(d_inner: int) -> Candidate:
