@@ -63,7 +63,8 @@ class _Chunks(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, size, q, k, v, s, M, memory, m):
+    def forward(ctx, size, *given):
+        q, k, v, s, M, memory, m = given
         Z, T, D = q.shape
         N, scale = T // size, D**-0.5
         q, k, v = (t.reshape(Z * N, size, -1) for t in (q, k, v))

@@ -128,15 +128,15 @@ def _combine_vjp(h, x, z, gain, skip, g, room, g_x, g_z, g_gain, g_skip):
 def _normalise_vjp(answer, m, h, g, divided, g_answer):
     """From g, the gradient by one head's h (D): fills the one by its answer (D + 1), and returns the one by m."""
     (divisor, least, scale), D, dtype = divided, len(h), type(m)
-    plain, along, total = zero(m), zero(m), zero(m)
+    plain, along = zero(m), zero(m)
     for j in range(D):
         plain += g[j]
         along += g[j] * h[j]
+    # A norm hardly sees what it is divided by: of the sum over g_answer * answer the rest cancels.
+    by_divisor, weight = -along * dtype(NORM_EPS) * scale * scale / divisor, answer[D]
     plain, along, scale = plain / dtype(D), along / dtype(D), scale / divisor
     for j in range(D):
         g_answer[j] = (g[j] - plain - h[j] * along) * scale
-        total += g_answer[j] * answer[j]
-    by_divisor, weight = -total / divisor, answer[D]
     if abs(weight) > least:
         g_answer[D] = by_divisor if weight > zero(m) else -by_divisor
         return zero(m)

@@ -97,11 +97,11 @@ def slstm_reference(
 
 
 def mlstm_sample(draw: Draw, batch=2, heads=2, length=7, width=4) -> Sample:
-    """One call from a state that an earlier one left."""
+    """One call from a state that an earlier one left; of three large factors the sums' differences would be lost."""
     rows = batch, heads
-    qkv = [draw.normal(*rows, length, width) for _ in range(3)]
+    q, k, v = (draw_(*rows, length, width) for draw_ in (draw.weight, draw.normal, draw.normal))
     gates = [draw.normal(*rows, length) for _ in range(2)]
-    return Sample((*qkv, *gates, draw.normal(*rows, width, width), draw.normal(*rows, width), draw.normal(*rows)))
+    return Sample((q, k, v, *gates, draw.normal(*rows, width, width), draw.normal(*rows, width), draw.normal(*rows)))
 
 
 def read_sample(draw: Draw, batch=2, heads=2, length=3, width=4) -> Sample:
