@@ -61,6 +61,7 @@ COMBINATIONS = {
     "cfc gated": ["cfc", "block=gated"],
     "attention gated": ["transformer", "block=gated", "model.mixer.head_dim=8"],
     "mamba with an MLP": ["mamba", "block=transformer"],
+    "mamba2 with an MLP": ["mamba2", "block=transformer", "model.mixer.d_state=16"],
     "convolution before attention": ["transformer", "block.d_conv=4"],
     "convolution before rwkv": ["rwkv", "block.d_conv=3"],
 }

@@ -106,7 +106,7 @@ OWN_ENDS = {
 def test_a_model_has_its_authors_ends_or_the_shared_ones(architecture):
     made = configs.spec(architecture)
     assert (made.embedding, made.head) == OWN_ENDS.get(architecture, (End(decay=False), End()))
-    assert made.tie_embeddings == (architecture == "mamba")
+    assert made.tie_embeddings == (architecture in TIED)
 
 
 def test_a_channel_mixer_writes_into_the_residual_stream_by_less_the_more_branches_there_are():

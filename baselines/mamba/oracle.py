@@ -3,14 +3,12 @@
 import importlib
 import inspect
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from types import ModuleType
 
 from torch import Tensor
 
 from baselines.mamba.mixer import Selective
-from harness.checks.oracles import Oracle, oracle_of
+from harness.checks.oracles import Oracle, oracle_of, replaced
 from harness.model.block import Gated
 
 
@@ -27,17 +25,6 @@ def import_mamba_ssm(name: str) -> ModuleType:
         stand_in.fwd = stand_in.bwd = None
         sys.modules["selective_scan_cuda"] = stand_in
     return importlib.import_module(name)
-
-
-@contextmanager
-def replaced(module: ModuleType, **functions: Callable | None) -> Iterator[None]:
-    """Puts other functions in the place of a module's own for a while."""
-    originals = {name: getattr(module, name) for name in functions}
-    vars(module).update(functions)
-    try:
-        yield
-    finally:
-        vars(module).update(originals)
 
 
 def transformers_in_torch():

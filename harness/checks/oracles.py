@@ -7,9 +7,11 @@ somebody asks.
 """
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
+from types import ModuleType
 from typing import TypeVar
 
 from torch import Tensor
@@ -25,6 +27,17 @@ class Oracle:
     name: str
     forward: Callable[[Tensor], Tensor]
     tolerance: float = 1e-5
+
+
+@contextmanager
+def replaced(module: ModuleType, **functions: Callable | None) -> Iterator[None]:
+    """Puts other functions in the place of a module's own for a while."""
+    originals = {name: getattr(module, name) for name in functions}
+    vars(module).update(functions)
+    try:
+        yield
+    finally:
+        vars(module).update(originals)
 
 
 M = TypeVar("M", bound=Mixer)

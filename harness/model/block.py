@@ -66,9 +66,13 @@ class GatedBlock:
     def build(self, mixer: Factory, kernel: Choice, **size: int) -> Mixer:
         """The mixer as it stands in this block; raises ConfigError for one that cannot be gated.
 
-        size: as above, and d_inner where it is not expand * d_model.
+        size: as above, and d_inner where it is not expand * d_model. A mixer that takes d_inner is such a block itself
+        (Mamba-2's, whose convolution and gate are its own) and is made as one.
         """
-        if "d_out" not in inspect.signature(mixer).parameters:
+        parameters = inspect.signature(mixer).parameters
+        if "d_inner" in parameters:
+            return mixer(**size, d_out=size["d_model"], expand=self.expand, d_conv=self.d_conv)
+        if "d_out" not in parameters:
             name = getattr(getattr(mixer, "func", mixer), "__name__", "this mixer")
             raise ConfigError(
                 f"block=gated was given, but {name} cannot stand in a gated block.",

@@ -35,7 +35,8 @@ class Kernel:
 
     backend: what it is written in. device: the device type it runs on. path: "module:function", imported at first use.
     dtypes: of the inputs it takes. refuses: called with the operation's options (sizes, variants), returns why the
-    kernel cannot serve them, or None. needs: modules that must be importable.
+    kernel cannot serve them, or None. needs: modules that must be importable. chunked: whether it multiplies chunks of
+    tokens by masked matrices, where a NaN reaches earlier tokens of its chunk too (0 x NaN).
     """
 
     backend: str
@@ -44,6 +45,7 @@ class Kernel:
     dtypes: tuple[torch.dtype, ...] = FLOATS
     refuses: Callable[..., str | None] = always
     needs: tuple[str, ...] = ()
+    chunked: bool = False
 
     def refusal(self, device: str, dtype: torch.dtype, **options) -> str | None:
         """Why this kernel cannot serve a call, or None where it can."""
