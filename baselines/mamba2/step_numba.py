@@ -62,11 +62,8 @@ def _step(
     h, h_new = at(ssm_at, (batch, N, inner)), at(new_ssm_at, (batch, N, inner))
     W_in, W_out, gain = at(in_at, (rows, width)), at(out_at, (d_out, inner)), at(norm_at, (inner,))
     tap, tap_bias, heads = at(taps_at, (taps, channels)), at(tap_bias_at, (channels,)), at(heads_at, (3, H))
-    projected, mixed, vectors = (
-        np.empty(rows, np.float32),
-        np.empty(channels, np.float32),
-        np.empty((3, inner), np.float32),
-    )
+    projected, mixed = np.empty(rows, np.float32), np.empty(channels, np.float32)
+    vectors = np.empty((3, inner), np.float32)
     decay, drive, read = vectors[0], vectors[1], vectors[2]
     for b in range(batch):
         matvec(W_in, x[b], projected)
