@@ -32,7 +32,7 @@ def test_every_architecture_meets_the_budget(architecture, params):
         counts = count(spec.build(256, size.n_layers, width))
     assert abs(counts.total - params) <= size.tolerance * params
     assert counts.total == counts.embedding + counts.non_embedding
-    assert width.d_model % spec.width_multiple == 0
+    assert (width.d_inner or width.d_model) % spec.width_multiple == 0
 
 
 @pytest.mark.slow

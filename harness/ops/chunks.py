@@ -34,9 +34,12 @@ def chunked(length: int, *tensors: Tensor) -> list[Tensor]:
 def decays(g: Tensor) -> Decays:
     """The decays of chunks of logarithms g (.., L), each at most 0.
 
-    Sums are taken in float64: in float32 the difference of two large ones would keep few digits.
+    Sums are taken in float64: in float32 the difference of two large ones would keep few digits. What does not decay, a
+    token's own write, is 1 by construction: a difference with itself would leave rounding errors in the gradient of g.
     """
-    total, dtype = g.double().cumsum(-1), g.dtype
-    above = torch.full((g.shape[-1],) * 2, -torch.inf, dtype=dtype, device=g.device).triu(1)
-    between = (total.unsqueeze(-1) - total.unsqueeze(-2)).to(dtype).add_(above).exp_()
-    return Decays(between, total.to(dtype).exp(), (total[..., -1:] - total).to(dtype).exp())
+    total, dtype, length = g.double().cumsum(-1), g.dtype, g.shape[-1]
+    own = torch.eye(length, dtype=dtype, device=g.device)
+    later = torch.full_like(own, -torch.inf).triu()
+    between = (total.unsqueeze(-1) - total.unsqueeze(-2)).to(dtype).add_(later).exp_() + own
+    left = (total[..., -1:] - total[..., :-1]).to(dtype).exp()
+    return Decays(between, total.to(dtype).exp(), F.pad(left, (0, 1), value=1.0))
