@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harness.ops.chunks import chunked, decays
+from harness.ops.chunks.decay import DECAYED_SCORES, chunked, edges
 from harness.ops.registry import Kernel, Operation
 from harness.ops.samples import Draw, Sample, Samples
 from harness.ops.shapes import expect, expect_tokens
@@ -40,8 +40,8 @@ def by_chunks(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, S: Tenso
     """As `reference`, by matrix products within chunks and a loop over their states; in float32 at least.
 
     Within a chunk that starts at S0 the u_t solve the triangular system (I + A) u = beta (v - grown k S0), where A_ts =
-    beta_t k_t^T k_s between_ts for s < t. Its solutions for the two terms are found for all chunks at once (the paper's
-    section 3.3, the extended WY representation); only their sum waits for S0.
+    beta_t k_t^T k_s exp(g_{s+1} + .. + g_t) for s < t. Its solutions for the two terms are found for all chunks at once
+    (the paper's section 3.3, the extended WY representation); only their sum waits for S0.
     """
     (batch, T, heads, K), V = k.shape, v.shape[-1]
     expect_tokens("gated_delta_scan", T)
@@ -51,10 +51,11 @@ def by_chunks(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, S: Tenso
     each = [tensor.to(wide) for tensor in (q, k, v, g.unsqueeze(-1), beta.unsqueeze(-1))]
     parts = [x.permute(1, 0, 3, 2, 4).flatten(1, 2) for x in chunked(min(CHUNK, T), *each)]
     q, k, v, g, beta = parts  # (chunks, batch x heads, L, ...)
-    between, grown, left = decays(g.squeeze(-1))
-    grown, ends = grown.unsqueeze(-1), (k * left.unsqueeze(-1)).mT
-    written = beta * k
-    A = ((written @ k.mT) * between).tril(-1)
+    g = g.squeeze(-1)
+    grown, left = (decay.unsqueeze(-1) for decay in edges(g))
+    written, ends = beta * k, (k * left).mT
+    decayed = DECAYED_SCORES.choose("auto", k.device, wide)
+    A = decayed(written @ k.mT, g, True)
     terms = torch.cat([beta * v, written * grown], dim=-1)
     own, seen = torch.linalg.solve_triangular(A, terms, upper=False, unitriangular=True).split([V, K], dim=-1)
     S, starts, us = S.to(wide).flatten(0, 1), [], []
@@ -63,7 +64,7 @@ def by_chunks(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, S: Tenso
         starts.append(S)
         us.append(u)
         S = torch.baddbmm(kept * S, ends_c, u)
-    y = (q * grown) @ torch.stack(starts) + ((q @ k.mT) * between) @ torch.stack(us)
+    y = (q * grown) @ torch.stack(starts) + decayed(q @ k.mT, g) @ torch.stack(us)
     y = y.unflatten(1, (batch, heads)).permute(1, 0, 3, 2, 4).flatten(1, 2)[:, :T]
     return y.to(given), S.unflatten(0, (batch, heads))
 

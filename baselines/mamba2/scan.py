@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harness.ops.chunks import chunked, decays
+from harness.ops.chunks.decay import DECAYED_SCORES, chunked, edges
 from harness.ops.registry import Kernel, Operation
 from harness.ops.samples import Draw, Sample, Samples
 from harness.ops.shapes import expect, expect_tokens
@@ -44,15 +44,17 @@ def by_chunks(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, h: Tensor)
     given, wide = x.dtype, torch.promote_types(x.dtype, torch.float32)
     x, dt, A, B, C, h = (tensor.to(wide) for tensor in (x, dt, A, B, C, h))
     u, g, B, C = chunked(min(CHUNK, T), x * dt.unsqueeze(-1), dt * A, B, C)  # (batch, chunks, L, ...)
-    between, grown, left = decays(g.transpose(2, 3))  # of each head
-    grown, left = grown.transpose(2, 3).unsqueeze(-1), left.transpose(2, 3).unsqueeze(-1)
+    g = g.transpose(2, 3)  # (batch, chunks, heads, L)
+    grown, left = (decay.transpose(2, 3).unsqueeze(-1) for decay in edges(g))
     writes = (B.mT @ (u * left).flatten(3)).unflatten(-1, (heads, P))  # of each chunk, as they stand at its end
     starts = []
     for write, kept in zip(writes.unbind(1), grown[:, :, -1:].unbind(1), strict=True):
         starts.append(h)
         h = torch.addcmul(write, h, kept)
     carried = (C @ torch.stack(starts, 1).flatten(3)).view_as(u) * grown
-    within = (between * (C @ B.mT).unsqueeze(2)) @ u.transpose(2, 3)
+    decayed = DECAYED_SCORES.choose("auto", x.device, wide)
+    scores = decayed((C @ B.mT).flatten(0, 1).unsqueeze(1), g.flatten(0, 1)).unflatten(0, g.shape[:2])
+    within = scores @ u.transpose(2, 3)
     return (carried + within.transpose(2, 3)).flatten(1, 2)[:, :T].to(given), h
 
 
