@@ -101,6 +101,7 @@ OWN_ENDS = {
     "rwkv": (End("uniform", 1e-4, decay=True), End("orthogonal", 0.5, decay=True)),
     **dict.fromkeys(("mlstm", "xlstm"), (End("small", 1.0, decay=False), End("small", 1.0))),
 }
+TIED = {"mamba", "mamba2", "gated_deltanet", "griffin", "hawk", "lfm2", "mtlnn"}
 
 
 def test_a_model_has_its_authors_ends_or_the_shared_ones(architecture):
