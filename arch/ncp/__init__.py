@@ -1,0 +1,1 @@
+"""Neural circuit policies: the liquid cells of ncps with sparse wirings."""
