@@ -113,6 +113,21 @@ def _run(run, unfolds, ends, x, v0, elapsed, weights, states, *rest) -> None:
 
 
 @helper
+def _copy(source, target):
+    """Of contiguous arrays of one shape; an assignment to a slice would run as fast and take long to compile."""
+    given, out = source.reshape(-1), target.reshape(-1)
+    for i in range(len(given)):
+        out[i] = given[i]
+
+
+@helper
+def _clear(target):
+    out = target.reshape(-1)
+    for i in range(len(out)):
+        out[i] = zero(out[i])
+
+
+@helper
 def _conduct(synapses, v, s, current, conductance):
     """Adds what the synapses carry from v (sources, LANES); s (S, LANES) becomes their sigmoids."""
     source, target, mu, sigma, w, at_rest = synapses
@@ -192,12 +207,14 @@ def forward(first, last, unfolds, x, v0, time, cells, sensory, recurrent, states
     for low in range(first * LANES, min(last * LANES, batch), LANES):
         v, seen, dt = np.zeros((units, LANES), v0.dtype), np.zeros((inputs, LANES), v0.dtype), np.full(LANES, real(1))
         rows = min(LANES, batch - low)
-        v[:, :rows] = v0[low : low + rows].T
+        for r in range(rows):
+            for u in range(units):
+                v[u, r] = v0[low + r, u]
         for t in range(length):
             _times(time, low, t, unfolds, dt)
             _sense(cells, sensory, x, low, t, seen, s_in, shared[0], shared[1])
             for _ in range(unfolds):
-                total[:] = shared
+                _copy(shared, total)
                 _conduct(recurrent, v, s, total[0], total[1])
                 _advance(cells[0], total[0], total[1], dt, v, v)
             for r in range(rows):
@@ -240,7 +257,7 @@ def backward(
         g, seen, dt = np.zeros((units, LANES), v0.dtype), np.zeros((inputs, LANES), v0.dtype), np.full(LANES, real(1))
         g_seen, g_dt = np.empty((inputs, LANES), v0.dtype), np.empty(LANES, v0.dtype)
         g_total, g_shared = np.empty((2, units, LANES), v0.dtype), np.empty((2, units, LANES), v0.dtype)
-        v[0] = zero(dt[0])
+        _clear(v[0])
         for t in range(length - 1, -1, -1):
             for r in range(rows):
                 for u in range(units):
@@ -249,10 +266,12 @@ def backward(
             _times(time, low, t, unfolds, dt)
             _sense(cells, sensory, x, low, t, seen, s_in, shared[0], shared[1])
             for step in range(unfolds):
-                total[step] = shared
+                _copy(shared, total[step])
                 _conduct(recurrent, v[step], s[step], total[step, 0], total[step, 1])
                 _advance(cells[0], total[step, 0], total[step, 1], dt, v[step], v[step + 1])
-            g_shared[:], g_dt[:], g_seen[:] = zero(dt[0]), zero(dt[0]), zero(dt[0])
+            _clear(g_shared)
+            _clear(g_dt)
+            _clear(g_seen)
             for step in range(unfolds - 1, -1, -1):
                 _advance_vjp(cells[0], total[step], dt, v[step], v[step + 1], g, g_total, g_shared, of_cells[0], g_dt)
                 _conduct_vjp(recurrent, v[step], s[step], g_total[0], g_total[1], g, of_recurrent)
@@ -265,4 +284,6 @@ def backward(
                 g_time[low + r, t] = g_dt[r] / real(unfolds)
                 for i in range(inputs):
                     g_x[low + r, t, i] = g_seen[i, r]
-        g_v0[low : low + rows] = g[:, :rows].T
+        for r in range(rows):
+            for u in range(units):
+                g_v0[low + r, u] = g[u, r]
