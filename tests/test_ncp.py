@@ -6,6 +6,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import configs
+from arch.cfc.scan import HEADS
+from arch.ncp.cfc import WiredCfC
 from arch.ncp.ltc import WiredLTC
 from arch.ncp.wiring import auto_ncp
 from harness.checks.oracles import find_oracle
@@ -18,6 +20,13 @@ SIZES = {"inputs": 5, "units": 14, "motors": 4}
 
 def ltc(**options) -> WiredLTC:
     return WiredLTC(6, **{**SIZES, **options}).double()
+
+
+def cfc(**options) -> WiredCfC:
+    return WiredCfC(6, **{**SIZES, **options}).double()
+
+
+KINDS = pytest.mark.parametrize(("mode", "mixed_memory"), [*((mode, True) for mode in HEADS), ("default", False)])
 
 
 def tokens(batch=3, length=7, width=6):
@@ -129,8 +138,75 @@ def test_flops_of_the_wired_ltc_are_those_of_a_real_step():
     assert mixer.flops_per_token(7).matmul == counter.get_total_flops()
 
 
-def test_the_wiring_is_no_knowledge_and_no_run_of_a_seed():
-    spec = configs.spec("ltc_ncp")
-    for name in ("source", "target"):
-        one, other = (getattr(spec.mixer(d_model=8).recurrent, name) for _ in range(2))
-        assert torch.equal(one, other)
+@pytest.mark.parametrize("name", ["ltc_ncp", "cfc_ncp"])
+def test_the_wiring_does_not_depend_on_the_seed_of_a_run(name):
+    make = configs.spec(name).mixer
+    buffers = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        buffers.append(list(make(d_model=8).buffers()))
+    assert len(buffers[0]) >= 3
+    assert all(map(torch.equal, *buffers))
+
+
+@KINDS
+@pytest.mark.parametrize("kernel", ["auto", "reference"])
+def test_the_wired_cfc_equals_ncps_in_values_and_gradients(mode, mixed_memory, kernel):
+    pytest.importorskip("ncps")
+    from arch.ncp.oracle import ncps_cfc_layer
+
+    mixer = cfc(mode=mode, mixed_memory=mixed_memory, kernel=kernel)
+    x, layer = tokens().requires_grad_(), ncps_cfc_layer(mixer)
+    h, c = x.new_zeros(2, 3, 14)
+    theirs = mixer.out_proj(layer(mixer.in_proj(x), (h, c) if mixed_memory else h)[0])
+    ours = mixer(x)[0]
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-14)
+    by_ours, by_theirs = (torch.autograd.grad(y.sin().sum(), x, retain_graph=True)[0] for y in (ours, theirs))
+    torch.testing.assert_close(by_ours, by_theirs, rtol=1e-11, atol=1e-14)
+    ours.sin().sum().backward()
+    theirs.sin().sum().backward()
+    for number, cell in enumerate(mixer.cells):
+        cell_of_ncps = getattr(layer.rnn_cell, f"layer_{number}")
+        whole = cell_of_ncps.ff1.weight.grad.flatten()
+        torch.testing.assert_close(cell.wired.grad[0], whole[cell.places], rtol=1e-11, atol=1e-14)
+        assert whole.count_nonzero() == len(cell.places)  # what the wiring masks has no gradient there
+        if mode != "pure":
+            torch.testing.assert_close(cell.gates.grad[1], cell_of_ncps.time_b.weight.grad, rtol=1e-11, atol=1e-14)
+    if mixed_memory:
+        torch.testing.assert_close(mixer.memory.grad, layer.lstm.recurrent_map.weight.grad, rtol=1e-11, atol=1e-14)
+
+
+@KINDS
+def test_the_wired_cfc_equals_ncps_at_irregular_times(mode, mixed_memory):
+    pytest.importorskip("ncps")
+    from arch.ncp.oracle import ncps_cfc_layer
+
+    mixer, x = cfc(mode=mode, mixed_memory=mixed_memory), tokens(1, 5)
+    elapsed = torch.tensor([[0.1, 1.0, 7.0, 0.0, 2.0]], dtype=torch.float64)
+    h, c = x.new_zeros(2, 1, 14)
+    layer = ncps_cfc_layer(mixer)
+    theirs = mixer.out_proj(layer(mixer.in_proj(x), (h, c) if mixed_memory else h, timespans=elapsed)[0])
+    torch.testing.assert_close(mixer(x, call=Call(elapsed))[0], theirs, rtol=0, atol=1e-14)
+
+
+@KINDS
+@pytest.mark.parametrize("timed", [False, True])
+@pytest.mark.parametrize(("batch", "length"), [(1, 1), (5, 4)])
+def test_the_wired_cfc_equals_its_step_loop(mode, mixed_memory, timed, batch, length):
+    mixer, x = cfc(mode=mode, mixed_memory=mixed_memory), tokens(batch, length).requires_grad_()
+    elapsed = torch.rand(batch, length, dtype=torch.float64) * 3 if timed else None
+    state = {key: torch.randn_like(value) for key, value in mixer.init_state(batch, dtype=torch.float64).items()}
+    (y, last), (stepped, stepped_last) = mixer(x, state, Call(elapsed)), step_loop(mixer, x, state, elapsed)
+    for key, value in last.items():
+        torch.testing.assert_close(value, stepped_last[key], rtol=0, atol=1e-13)
+    outputs = [out + sum(value.sum() for value in held.values()) for out, held in ((y, last), (stepped, stepped_last))]
+    for a, b in zip(*(torch.autograd.grad(out.sin().sum(), [x, *mixer.parameters()]) for out in outputs), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-13)
+
+
+@KINDS
+def test_flops_of_the_wired_cfc_are_those_of_a_real_step(mode, mixed_memory):
+    mixer = cfc(mode=mode, mixed_memory=mixed_memory).float()
+    with FlopCounterMode(display=False) as counter:
+        mixer.step(torch.randn(1, 6), mixer.init_state(1))
+    assert mixer.flops_per_token(7).matmul == counter.get_total_flops()

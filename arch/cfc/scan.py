@@ -63,17 +63,24 @@ class Cell:
 
     def combine(self, g: Tensor, time: Tensor | None) -> Tensor:
         """The closed form, elementwise in the channel. g: (..., heads x d_inner) -> h (..., d_inner)."""
-        if self.mode == "pure":
-            rate = self.w_tau.abs() + g.abs()
-            return self.amplitude - self.amplitude * g * torch.exp(-rate if time is None else -rate * time)
-        width = self.heads[0].shape[0] // (3 if time is None else 4)
-        a, b = g[..., : 2 * width].tanh().chunk(2, dim=-1)
-        gate = g[..., 2 * width :]
-        if time is not None:
-            t_a, t_b = gate.chunk(2, dim=-1)
-            gate = torch.addcmul(t_b, t_a, time)
-        gate = gate.sigmoid()
-        return torch.addcmul(a, gate, b) if self.mode == "no_gate" else torch.lerp(a, b, gate)
+        return closed_form(self.mode, g, time, self.w_tau, self.amplitude)
+
+
+def closed_form(
+    mode: Mode, g: Tensor, time: Tensor | None, w_tau: Tensor | None = None, amplitude: Tensor | None = None
+) -> Tensor:
+    """The state (..., d_inner) at `time` (..., 1), None for 1, from the heads g (..., heads x d_inner)."""
+    if mode == "pure":
+        rate = w_tau.abs() + g.abs()
+        return amplitude - amplitude * g * torch.exp(-rate if time is None else -rate * time)
+    width = g.shape[-1] // (3 if time is None else 4)
+    a, b = g[..., : 2 * width].tanh().chunk(2, dim=-1)
+    gate = g[..., 2 * width :]
+    if time is not None:
+        t_a, t_b = gate.chunk(2, dim=-1)
+        gate = torch.addcmul(t_b, t_a, time)
+    gate = gate.sigmoid()
+    return torch.addcmul(a, gate, b) if mode == "no_gate" else torch.lerp(a, b, gate)
 
 
 def reference(cell: Cell, u: Tensor, h: Tensor, time: Tensor | None) -> Tensor:

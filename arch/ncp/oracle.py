@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from arch.cfc.scan import HEADS
+from arch.ncp.cfc import WiredCfC
 from arch.ncp.ltc import WiredLTC
 from harness.checks.oracles import Oracle, oracle_of
 
@@ -38,4 +40,44 @@ def ltc_weights(mixer: WiredLTC, of_ncps: dict[str, Tensor]) -> dict[str, Tensor
             dense = of_ncps[prefix + name].clone()
             dense[synapses.source, synapses.target] = getattr(synapses, name)
             weights[prefix + name] = dense
+    return weights
+
+
+@oracle_of(WiredCfC)
+def ncps_cfc(mixer: WiredCfC) -> Oracle:
+    """ncps' layer with its own wiring and these weights."""
+    layer = ncps_cfc_layer(mixer)
+
+    def forward(x: Tensor) -> Tensor:
+        x = mixer.in_proj(x)
+        h, c = x.new_zeros(2, len(x), mixer.units)
+        return mixer.out_proj(layer(x, h if mixer.memory is None else (h, c))[0])
+
+    return Oracle("ncps.torch.CfC, AutoNCP", forward, tolerance=1e-5)
+
+
+def ncps_cfc_layer(mixer: WiredCfC) -> torch.nn.Module:
+    """ncps' layer of a mixer's options, with its weights."""
+    from ncps.torch import CfC
+
+    options = {"mixed_memory": mixer.memory is not None, "mode": mixer.mode}
+    layer = CfC(mixer.in_proj.out_features, ncps_wiring(mixer), **options)
+    layer.load_state_dict(cfc_weights(mixer, layer.state_dict()))
+    return layer.to(mixer.out_proj.weight)
+
+
+def cfc_weights(mixer: WiredCfC, of_ncps: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The mixer's weights under ncps' names; what is masked is zero."""
+    names, weights, start = {"a": "ff1", "b": "ff2", "t_a": "time_a", "t_b": "time_b"}, dict(of_ncps), 0
+    for number, cell in enumerate(mixer.cells):
+        under, heads = f"rnn_cell.layer_{number}.", HEADS[mixer.mode]
+        for head, weight, bias in zip(heads, *(part.chunk(len(heads)) for part in cell.heads(False)), strict=True):
+            weights |= {f"{under}{names[head]}.weight": weight, f"{under}{names[head]}.bias": bias}
+        if mixer.mode == "pure":
+            own = slice(start, start + cell.n)
+            weights |= {f"{under}w_tau": mixer.w_tau[None, own], f"{under}A": mixer.amplitude[None, own]}
+        start += cell.n
+    if mixer.memory is not None:
+        weights |= {f"lstm.input_map.{name}": value for name, value in mixer.memory_input.named_parameters()}
+        weights["lstm.recurrent_map.weight"] = mixer.memory
     return weights

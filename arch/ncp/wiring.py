@@ -30,6 +30,16 @@ class Wiring:
     def units(self) -> int:
         return self.motor + self.command + self.inter
 
+    def masks(self) -> list[np.ndarray]:
+        """What the neurons of the layers inter, command and motor see: sources of the layer before, and their layer.
+
+        A layer of n neurons has a mask (n, sources + n) of zeros and ones.
+        """
+        motor, command, inter = np.split(np.arange(self.units), np.cumsum([self.motor, self.command]))
+        between = self.recurrent[inter][:, command], self.recurrent[command][:, motor]
+        sources = self.sensory[:, inter], *between
+        return [np.hstack([np.abs(seen.T), np.ones((seen.shape[1],) * 2, int)]) for seen in sources]
+
 
 @cache
 def auto_ncp(inputs: int, units: int, motors: int, sparsity: float, seed: int) -> Wiring:
