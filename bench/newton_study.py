@@ -6,8 +6,9 @@ from functools import partial
 import torch
 
 from arch.field import Field
-from arch.ltc.newton import DEFAULT, Newton, Tally, newton_scan
+from arch.ltc.newton import DEFAULT, newton_scan
 from arch.ltc.scan import LIQUID_SCAN
+from arch.newton import Newton, Tally
 from arch.solvers import SemiImplicit
 from bench.liquid import LOOP_TOKENS, SUBSTEPS, fresh, fused_scan, liquid_field, para_cfc, projecting
 from bench.timing import Call, Contestant, Limits, Times, measure

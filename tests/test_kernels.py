@@ -10,8 +10,7 @@ import configs
 import run
 from arch.gradients import Backprop
 from arch.ltc.mixer import LTC
-from arch.ltc.newton import Newton
-from arch.ltc.recurrence import Sequential
+from arch.newton import Newton, Sequential
 from harness.errors import ConfigError
 from harness.generation.decode import Decoder
 from harness.model.backbone import Width

@@ -8,8 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from arch.gradients import Adjoint, Backprop, Checkpoint
 from arch.ltc.mixer import LTC
-from arch.ltc.newton import Newton
-from arch.ltc.recurrence import Sequential
+from arch.newton import Newton, Sequential
 from arch.solvers import FIXED, Adaptive, Exponential, RungeKutta, SemiImplicit, make_solver
 from harness.checks.tolerances import ALLOWANCES
 from harness.errors import ConfigError

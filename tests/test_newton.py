@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from arch.ltc import newton, scan, tokens_numba, tokens_triton
 from arch.ltc import tokens as flows
-from arch.ltc.newton import Newton, Tally, refuses
+from arch.ltc.newton import refuses
+from arch.newton import Newton, Tally
 from arch.solvers import SemiImplicit
 from bench.liquid import liquid_field
 from liquid_calls import SOLVERS, by_tensors

@@ -7,8 +7,8 @@ import configs
 import tiny
 from arch.cfc.mixer import CfC
 from arch.ltc.mixer import LTC
-from arch.ltc.newton import Newton
 from arch.ltc.scan import LIQUID_SCAN
+from arch.newton import Newton
 from baselines.recurrent.mixer import GRU
 from baselines.recurrent.scan import GRU_SCAN
 from harness.model.backbone import Width

@@ -10,8 +10,9 @@ from arch.gradients import Backprop
 from arch.ltc import newton, scan, scan_numba, scan_triton, tokens, tokens_numba, tokens_triton
 from arch.ltc.mixer import LTC
 from arch.ltc.newton import LIQUID_TOKENS, LIQUID_TOKENS_VJP, newton_scan
-from arch.ltc.recurrence import Recurrence, Sequential
+from arch.ltc.recurrence import Recurrence
 from arch.ltc.scan import LIQUID_SCAN, LIQUID_TOKEN
+from arch.newton import Sequential
 from arch.solvers import SemiImplicit
 from harness.errors import ConfigError
 from harness.ops.samples import Draw

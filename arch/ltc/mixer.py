@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from arch.field import Coupling, Field, Gate
 from arch.gradients import Checkpoint, Gradient
-from arch.ltc.recurrence import Parallel, Recurrence, Sequential
+from arch.ltc.recurrence import Recurrence
 from arch.ltc.scan import Kind
+from arch.newton import Parallel, Sequential
 from arch.solvers import FIXED, SemiImplicit, Solver, make_solver
 from harness.errors import ConfigError
 from harness.model.mixer import UNTIMED, Call, Flops, ProjectedMixer, step_operation

@@ -1,21 +1,10 @@
-"""The liquid scan parallel in time: Newton's method over the whole sequence.
+"""The liquid scan parallel in time, by Newton's method over the whole sequence (arch/newton.py).
 
-The states solve h_t = F_t(h_{t-1}), F_t being the flow of token t. From a guess, every F_t and its derivative J_t are
-found at once, and the linearised recurrence is one associative scan (harness/ops/linear_scan/). With the residual
-r_t = F_t(h_{t-1}) - h_t the update of the guess solves
-
-    d_t = J_t d_{t-1} + r_t.
-
-Lim et al., "Parallelizing non-linear sequential models over the sequence length" (DEER, ICLR 2024, arXiv:2309.12252);
-Danieli et al., "ParaRNN" (ICLR 2026). Here J is diagonal because each channel's gate sees its own
-state alone, so the method is Newton's own and not the approximation of quasi-DEER (Gonzalez et al., NeurIPS 2024,
-arXiv:2407.19115). The gradient is that of the implicit function: one reverse scan with J at the solution, and one
-vjp of all flows. It does not depend on how the solution was found.
+F_t is the flow of token t, whose derivative is diagonal because each channel's gate sees its own state alone.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -24,62 +13,12 @@ from torch.autograd.function import once_differentiable
 from arch.field import Coupling, Field, Gate
 from arch.ltc.scan import LIQUID_SCAN
 from arch.ltc.tokens import LIQUID_TOKENS, LIQUID_TOKENS_VJP
+from arch.newton import Diagnostics, Newton, Recurrence, solve
 from arch.solvers import FIXED, Solver
 from harness.ops.linear_scan.scan import LINEAR_SCAN, Scan, transposed
 from harness.ops.registry import Choice
-from harness.ranges import Steps, Tolerance
-
-
-@dataclass(frozen=True)
-class Newton:
-    """When to stop: at an update of no more than `tolerance` times the largest state of its sequence.
-
-    Convergence is quadratic, so the error left is of the order of the update's square. A sequence that has not
-    converged after `max_iterations`, or whose update is not finite, is solved by the sequential scan instead.
-    """
-
-    name: Literal["newton"] = "newton"
-    max_iterations: Steps = 20
-    tolerance: Tolerance = 1e-4
-
-
-@dataclass(frozen=True)
-class Diagnostics:
-    """How one call converged, in the worst of its sequences.
-
-    iterations: evaluations of all flows. residuals: max |F_t(h_{t-1}) - h_t| of the guess that each iteration began
-    with. updates: max |change of h| / max |h| of each iteration; of sequences still iterating, both. fallbacks:
-    sequences solved by the sequential scan.
-    """
-
-    iterations: int
-    residuals: tuple[float, ...]
-    updates: tuple[float, ...]
-    fallbacks: int
-
-    @property
-    def converged(self) -> bool:
-        return self.fallbacks == 0
-
-
-@dataclass
-class Tally:
-    """Sums the diagnostics of many calls; pass `tally.add` as `record`."""
-
-    calls: int = 0
-    iterations: int = 0
-    fallbacks: int = 0
-    last: Diagnostics | None = None
-
-    def add(self, diagnostics: Diagnostics) -> None:
-        self.calls += 1
-        self.iterations += diagnostics.iterations
-        self.fallbacks += diagnostics.fallbacks
-        self.last = diagnostics
-
 
 DEFAULT = Newton()
-FAR = 0.5  # relative update above which a guess is far: a J beyond 1 there would only throw the next one farther
 
 
 def refuses(solver: str, coupling: Coupling, d_state: int) -> str | None:
@@ -176,43 +115,15 @@ class _Problem:
 
 
 def _solve(p: _Problem, field: Field, h0: Tensor) -> tuple[Tensor, Diagnostics]:
-    """The states h (batch, T, D). Each sequence stops by itself, so that its values do not depend on its company."""
-    nothing, scan, coupled = torch.zeros_like(h0.squeeze(2)), p.scan(h0), field.coupling is not None
-    h = h0.mT.repeat(1, field.a.shape[1], 1)
-    active = torch.ones(len(h), dtype=torch.bool, device="cpu")
-    failed, far = torch.zeros_like(active), torch.full_like(active, coupled)
-    residuals, updates = [], []
-    while len(updates) < p.options.max_iterations and active.any():
-        residual, J = p.linearised(field, h0, h)
-        if far.any():
-            bound = _per_sequence(torch.where(far, 1.0, torch.inf), h)
-            J.clamp_(-bound, bound)
-        update = scan(J, residual, nothing, False)
-        h.addcmul_(update, _per_sequence(active, h))
-        norms = torch.stack([_largest(x) for x in (residual, update, h)])
-        error, change, size = norms.double().cpu()  # one wait for the device an iteration
-        residuals.append(error[active].max().item())
-        updates.append((change / size.clamp_min(torch.finfo(h.dtype).tiny))[active].max().item())
-        finite = change.isfinite() & size.isfinite()
-        failed |= active & ~finite
-        # A flow without coupling is linear in h: one iteration is exact.
-        active &= finite & (far | (change > p.options.tolerance * size)) & coupled
-        far &= change > FAR * size
-    failed |= active
-    if failed.any():
-        rows = failed.nonzero().squeeze(1).to(h.device)
-        h[rows] = p.sequential(field, h0, rows)
-    return h, Diagnostics(len(updates), tuple(residuals), tuple(updates), int(failed.sum()))
-
-
-def _largest(x: Tensor) -> Tensor:
-    """max |x| of each sequence, (batch, T, D) -> (batch,), without a copy of x."""
-    return torch.maximum(x.amax((1, 2)), -x.amin((1, 2)))
-
-
-def _per_sequence(values: Tensor, like: Tensor) -> Tensor:
-    """One value a sequence, (batch,), to go with tensors (batch, T, D) such as `like`."""
-    return values.to(like)[:, None, None]
+    """The states h (batch, T, D)."""
+    recurrence = Recurrence(
+        h0.squeeze(2),
+        field.a.shape[1],
+        lambda h: p.linearised(field, h0, h),
+        lambda rows: p.sequential(field, h0, rows),
+        linear=field.coupling is None,
+    )
+    return solve(recurrence, p.options, p.scan(h0))
 
 
 class _NewtonScan(torch.autograd.Function):

@@ -6,8 +6,6 @@ call a token (step_numba.py).
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,22 +13,11 @@ from torch import Tensor
 from arch.field import Coupling, Field
 from arch.gradients import Adjoint, Checkpoint, Gradient
 from arch.ltc import newton
-from arch.ltc.newton import Newton, Tally
 from arch.ltc.scan import LIQUID_SCAN, LIQUID_TOKEN
+from arch.newton import Parallel, Sequential, Tally  # noqa: F401  # records name Sequential by this module
 from arch.solvers import Solver
 from harness.errors import ConfigError
 from harness.ops.registry import Choice, Operation
-
-
-@dataclass(frozen=True)
-class Sequential:
-    """One token after another."""
-
-    name: Literal["sequential"] = "sequential"
-
-
-Parallel = Sequential | Newton
-"""How a sequence's tokens are run: parallel=sequential or parallel=newton."""
 
 
 class Recurrence:
