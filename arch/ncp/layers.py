@@ -113,10 +113,9 @@ def _sampled(draw: Draw, mode: Mode, heads: int, sizes: tuple[int, int, int], me
     return Layers(mode, weights, biases, draw.weight(4 * units, units) if memory else None, *extras)
 
 
-def sample(
-    draw: Draw, batch=2, length=3, inter=4, command=3, motor=2, mode: Mode = "default", timed=False, memory=True
-) -> Sample:
-    """One call from a state that an earlier one left."""
+def sample(draw: Draw, batch=2, length=3, inter=4, command=3, motor=2, kind=("default", True), timed=False) -> Sample:
+    """One call from a state that an earlier one left. kind: the mode, and whether there is a memory."""
+    mode, memory = kind
     heads, units = 1 if mode == "pure" else 3 + timed, inter + command + motor
     layers = _sampled(draw, mode, heads, (inter, command, motor), memory)
     seen = draw.normal(batch, length, 4 * units) if memory else None, draw.normal(batch, length, heads * inter)
@@ -125,8 +124,9 @@ def sample(
     return Sample((layers, seen, draw.normal(batch, units), c, time))
 
 
-def step_sample(draw: Draw, batch=2, inter=4, command=3, motor=2, mode: Mode = "default", memory=True) -> Sample:
+def step_sample(draw: Draw, batch=2, inter=4, command=3, motor=2, kind=("default", True)) -> Sample:
     """Weights, and one token of three inputs with its state."""
+    mode, memory = kind
     heads, units = 1 if mode == "pure" else 3, inter + command + motor
     by_inter = draw.weight(heads * inter, 3), draw.normal(heads * inter)
     by_memory = (draw.weight(4 * units, 3), draw.normal(4 * units)) if memory else None
@@ -136,7 +136,7 @@ def step_sample(draw: Draw, batch=2, inter=4, command=3, motor=2, mode: Mode = "
 
 
 _SIZES = {"batch": (1, 3, 6), "inter": (1, 4, 17), "command": (1, 3, 11), "motor": (1, 2, 9)}
-_KINDS = tuple({"mode": mode, "memory": memory} for mode in HEADS for memory in (True, False))
+_KINDS = tuple({"kind": (mode, memory)} for mode in HEADS for memory in (True, False))
 WIRED_CFC_SCAN = Operation(
     "wired_cfc_scan",
     reference,

@@ -1,0 +1,1 @@
+"""LrcSSM, liquid-resistance liquid-capacitance neurons as a diagonal state-space model."""
