@@ -112,7 +112,19 @@ def exponential_vjp(h, rate, drive, dt, decay, mean, g):
     return decay * g, dt * (dt * drive * phi1_grad(dt * rate) - h * decay) * g, dt * mean * g
 
 
-FROZEN = ("semi_implicit", "exponential")
+def reflected(h, rate, drive, dt):
+    """As far again as `exponential` goes in half the time: h' = h + 2 (h(dt/2) - h); and e^-z/2, phi1(z/2)."""
+    middle, decay, mean = exponential(h, rate, drive, dt / (one(dt) + one(dt)))
+    return middle + middle - h, decay, mean
+
+
+def reflected_vjp(h, rate, drive, dt, decay, mean, g):
+    """Those for h', decay and mean being what `reflected` returned."""
+    by_h, by_rate, by_drive = exponential_vjp(h, rate, drive, dt / (one(dt) + one(dt)), decay, mean, g + g)
+    return by_h - g, by_rate, by_drive
+
+
+FROZEN = ("semi_implicit", "exponential", "reflected")
 """The solvers that freeze the gate over a step, one of the maps above a step."""
 FIXED = (*TABLEAUS, *FROZEN)
 """The solvers of fixed steps."""
@@ -243,6 +255,23 @@ class Exponential(Solver):
 
 
 @dataclass(frozen=True)
+class Reflected(Solver):
+    """h through where its exact flow is in the middle of the step: h_inf + (h - h_inf) (2 exp(-dt rate / 2) - 1).
+
+    Of order 1. The multiplier lies between -1 and 1 whatever dt and rate, and is negative where dt rate > 2 ln 2: the
+    sign that no flow of a scalar equation changes (docs/mathematics.md).
+    """
+
+    substeps: Steps = 1
+    name: Literal["reflected"] = "reflected"
+    order: ClassVar[int] = 1
+    evals_per_step: ClassVar[int] = 1
+
+    def step(self, field: Field, h: Tensor, dt: Tensor | float) -> Tensor:
+        return reflected(h, *field.split(h), dt)[0]
+
+
+@dataclass(frozen=True)
 class Adaptive(Solver):
     """torchdiffeq's step-size control: dopri5 (Dormand & Prince 1980) or the Heun-Euler pair, from one step a token.
 
@@ -286,5 +315,5 @@ class Adaptive(Solver):
 
 def make_solver(name: str, substeps: int = 1) -> Solver:
     """The solver of FIXED of that name."""
-    frozen = {"semi_implicit": SemiImplicit, "exponential": Exponential}
+    frozen = {"semi_implicit": SemiImplicit, "exponential": Exponential, "reflected": Reflected}
     return frozen[name](substeps=substeps) if name in frozen else RungeKutta(name, substeps=substeps)

@@ -15,11 +15,14 @@ semi_implicit = inlined(solvers.bind(solvers.semi_implicit, _VOCABULARY))
 semi_implicit_vjp = inlined(solvers.bind(solvers.semi_implicit_vjp, _VOCABULARY))
 exponential = inlined(solvers.bind(solvers.exponential, _VOCABULARY))
 exponential_vjp = inlined(solvers.bind(solvers.exponential_vjp, _VOCABULARY))
+_VOCABULARY |= {"exponential": exponential, "exponential_vjp": exponential_vjp}
+reflected = inlined(solvers.bind(solvers.reflected, _VOCABULARY))
+reflected_vjp = inlined(solvers.bind(solvers.reflected_vjp, _VOCABULARY))
 
-SLOPE, SEMI_IMPLICIT, EXPONENTIAL = 0, 1, 2
-MAPS = {"semi_implicit": SEMI_IMPLICIT, "exponential": EXPONENTIAL}
+SLOPE, SEMI_IMPLICIT, EXPONENTIAL, REFLECTED = 0, 1, 2, 3
+MAPS = {"semi_implicit": SEMI_IMPLICIT, "exponential": EXPONENTIAL, "reflected": REFLECTED}
 """The maps compiled here, by solver; all rules of TABLEAUS evaluate SLOPE."""
-KEPT = {SLOPE: 0, SEMI_IMPLICIT: 1, EXPONENTIAL: 2}
+KEPT = {SLOPE: 0, SEMI_IMPLICIT: 1, EXPONENTIAL: 2, REFLECTED: 2}
 """Numbers that a map returns beside h', for its partial derivatives."""
 
 

@@ -16,9 +16,12 @@ semi_implicit = triton.jit(solvers.bind(solvers.semi_implicit, _VOCABULARY))
 semi_implicit_vjp = triton.jit(solvers.bind(solvers.semi_implicit_vjp, _VOCABULARY))
 exponential = triton.jit(solvers.bind(solvers.exponential, _VOCABULARY))
 exponential_vjp = triton.jit(solvers.bind(solvers.exponential_vjp, _VOCABULARY))
+_VOCABULARY |= {"exponential": exponential, "exponential_vjp": exponential_vjp}
+reflected = triton.jit(solvers.bind(solvers.reflected, _VOCABULARY))
+reflected_vjp = triton.jit(solvers.bind(solvers.reflected_vjp, _VOCABULARY))
 
-SLOPE, SEMI_IMPLICIT, EXPONENTIAL = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
-MAPS = {"semi_implicit": SEMI_IMPLICIT.value, "exponential": EXPONENTIAL.value}
+SLOPE, SEMI_IMPLICIT, EXPONENTIAL, REFLECTED = (tl.constexpr(kind) for kind in range(4))
+MAPS = {"semi_implicit": SEMI_IMPLICIT.value, "exponential": EXPONENTIAL.value, "reflected": REFLECTED.value}
 """The maps compiled here, by solver; all rules of TABLEAUS evaluate SLOPE."""
 
 

@@ -19,7 +19,7 @@ from harness.model.state import State
 from harness.ops.causal_conv.conv import CAUSAL_CONV, step_reference
 from harness.ops.registry import Choice
 from harness.ops.samples import Draw, Sample, Samples, randomised
-from harness.ranges import Dimension, Factor, StepSize, TapsOrNone, TimeConstant
+from harness.ranges import Dimension, Factor, Rate, StepSize, TapsOrNone, TimeConstant
 
 DEFAULT_SOLVER, DEFAULT_GRADIENT, SEQUENTIAL = SemiImplicit(), Checkpoint(), Sequential()
 
@@ -29,11 +29,11 @@ class LTC(ProjectedMixer):
 
     Options, beside the solver, the gradient and how a sequence's tokens are run (parallel): coupling (what of the state
     the gate sees; `head_dim` is the block of `heads`), reversal (A from the token, or one learned constant per
-    channel), gate, leak (whether 1/tau is there at all), d_state (states per channel), d_conv (taps of the convolution,
-    0 for none; none in a gated block, which has its own), expand (d_inner / d_model), tau_max (the longest time
-    constant at the start, in tokens), horizon (the time that a token takes, by which elapsed times are multiplied),
-    kernel (fused, reference, or fused where it serves). coupling=dense, reversal=constant, d_conv=0 is the published
-    cell, eq. 1 of Hasani et al. (2021).
+    channel), gate, leak (whether 1/tau is there at all), omega (the gate's rate over f; with several states their learned
+    rates start from it), d_state (states per channel), d_conv (taps of the convolution, 0 for none; none in a gated
+    block, which has its own), expand (d_inner / d_model), tau_max (the longest time constant at the start, in tokens),
+    horizon (the time that a token takes, by which elapsed times are multiplied), kernel (fused, reference, or fused
+    where it serves). coupling=dense, reversal=constant, d_conv=0 is the published cell, eq. 1 of Hasani et al. (2021).
 
     Time constants start log-spaced over the channels, in the leak and in the gate alike: the gate's bias starts where
     f = 1 / (1 + tau), since f = 1/2 everywhere would let no channel remember beyond two tokens. They run from one token
@@ -54,6 +54,7 @@ class LTC(ProjectedMixer):
         reversal: Literal["input", "constant"] = "input",
         gate: Gate = "sigmoid",
         leak: bool = True,
+        omega: Rate = 1.0,
         d_state: Dimension = 1,
         d_conv: TapsOrNone = 4,
         expand: Factor = 1,
@@ -86,7 +87,7 @@ class LTC(ProjectedMixer):
         if d_conv:
             self.conv_weight = nn.Parameter(torch.empty(d_conv, d_model).uniform_(-1, 1) / math.sqrt(d_conv))
             self.conv_bias = _undecayed(torch.zeros(d_model))
-        self._init_rates(tau_max)
+        self._init_rates(tau_max, omega)
         self._init_coupling()
 
     def _check(self) -> None:
@@ -97,7 +98,7 @@ class LTC(ProjectedMixer):
                 "change head_dim, or set the model's width_multiple to a multiple of it.",
             )
 
-    def _init_rates(self, tau_max: float) -> None:
+    def _init_rates(self, tau_max: float, omega: float) -> None:
         fastest, slowest = float(self.d_state), max(tau_max, self.d_state)
         log_tau = torch.linspace(math.log(fastest), math.log(slowest), self.d_inner)  # (D,)
         f = 1 / (1 + log_tau.exp())
@@ -106,9 +107,9 @@ class LTC(ProjectedMixer):
         if self.leak:
             self.log_tau = _undecayed(log_tau[:, None].repeat(1, self.d_state))
         self.register_buffer("no_leak", torch.zeros(self.d_inner, self.d_state), persistent=False)
-        self.register_buffer("unit_rate", torch.ones(self.d_inner, 1), persistent=False)
-        if self.d_state > 1:  # omega starts as 1..N in every channel, as the rates of S4D-real and Mamba do
-            self.log_omega = _undecayed(torch.arange(1.0, self.d_state + 1).log().repeat(self.d_inner, 1))
+        self.register_buffer("omega", torch.full((self.d_inner, 1), omega), persistent=False)
+        if self.d_state > 1:  # 1..N times omega in every channel, as the rates of S4D-real and Mamba start
+            self.log_omega = _undecayed((omega * torch.arange(1.0, self.d_state + 1)).log().repeat(self.d_inner, 1))
 
     def _init_coupling(self) -> None:
         """The gate starts nearly blind to the state, with either sign."""
@@ -130,7 +131,7 @@ class LTC(ProjectedMixer):
         a = token["a"] + self.gate_bias
         A = token["A"] if self.reversal is None else self.reversal.to(dtype).expand_as(a)
         inv_tau = torch.exp(-self.log_tau.to(dtype)) if self.leak else self.no_leak.to(dtype)
-        omega = self.log_omega.to(dtype).exp() if self.d_state > 1 else self.unit_rate.to(dtype)
+        omega = self.log_omega.to(dtype).exp() if self.d_state > 1 else self.omega.to(dtype)
         weight = None if self.coupling_weight is None else self.coupling_weight.to(dtype)
         return Field(a, A, token.get("B"), token.get("C"), inv_tau, omega, weight, self.gate)
 

@@ -1,10 +1,11 @@
 """Third-party integrators of the liquid mixer's own field, with its weights: its oracles.
 
-torchdiffeq integrates for the Runge-Kutta rules (the same tableaus), for the adaptive solvers (dopri5 at 1e-10) and for
-the exponential solver where the gate ignores the state (the flow is then linear and the solver exact). ncps, by the
-authors of the published cell, integrates for the semi-implicit solver: its fused step is ours for a cell of one synapse
-a neuron. A gate that sees several channels is no synapse of ncps, so ncps is handed what it sees as an input, one fused
-step at a time. Nobody else has the exponential solver under a coupling, where only the project's own oracle stands.
+torchdiffeq integrates for the Runge-Kutta rules (the same tableaus), for the adaptive solvers (dopri5 at 1e-10) and,
+where the gate ignores the state (the flow is then linear and the solver exact), for the exponential solver, and for the
+reflected one as far as the middle of a token. ncps, by the authors of the published cell, integrates for the
+semi-implicit solver: its fused step is ours for a cell of one synapse a neuron. A gate that sees several channels is no
+synapse of ncps, so ncps is handed what it sees as an input, one fused step at a time. Nobody else has the exponential
+solver under a coupling, where only the project's own oracle stands.
 """
 
 from collections.abc import Callable
@@ -34,6 +35,8 @@ def integrator(mixer: LTC) -> Oracle | None:
         return Oracle(f"torchdiffeq {solver.torchdiffeq_method}", _forward(mixer, cross))
     if solver.name == "exponential" and mixer.coupling == "none":
         return Oracle("torchdiffeq dopri5 at 1e-10", _forward(mixer, _odeint(TIGHT, 1)))
+    if solver.name == "reflected" and mixer.coupling == "none" and solver.substeps == 1:
+        return Oracle("torchdiffeq dopri5 at 1e-10, reflected", _forward(mixer, _reflected(_odeint(TIGHT, 1, 0.5))))
     if solver.name == "semi_implicit" and mixer.d_state == 1 and mixer.gate == "sigmoid":
         return Oracle("ncps LTCCell", _forward(mixer, _ncps(mixer)))
     return None
@@ -61,11 +64,15 @@ def _double(field: Field) -> Field:
     return replace(field, **tensors)
 
 
-def _odeint(options: dict, substeps: int) -> Callable[[Field, Tensor], Tensor]:
+def _odeint(options: dict, substeps: int, end: float = 1) -> Callable[[Field, Tensor], Tensor]:
     from torchdiffeq import odeint
 
-    grid = torch.linspace(0, 1, substeps + 1, dtype=torch.float64)
+    grid = torch.linspace(0, end, substeps + 1, dtype=torch.float64)
     return lambda field, h: odeint(normalised(field, None), h, grid.to(h.device), **options)[-1]
+
+
+def _reflected(to_middle: Callable[[Field, Tensor], Tensor]) -> Callable[[Field, Tensor], Tensor]:
+    return lambda field, h: 2 * to_middle(field, h) - h
 
 
 def _classic_rk4(substeps: int) -> Callable[[Field, Tensor], Tensor]:

@@ -19,12 +19,15 @@ from arch.solvers import Solver
 from arch.solvers_numba import (
     EXPONENTIAL,
     KEPT,
+    REFLECTED,
     SEMI_IMPLICIT,
     SLOPE,
     exponential,
     exponential_vjp,
     looks_back,
     method,
+    reflected,
+    reflected_vjp,
     semi_implicit,
     semi_implicit_vjp,
     slope,
@@ -55,7 +58,7 @@ KEPT_SLOPE = WIDTH
 class Plan(NamedTuple):
     """What the kernels do, in numbers: the solver's map, the gate, the terms present, the sizes and the layout."""
 
-    kind: int  # SLOPE, SEMI_IMPLICIT or EXPONENTIAL
+    kind: int  # SLOPE, SEMI_IMPLICIT, EXPONENTIAL or REFLECTED
     softplus: int  # else sigmoid
     coupling: int  # NONE, DIAGONAL, HEADS or DENSE
     projected: int  # B and C given
@@ -233,6 +236,12 @@ def apply_map(s, p, f, x, after, state, weight, dt, ahead, share, first, last):
             drive = weight * s[f + c] * s[REVERSAL + c]
             values = exponential(s[x + c], rate, drive, dt)
             s[after + c], s[x + WIDTH + c], s[x + 2 * WIDTH + c] = values
+    elif p.kind == REFLECTED:
+        for c in range(WIDTH):
+            rate = s[state + INV_TAU + c] + s[state + OMEGA + c] * s[f + c]
+            drive = weight * s[f + c] * s[REVERSAL + c]
+            values = reflected(s[x + c], rate, drive, dt)
+            s[after + c], s[x + WIDTH + c], s[x + 2 * WIDTH + c] = values
     else:
         start = x if first else state + BASE
         so_far = x if first else state + SUM
@@ -362,6 +371,14 @@ def map_vjp(s, p, f, x, after, state, weight, dt, ahead, share):
             g = exponential_vjp(s[x + c], rate, drive, dt, kept[0], kept[1], s[state + G_H + c])
             s[G_GATE + c] += pull(s, f, state, g[0], g[1], g[2], weight, c)
             total += s[f + c] * s[REVERSAL + c] * g[2]
+    elif p.kind == REFLECTED:
+        for c in range(WIDTH):
+            rate = s[state + INV_TAU + c] + s[state + OMEGA + c] * s[f + c]
+            drive = weight * s[f + c] * s[REVERSAL + c]
+            kept = s[x + WIDTH + c], s[x + 2 * WIDTH + c]
+            g = reflected_vjp(s[x + c], rate, drive, dt, kept[0], kept[1], s[state + G_H + c])
+            s[G_GATE + c] += pull(s, f, state, g[0], g[1], g[2], weight, c)
+            total += s[f + c] * s[REVERSAL + c] * g[2]
     else:
         for c in range(WIDTH):
             rate = s[state + INV_TAU + c] + s[state + OMEGA + c] * s[f + c]
@@ -432,6 +449,13 @@ def lone_stage_vjp(s, p, tableau, slot, dt, j):
             drive = z[GATE + c] * s[REVERSAL + c]
             kept = z[X + WIDTH + c], z[X + 2 * WIDTH + c]
             g = exponential_vjp(z[X + c], rate, drive, dt, kept[0], kept[1], s[SHARED + G_H + c])
+            pull_lone(s, z, g[0], g[1], g[2], SHARED + G_H, c)
+    elif p.kind == REFLECTED:
+        for c in range(WIDTH):
+            rate = s[SHARED + INV_TAU + c] + s[SHARED + OMEGA + c] * z[GATE + c]
+            drive = z[GATE + c] * s[REVERSAL + c]
+            kept = z[X + WIDTH + c], z[X + 2 * WIDTH + c]
+            g = reflected_vjp(z[X + c], rate, drive, dt, kept[0], kept[1], s[SHARED + G_H + c])
             pull_lone(s, z, g[0], g[1], g[2], SHARED + G_H, c)
     else:
         ahead, share = slope_shares(p, tableau, dt, j)

@@ -20,12 +20,15 @@ from arch.ltc.tokens import check
 from arch.solvers import Solver
 from arch.solvers_numba import (
     EXPONENTIAL,
+    REFLECTED,
     SEMI_IMPLICIT,
     SLOPE,
     exponential,
     exponential_vjp,
     looks_back,
     method,
+    reflected,
+    reflected_vjp,
     semi_implicit,
     semi_implicit_vjp,
     slope,
@@ -53,7 +56,7 @@ SLOPES = TANGENTS + ROWS * DIRECTIONS
 class Plan(NamedTuple):
     """What the kernels do, in numbers."""
 
-    kind: int  # SLOPE, SEMI_IMPLICIT or EXPONENTIAL
+    kind: int  # SLOPE, SEMI_IMPLICIT, EXPONENTIAL or REFLECTED
     softplus: int  # else sigmoid
     coupled: int  # w given
     substeps: int
@@ -128,6 +131,12 @@ def stage(s, p, dt):
             end, decay, mean = exponential(s[X, c], rate, drive, dt)
             s[Y, c] = end
             s[P, c], s[R, c], s[Q, c] = exponential_vjp(s[X, c], rate, drive, dt, decay, mean, one(dt))
+    elif p.kind == REFLECTED:
+        for c in range(s.shape[1]):
+            rate, drive = s[INV_TAU, c] + s[OMEGA, c] * s[F, c], s[F, c] * s[REVERSAL, c]
+            end, decay, mean = reflected(s[X, c], rate, drive, dt)
+            s[Y, c] = end
+            s[P, c], s[R, c], s[Q, c] = reflected_vjp(s[X, c], rate, drive, dt, decay, mean, one(dt))
     for c in range(s.shape[1]):
         s[BY_U, c] = (s[Q, c] * s[REVERSAL, c] + s[R, c] * s[OMEGA, c]) * s[F_SLOPE, c]
         s[P, c] += s[COUPLING, c] * s[BY_U, c]

@@ -13,11 +13,14 @@ from arch.field import Field
 from arch.ltc.tokens import check
 from arch.solvers import Solver
 from arch.solvers_triton import (
+    REFLECTED,
     SEMI_IMPLICIT,
     SLOPE,
     exponential,
     exponential_vjp,
     method,
+    reflected,
+    reflected_vjp,
     semi_implicit,
     semi_implicit_vjp,
     slope,
@@ -112,6 +115,9 @@ def _substep(
         if KIND == SEMI_IMPLICIT:
             end, inverse = semi_implicit(h, rate, drive, dt)
             by_h, by_rate, by_drive = semi_implicit_vjp(end, inverse, dt, one(dt))
+        elif KIND == REFLECTED:
+            end, decay, mean = reflected(h, rate, drive, dt)
+            by_h, by_rate, by_drive = reflected_vjp(h, rate, drive, dt, decay, mean, one(dt))
         else:
             end, decay, mean = exponential(h, rate, drive, dt)
             by_h, by_rate, by_drive = exponential_vjp(h, rate, drive, dt, decay, mean, one(dt))

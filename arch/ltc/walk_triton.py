@@ -13,10 +13,13 @@ import triton
 import triton.language as tl
 
 from arch.solvers_triton import (
+    REFLECTED,
     SEMI_IMPLICIT,
     SLOPE,
     exponential,
     exponential_vjp,
+    reflected,
+    reflected_vjp,
     semi_implicit,
     semi_implicit_vjp,
     slope,
@@ -78,6 +81,9 @@ def substep(
         if KIND == SEMI_IMPLICIT:
             end, _ = semi_implicit(h, rate, drive, dt)
             return end
+        elif KIND == REFLECTED:
+            end, _, _ = reflected(h, rate, drive, dt)
+            return end
         else:
             end, _, _ = exponential(h, rate, drive, dt)
             return end
@@ -89,6 +95,9 @@ def _frozen_vjp(h, rate, drive, dt, g, KIND: tl.constexpr):
     if KIND == SEMI_IMPLICIT:
         end, inverse = semi_implicit(h, rate, drive, dt)
         return semi_implicit_vjp(end, inverse, dt, g)
+    elif KIND == REFLECTED:
+        _, decay, mean = reflected(h, rate, drive, dt)
+        return reflected_vjp(h, rate, drive, dt, decay, mean, g)
     else:
         _, decay, mean = exponential(h, rate, drive, dt)
         return exponential_vjp(h, rate, drive, dt, decay, mean, g)
