@@ -10,7 +10,7 @@ from test_ltc import ADAPTIVE, COUPLINGS, SOLVERS, inputs, mixer
 
 THIRD_PARTIES = [name for name in TABLEAUS if TABLEAUS[name].torchdiffeq]
 TRUSTED = [(name, coupling) for name in THIRD_PARTIES for coupling in ("diagonal", "dense")]
-TRUSTED += [("semi_implicit", coupling) for coupling in COUPLINGS] + [("exponential", "none")]
+TRUSTED += [("semi_implicit", coupling) for coupling in COUPLINGS] + [("exponential", "none"), ("reflected", "none")]
 
 
 @pytest.mark.parametrize(("name", "coupling"), TRUSTED)

@@ -13,12 +13,15 @@ from arch.solvers import (
     TABLEAUS,
     Adaptive,
     Exponential,
+    Reflected,
     RungeKutta,
     SemiImplicit,
     exponential,
     exponential_vjp,
     make_solver,
     phi1,
+    reflected,
+    reflected_vjp,
     semi_implicit,
     semi_implicit_vjp,
 )
@@ -46,9 +49,10 @@ def test_the_rules_are_those_of_the_textbooks():
         (lambda: RungeKutta("rk4", 2), RungeKutta("rk4", 3)),
         (lambda: SemiImplicit(2), SemiImplicit(3)),
         (lambda: Exponential(2), Exponential(3)),
+        (lambda: Reflected(2), Reflected(3)),
         (lambda: Adaptive("dopri5", 1e-3), Adaptive("dopri5", 1e-4)),
     ],
-    ids=["RungeKutta", "SemiImplicit", "Exponential", "Adaptive"],
+    ids=["RungeKutta", "SemiImplicit", "Exponential", "Reflected", "Adaptive"],
 )
 def test_a_solver_is_a_value_that_cannot_change(make, other):
     solver = make()
@@ -84,7 +88,11 @@ def test_a_rule_is_torchdiffeqs_own(name):
     torch.testing.assert_close(make_solver(name).integrate(field, h), expected, rtol=1e-13, atol=1e-13)
 
 
-@pytest.mark.parametrize(("step", "vjp"), [(semi_implicit, semi_implicit_vjp), (exponential, exponential_vjp)])
+@pytest.mark.parametrize(
+    ("step", "vjp"),
+    [(semi_implicit, semi_implicit_vjp), (exponential, exponential_vjp), (reflected, reflected_vjp)],
+    ids=["semi_implicit", "exponential", "reflected"],
+)
 def test_the_cotangents_are_those_of_the_map(step, vjp):
     h, rate, drive = torch.rand(3, 50, dtype=torch.float64) + 0.01
     values = step(h, rate, drive, 0.7)
@@ -162,6 +170,18 @@ def test_exponential_is_exact_where_the_gate_ignores_the_state(substeps):
         exact = drive / rate + (h - drive / rate) * torch.exp(-elapsed * rate)
         solved = Exponential(substeps=substeps).integrate(field, h, torch.full((B,), elapsed, dtype=torch.float64))
         torch.testing.assert_close(solved, exact, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("elapsed", [0.0, 0.3, 1.0, 2.0, 1e6])
+def test_reflected_leaves_h_as_far_from_equilibrium_as_before_at_most(elapsed):
+    """By 2 exp(-z/2) - 1, negative where z > 2 ln 2, whatever the elapsed time."""
+    field, h = liquid(coupled=False)
+    rate, drive = field.split(h)
+    end = Reflected().integrate(field, h, torch.full((B,), elapsed, dtype=torch.float64))
+    multiplier = 2 * torch.exp(-elapsed * rate / 2) - 1
+    torch.testing.assert_close(end - drive / rate, multiplier * (h - drive / rate), rtol=1e-12, atol=1e-12)
+    assert (multiplier.abs() <= 1).all()
+    assert (multiplier < 0).any() == (elapsed > 0.3)
 
 
 def test_phi1_and_its_gradient_down_to_zero():

@@ -29,11 +29,12 @@ class LTC(ProjectedMixer):
 
     Options, beside the solver, the gradient and how a sequence's tokens are run (parallel): coupling (what of the state
     the gate sees; `head_dim` is the block of `heads`), reversal (A from the token, or one learned constant per
-    channel), gate, leak (whether 1/tau is there at all), omega (the gate's rate over f; with several states their learned
-    rates start from it), d_state (states per channel), d_conv (taps of the convolution, 0 for none; none in a gated
-    block, which has its own), expand (d_inner / d_model), tau_max (the longest time constant at the start, in tokens),
-    horizon (the time that a token takes, by which elapsed times are multiplied), kernel (fused, reference, or fused
-    where it serves). coupling=dense, reversal=constant, d_conv=0 is the published cell, eq. 1 of Hasani et al. (2021).
+    channel), gate, leak (whether 1/tau is there at all), omega (the gate's rate over f; those of several states are
+    learned from multiples of it), d_state (states per channel), d_conv (taps of the convolution, 0 for none; none in a
+    gated block, which has its own), expand (d_inner / d_model), tau_max (the longest time constant at the start, in
+    tokens), horizon (the time that a token takes, by which elapsed times are multiplied), kernel (fused, reference, or
+    fused where it serves). coupling=dense, reversal=constant, d_conv=0 is the published cell, eq. 1 of Hasani et al.
+    (2021).
 
     Time constants start log-spaced over the channels, in the leak and in the gate alike: the gate's bias starts where
     f = 1 / (1 + tau), since f = 1/2 everywhere would let no channel remember beyond two tokens. They run from one token
