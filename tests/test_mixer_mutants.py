@@ -53,7 +53,7 @@ EQUIVALENT = {
     "h.shape[-1] == 1 -> h.shape[-1] == 2": "the sum over one state is that state",
     "self.d_state > 1 -> self.d_state > 2": "the model has one state a channel",
     "-self.log_tau.to(dtype) -> self.log_tau.to(dtype)": "a definition, which all paths and the oracle read",
-    ".clamp(self.tau_min, self.tau_max)": "a definition, which all paths read; tests/test_m1.py holds it to its authors'",
+    ".clamp(self.tau_min, self.tau_max)": "a definition, which all paths read; tests/test_m1.py holds it",
     "torch.addcmul(t_b, t_a, time) -> torch.addcmul(t_a, t_b, time)": "the elapsed time of text is 1",
     "pairs[:-1], pairs[-1], w_tau, amplitude): :-1 -> 1:": "of one pair, both leave none",
     "len(self.hidden) + 1 -> len(self.hidden) - 1": "a number that only CUDA's kernels ask for",

@@ -31,10 +31,10 @@ class LTC(ProjectedMixer):
     the gate sees; `head_dim` is the block of `heads`), reversal (A from the token, or one learned constant per
     channel), gate, leak (whether 1/tau is there at all), omega (the gate's rate over f; those of several states are
     learned from multiples of it), d_state (states per channel), d_conv (taps of the convolution, 0 for none; none in a
-    gated block, which has its own), expand (d_inner / d_model), tau_max (the longest time constant at the start, in
-    tokens), horizon (the time that a token takes, by which elapsed times are multiplied), kernel (fused, reference, or
-    fused where it serves). coupling=dense, reversal=constant, d_conv=0 is the published cell, eq. 1 of Hasani et al.
-    (2021).
+    gated block, which has its own), conv_start (whether it starts from any taps or passes each token on), expand
+    (d_inner / d_model), tau_max (the longest time constant at the start, in tokens), horizon (the time that a token
+    takes, by which elapsed times are multiplied), kernel (fused, reference, or fused where it serves). coupling=dense,
+    reversal=constant, d_conv=0 is the published cell, eq. 1 of Hasani et al. (2021).
 
     Time constants start log-spaced over the channels, in the leak and in the gate alike: the gate's bias starts where
     f = 1 / (1 + tau), since f = 1/2 everywhere would let no channel remember beyond two tokens. They run from one token
@@ -58,6 +58,7 @@ class LTC(ProjectedMixer):
         omega: Rate = 1.0,
         d_state: Dimension = 1,
         d_conv: TapsOrNone = 4,
+        conv_start: Literal["uniform", "identity"] = "uniform",
         expand: Factor = 1,
         head_dim: Dimension = 32,
         tau_max: TimeConstant = 4096.0,
@@ -86,7 +87,10 @@ class LTC(ProjectedMixer):
         self.scale_projection()
         self.reversal = None if reversal == "input" else _undecayed(torch.randn(self.d_inner))
         if d_conv:
-            self.conv_weight = nn.Parameter(torch.empty(d_conv, d_model).uniform_(-1, 1) / math.sqrt(d_conv))
+            taps = torch.empty(d_conv, d_model).uniform_(-1, 1) / math.sqrt(d_conv)
+            self.conv_weight = nn.Parameter(taps if conv_start == "uniform" else torch.zeros_like(taps))
+            if conv_start == "identity":
+                nn.init.ones_(self.conv_weight[-1])
             self.conv_bias = _undecayed(torch.zeros(d_model))
         self._init_rates(tau_max, omega)
         self._init_coupling()
