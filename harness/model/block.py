@@ -70,8 +70,6 @@ class GatedBlock:
         (Mamba-2's, whose convolution and gate are its own) and is made as one.
         """
         parameters = inspect.signature(mixer).parameters
-        if "d_inner" in parameters:
-            return mixer(**size, d_out=size["d_model"], expand=self.expand, d_conv=self.d_conv)
         if "d_out" not in parameters:
             name = getattr(getattr(mixer, "func", mixer), "__name__", "this mixer")
             raise ConfigError(
@@ -79,6 +77,8 @@ class GatedBlock:
                 "a mixer that ends in a linear projection, and leaves convolution and gate to the block.",
                 "choose block=transformer, or another model.",
             )
+        if "d_inner" in parameters:
+            return mixer(**size, d_out=size["d_model"], expand=self.expand, d_conv=self.d_conv)
         return Gated(mixer, **size, expand=self.expand, d_conv=self.d_conv, kernel=kernel)
 
 
