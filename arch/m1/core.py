@@ -121,7 +121,7 @@ class StreamingCore(nn.Module):
         u = self.in_b(self.in_a(x))
         with torch.autocast(x.device.type, enabled=False):
             maps = maps or self.maps()
-            u = u.to(h).view(-1, P, D).transpose(0, 1)  # (P, N, D), N = B T
+            u = u.to(self.blend).view(-1, P, D).transpose(0, 1)  # (P, N, D), N = B T
             drive = torch.baddbmm(maps.drive_bias, u, maps.drive)
             gate, openness, step = torch.baddbmm(maps.bias, u, maps.weight).tensor_split((D, D + S), dim=2)
             dt = torch.ones_like(openness) if self.W_dt is None else F.softplus(step)
@@ -134,7 +134,7 @@ class StreamingCore(nn.Module):
             before = h.transpose(0, 1).reshape(P * batch, S, D)
             scan = SCALES_SCAN.choose(self.kernel, x.device, h.dtype)
             m, last = scan(*by_row, before, self.selective == "exp")
-            m, last = m.view(P, -1, D), last.view(P, batch, S, D).transpose(0, 1).contiguous()
+            m, last = m.to(u).view(P, -1, D), last.view(P, batch, S, D).transpose(0, 1).contiguous()
             slots = m.transpose(0, 1)
             scores = slots @ (m @ maps.pairs).transpose(0, 1).mT  # (N, keys, queries)
             seen = torch.softmax(scores, dim=1).mT @ slots  # torch is faster along an axis that is not the last
@@ -146,7 +146,7 @@ class StreamingCore(nn.Module):
         """One token, spelt out as above: x_t (B, d_model), elapsed (B,) -> y_t (B, d_model) and the new state."""
         u = self.in_b(self.in_a(x_t))
         with torch.autocast(x_t.device.type, enabled=False):
-            u = u.to(h).view(-1, self.n_filaments, self.d_filament)  # (B, P, D)
+            u = u.to(self.blend).view(-1, self.n_filaments, self.d_filament)  # (B, P, D)
             mixed = _by_filament(u, self.W_mix).unsqueeze(2)
             drive = torch.sigmoid(self.scale_gain * mixed + self.scale_bias)  # (B, P, S, D)
             dt = torch.ones_like(drive[..., 0])
@@ -158,7 +158,7 @@ class StreamingCore(nn.Module):
             h = (2 * a - 1 if self.selective == "exp" else a) * h + (1 - a) * drive
             weights = torch.softmax(self.blend, 1) * torch.sigmoid(self.kappa_gate(u))
             weights = weights / weights.sum(2, keepdim=True).clamp_min(LEAST)
-            m = torch.sum(weights.unsqueeze(3) * h, 2)
+            m = torch.sum(weights.unsqueeze(3) * h, 2).to(u)
             scores = self.rmc_q(m) @ self.rmc_k(m).mT / math.sqrt(self.d_filament)
             m = m + torch.sigmoid(self.rmc_gate) * self.rmc_o(torch.softmax(scores, 2) @ self.rmc_v(m))
             m = m * F.silu(_by_filament(u, self.W_gate))

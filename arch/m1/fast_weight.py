@@ -53,9 +53,7 @@ class FastWeight(nn.Module):
         """x (B, T, d_model) and the state -> y (B, T, d_model) and the state after the last token."""
         qkv = F.linear(x, torch.cat([self.W_q.weight, self.W_k.weight, self.W_v.weight]))
         with torch.autocast(x.device.type, enabled=False):
-            q, k, v = (
-                qkv.to(memory).unflatten(2, (3, self.n_heads, self.d_memory)).unbind(2)
-            )  # (B, T, n_heads, d_memory)
+            q, k, v = qkv.to(memory).unflatten(2, (3, self.n_heads, -1)).unbind(2)  # (B, T, n_heads, d_memory)
             q, k = F.elu(q) + 1, F.elu(k) + 1
             run = FAST_WEIGHT.choose(self.kernel, memory.device, memory.dtype)
             log_decay = F.logsigmoid(self.decay_raw)

@@ -26,7 +26,7 @@ class MTv2s(Mixer):
 
     The authors' sizes for TinyLlama (d_model 2,048): P 13, S 5, and D 64, rank 128, d_memory 64 as an adapter or D 96,
     rank 384, d_memory 96 in attention's place. The state: h (B, P, S, D), F (B, n_heads, d_memory, d_memory) and
-    z (B, n_heads, d_memory), of the weights' type. Where it replaces attention, both projections into the residual
+    z (B, n_heads, d_memory), float32 or wider. Where it replaces attention, both projections into the residual
     stream start smaller by depth, as every mixer's; the adapter's are small by its scale.
     """
 
@@ -69,7 +69,7 @@ class MTv2s(Mixer):
                     projection.weight.div_(math.sqrt(2 * n_layers))
 
     def forward(self, x: Tensor, state: State = None, call: Call = UNTIMED) -> tuple[Tensor, State]:
-        state = state or self.init_state(len(x), 0, x.device, self.core.blend.dtype)
+        state = state or self.init_state(len(x), 0, x.device)
         y, h = self.core(x, state["h"], call.elapsed)
         return self._joined(y, h, self.fast_weight and self.fast_weight(x, state["F"], state["z"]))
 
@@ -102,7 +102,7 @@ class MTv2s(Mixer):
         return step
 
     def init_state(self, batch: int, context: int = 0, device=None, dtype=None) -> State:
-        dtype = dtype or self.core.blend.dtype
+        dtype = torch.promote_types(dtype or self.core.blend.dtype, torch.float32)
         state = {"h": self.core.init_state(batch, device, dtype)}
         if self.fast_weight is not None:
             state["F"], state["z"] = self.fast_weight.init_state(batch, device, dtype)
