@@ -1,6 +1,6 @@
 """Attention for one token in three calls, float32 on the CPU: projection and rotation, the heads, the output.
 
-The keys and then the values are read once, in the order in which they lie.
+The keys and then the values are read once, in the order in which they lie. The Transformer's and MT-LNN's.
 """
 
 from collections.abc import Callable
@@ -17,6 +17,7 @@ from harness.ops.toolbox.numba_math import exp, one, zero
 from harness.ops.toolbox.threads import spread
 
 BYTES = np.int64(4)  # of a float32
+NOTHING = np.float32(-80)  # a score so far below the largest weighs nothing, and its denormal products would be slow
 TOKENS = np.int64(128)  # read for one query head before the next of its group reads them from the cache
 
 
@@ -111,7 +112,8 @@ def soften(scores):
     for t in range(len(scores)):
         most = max(most, scores[t])
     for t in range(len(scores)):
-        scores[t] = exp(scores[t] - most)
+        below = scores[t] - most
+        scores[t] = zero(below) if below < NOTHING else exp(below)
     for t in range(len(scores)):
         total += scores[t]
     for t in range(len(scores)):
@@ -132,14 +134,42 @@ def _accumulate(weights, values, out):
             out[i] += weights[t] * values[t, i]
 
 
+@helper
+def _turn(rows, columns):
+    """The first columns of (size, TOKENS) from rows (tokens, size)."""
+    for i in range(rows.shape[1]):
+        for t in range(len(rows)):
+            columns[i, t] = rows[t, i]
+
+
+@helper
+def _score(columns, query, scores):
+    """scores (tokens) = query (size) @ columns (size, TOKENS)."""
+    scores[:] = zero(query[0])
+    for i in range(len(query)):
+        for t in range(len(scores)):
+            scores[t] += query[i] * columns[i, t]
+
+
+@helper
+def _gather(weights, columns, out):
+    """out (size) += columns (size, TOKENS) @ weights (tokens)."""
+    for i in range(len(out)):
+        total = zero(out[0])
+        for t in range(len(weights)):
+            total += columns[i, t] * weights[t]
+        out[i] += total
+
+
 @kernel
 def _attend(first, last, q_at, keys_at, values_at, across, along, group, shared_by, length, size, fall_at):
     """The tasks first..last - 1, one for each key-value head of each sequence; outputs take the queries' place.
 
     keys, values: `length` tokens of `size` numbers a head, the heads `along` and the sequences `across` numbers apart.
+    Query heads that share them read them turned: tokens fill the vectors of a processor where a short head does not.
     fall_at: where the slopes of the heads lie, 0 for none.
     """
-    scores = np.empty((group, length), np.float32)
+    scores, columns = np.empty((group, length), np.float32), np.empty((size, TOKENS), np.float32)
     scale = np.float32(1.0 / np.sqrt(size))
     for task in range(first, last):
         place = (task // shared_by * across + task % shared_by * along) * BYTES
@@ -150,8 +180,12 @@ def _attend(first, last, q_at, keys_at, values_at, across, along, group, shared_
                 queries[g, i] *= scale
         for start in range(0, length, TOKENS):
             stop = min(start + TOKENS, length)
+            if group == 1:
+                matvec(keys[start:stop], queries[0], scores[0, start:stop])
+                continue
+            _turn(keys[start:stop], columns)
             for g in range(group):
-                matvec(keys[start:stop], queries[g], scores[g, start:stop])
+                _score(columns, queries[g], scores[g, start:stop])
         if fall_at:
             fall = at(fall_at + task % shared_by * group * BYTES, (group,))
             for g in range(group):
@@ -162,8 +196,12 @@ def _attend(first, last, q_at, keys_at, values_at, across, along, group, shared_
             queries[g] = zero(scale)
         for start in range(0, length, TOKENS):
             stop = min(start + TOKENS, length)
+            if group == 1:
+                _accumulate(scores[0, start:stop], values[start:stop], queries[0])
+                continue
+            _turn(values[start:stop], columns)
             for g in range(group):
-                _accumulate(scores[g, start:stop], values[start:stop], queries[g])
+                _gather(scores[g, start:stop], columns, queries[g])
 
 
 @kernel
