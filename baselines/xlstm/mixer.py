@@ -4,6 +4,7 @@ Computation, initialisation and parameter groups are those of the authors' packa
 `xlstm/components`). Norms, biases, the skip and the sLSTM's recurrent matrices do not decay there.
 """
 
+import copy
 import math
 from collections.abc import Callable
 from functools import partial
@@ -49,6 +50,11 @@ def taps(conv: nn.Conv1d) -> tuple[Tensor, Tensor]:
 def kept_inputs(conv: nn.Conv1d, batch: int, device, dtype) -> Tensor:
     """What a convolution keeps of the tokens before the first: zeros (B, d_conv - 1, channels)."""
     return torch.zeros(batch, conv.kernel_size[0] - 1, conv.in_channels, device=device, dtype=dtype)
+
+
+def widened(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Tensors in the precision of the recurrences: float32 at least."""
+    return tuple(t.to(torch.promote_types(t.dtype, torch.float32)) for t in tensors)
 
 
 def per_head(weight: Tensor, heads: int) -> Tensor:
@@ -129,10 +135,10 @@ class MLSTM(ProjectedMixer):
         u, conv = CAUSAL_CONV.choose(self.kernel, x.device, x.dtype)(x, *taps(self.conv1d), state["conv"], True)
         with torch.autocast(x.device.type, enabled=False):  # gates and memory keep the precision of the weights
             x, u = x.to(self.gain), u.to(self.gain)
-            scan = MLSTM_SCAN.choose(self.kernel, x.device, x.dtype)
-            answer, m, C, n = scan(*self._inputs(x, u), *(state[key].to(x) for key in ("C", "n", "m")))
-            read = MLSTM_READ.choose(self.kernel, x.device, x.dtype)
-            y = read(answer, m, u, z.to(u), self.gain, self.skip)
+            inputs = widened(*self._inputs(x, u), *(state[key] for key in ("C", "n", "m")))
+            where = self.kernel, x.device, inputs[0].dtype
+            answer, m, C, n = MLSTM_SCAN.choose(*where)(*inputs)
+            y = MLSTM_READ.choose(*where)(answer, m, *widened(u, z, self.gain, self.skip))
         return y.to(z), {"conv": conv, "C": C, "n": n, "m": m[..., -1].clone()}
 
     def mix_step(self, x_t: Tensor, state: State, call: Call = UNTIMED) -> tuple[Tensor, State]:
@@ -142,10 +148,12 @@ class MLSTM(ProjectedMixer):
             x, u = x.to(self.gain), u.to(self.gain)
             qkv = [by_blocks(given, weight) for given, weight in ((u, self.q), (u, self.k), (x, self.v))]
             i, f = (gate(torch.cat(qkv, dim=-1)) for gate in (self.igate, self.fgate))
-            qkv = tuple(t.unflatten(1, (self.n_heads, -1)) for t in qkv)
-            answer, (C, n, m) = mlstm_step(qkv, i, f, *(state[key].to(x) for key in ("C", "n", "m")))
-            ways = (t.unsqueeze(1) for t in (u, z.to(u)))
-            y = read_reference(answer.unsqueeze(2), m.unsqueeze(2), *ways, self.gain, self.skip).squeeze(1)
+            qkv = (t.unflatten(1, (self.n_heads, -1)) for t in qkv)
+            i, f, C, n, m = widened(i, f, *(state[key] for key in ("C", "n", "m")))
+            answer, (C, n, m) = mlstm_step(widened(*qkv), i, f, C, n, m)
+            u, z_wide, gain, skip = widened(u, z, self.gain, self.skip)
+            ways = answer.unsqueeze(2), m.unsqueeze(2), u.unsqueeze(1), z_wide.unsqueeze(1)
+            y = read_reference(*ways, gain, skip).squeeze(1)
         return y.to(z), {"conv": conv, "C": C, "n": n, "m": m}
 
     def frozen_step(self) -> Callable:
@@ -245,10 +253,10 @@ class SLSTM(Mixer):
             x, u = x.to(self.gain), u.to(self.gain)
             pairs = ((u, self.igate, self.fgate), (x, self.zgate, self.ogate))
             by_token = [torch.bmm(rows_of_heads(t, H), torch.cat(maps, dim=1).mT) for t, *maps in pairs]
-            raw = (torch.cat(by_token, dim=-1) + self.bias.unsqueeze(1)).view(H, B, T, -1).transpose(0, 1)
-            scan = SLSTM_SCAN.choose(self.kernel, x.device, x.dtype)
-            y, c, n, m = scan(raw, self.recurrent, *(state[key].to(x) for key in ("y", "c", "n", "m")))
-            out = normed(y.transpose(1, 2), self.gain)
+            raw = (torch.cat(by_token, dim=-1) + self.bias.unsqueeze(1)).unflatten(1, (B, T)).transpose(0, 1)
+            inputs = widened(raw, self.recurrent, *(state[key] for key in ("y", "c", "n", "m")))
+            y, c, n, m = SLSTM_SCAN.choose(self.kernel, x.device, inputs[0].dtype)(*inputs)
+            out = normed(y.transpose(1, 2), self.gain.to(y))
         return out.to(given), {"conv": conv, "y": y[:, :, -1].clone(), "c": c, "n": n, "m": m}
 
     def step(self, x_t: Tensor, state: State, call: Call = UNTIMED) -> tuple[Tensor, State]:
@@ -257,9 +265,11 @@ class SLSTM(Mixer):
             x, u = x_t.to(self.gain), u.to(self.gain)
             pairs = ((u, self.igate), (u, self.fgate), (x, self.zgate), (x, self.ogate))
             raw = [by_blocks(t, weight).unflatten(1, (self.n_heads, -1)) for t, weight in pairs]
-            raw = torch.cat(raw, dim=-1) + self.bias + recurrent(state["y"].to(x), self.recurrent)
-            y, c, n, m = slstm_step(raw, *(state[key].to(x) for key in ("c", "n", "m")))
-        return normed(y, self.gain).to(x_t), {"conv": conv, "y": y, "c": c, "n": n, "m": m}
+            raw, R, *held = widened(
+                torch.cat(raw, dim=-1) + self.bias, self.recurrent, *(state[key] for key in ("y", "c", "n", "m"))
+            )
+            y, c, n, m = slstm_step(raw + recurrent(held[0], R), *held[1:])
+        return normed(y, self.gain.to(y)).to(x_t), {"conv": conv, "y": y, "c": c, "n": n, "m": m}
 
     def frozen_step(self) -> Callable:
         return SLSTM_STEP.choose(self.kernel, self.gain.device, self.gain.dtype)(self)
@@ -293,6 +303,9 @@ class GatedMLP(Mixer):
 
     def step(self, x_t: Tensor, state: State, call: Call = UNTIMED) -> tuple[Tensor, State]:
         return self.forward(x_t)
+
+    def frozen_step(self) -> Callable:
+        return copy.deepcopy(self).requires_grad_(False).step
 
     def init_state(self, batch: int, context: int = 0, device=None, dtype=None) -> State:
         return {}

@@ -67,22 +67,22 @@ class _Chunks(torch.autograd.Function):
         q, k, v, s, M, memory, m = given
         Z, T, D = q.shape
         N, scale = T // size, D**-0.5
-        q, k, v = (t.reshape(Z * N, size, -1) for t in (q, k, v))
+        q, k, v = (t.reshape(Z * N, size, t.shape[2]) for t in (q, k, v))
         ends = torch.cat([m.unsqueeze(1), M[:, size - 1 :: size]], dim=1)  # of the chunks, from before the first on
         between = (ends.unsqueeze(1) - ends.unsqueeze(2)).exp().tril().to(q.dtype)  # [z, to, from]
         within = (t.unflatten(1, (N, size)) - ends[:, :-1, None] for t in (s, M))
         s, M = (t.to(q.dtype).flatten(0, 1) for t in within)  # (Z N, size)
-        last = ends.diff(dim=1).to(q.dtype).view(-1, 1)
+        last = ends.diff(dim=1).to(q.dtype).view(Z * N, 1)
         weight = (s.unsqueeze(1) - (M - math.log(scale)).unsqueeze(2)).exp_().tril_()  # (Z N, to, from)
         scored = torch.bmm(q, k.mT).mul_(weight)
         read, write = torch.exp(-M).unsqueeze(-1), (scale * torch.exp(s - last)).unsqueeze(-1)
-        added = torch.bmm((k * write).mT, v).view(Z, N, -1)
-        held = memory.reshape(Z, 1, -1)
-        before = torch.baddbmm(between[:, :-1, :1] * held, between[:, :-1, 1:], added).view(Z * N, D, -1)
+        added = torch.bmm((k * write).mT, v).flatten(1).unflatten(0, (Z, N))
+        held = memory.flatten(1).unsqueeze(1)
+        before = torch.baddbmm(between[:, :-1, :1] * held, between[:, :-1, 1:], added).view(Z * N, *memory.shape[1:])
         after = torch.baddbmm(between[:, -1:, :1] * held, between[:, -1:, 1:], added).view_as(memory)
         answer = torch.bmm(scored, v).baddbmm_(q * read, before)
         ctx.save_for_backward(q, k, v, weight, scored, read, write, between, memory, before, after, answer)
-        return answer.view(Z, T, -1), after
+        return answer.view(Z, T, answer.shape[2]), after
 
     @staticmethod
     @once_differentiable
@@ -95,17 +95,17 @@ def _vjp(kept: tuple[Tensor, ...], g: Tensor, g_after: Tensor) -> tuple[Tensor, 
     """The gradients by q, k, v, s, M, memory and m, from what the forward kept and those by its results."""
     q, k, v, weight, scored, read, write, between, memory, before, after, answer = kept
     Z, N = len(memory), between.shape[1] - 1
-    g, g_after = g.reshape(answer.shape), g_after.reshape(Z, 1, -1)
+    g, g_after = g.reshape(answer.shape), g_after.flatten(1).unsqueeze(1)
     by_score = torch.bmm(g, v.mT).mul_(weight)
-    asked = torch.bmm((q * read).mT, g).view(Z, N, -1)  # the gradient by what stood before each chunk
+    asked = torch.bmm((q * read).mT, g).flatten(1).unflatten(0, (Z, N))  # the gradient by what stood before each chunk
     g_added = torch.baddbmm(between[:, -1:, 1:].mT * g_after, between[:, :-1, 1:].mT, asked)
     g_added = g_added.view(Z * N, *memory.shape[1:])
     g_memory = torch.baddbmm(between[:, -1:, :1] * g_after, between[:, :-1, :1].mT, asked).view_as(memory)
     g_q = torch.bmm(by_score, k).addcmul_(read, torch.bmm(g, before.mT))
     g_k = torch.bmm(by_score.mT, q).addcmul_(write, torch.bmm(v, g_added.mT))
     g_v = torch.bmm(scored.mT, g).baddbmm_(k * write, g_added)
-    g_s = (k * g_k).sum(-1).double().view(Z, -1)  # k and exp(s) enter as their product,
-    g_M = (g * answer).sum(-1).double().view(Z, -1).neg_()  # and exp(-M) multiplies each answer
+    g_s = (k * g_k).sum(-1).double().view(Z, N * q.shape[1])  # k and exp(s) enter as their product,
+    g_M = (g * answer).sum(-1).double().view_as(g_s).neg_()  # and exp(-M) multiplies each answer
     g_M[:, -1] -= (g_after.view_as(after) * after).sum((1, 2))
     g_m = (memory * g_memory).sum((1, 2)).double()
-    return *(t.view(*g_s.shape, -1) for t in (g_q, g_k, g_v)), g_s, g_M, g_memory, g_m
+    return *(t.view(*g_s.shape, t.shape[2]) for t in (g_q, g_k, g_v)), g_s, g_M, g_memory, g_m
