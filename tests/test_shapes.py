@@ -176,8 +176,9 @@ def test_no_token_is_told(architecture):
 
 @pytest.mark.parametrize("name", [name for name in configs.MODELS if not name.startswith("transformer")])
 def test_no_token_is_told_by_a_recurrence(name):
-    block = build(name).blocks[0]
-    for mixer in (block.mixer, *([block.channel_mixer] if name == "rwkv" else [])):
+    first, *_, last = build(name).blocks
+    recurrences = {"rwkv": (first.mixer, first.channel_mixer), "m1": (last.adapter,)}
+    for mixer in recurrences.get(name, (first.mixer,)):
         with pytest.raises(ValueError, match="at least one token"):
             mixer(torch.zeros(2, 0, 64))
 
