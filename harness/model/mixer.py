@@ -1,5 +1,6 @@
 """The contract every architecture lives behind: a causal map over time that can also run one token at a time."""
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -88,7 +89,7 @@ class Mixer(nn.Module):
 
         A mixer may resolve here once what does not depend on the token. Signature and state are those of `step`.
         """
-        return self.step
+        return copy.deepcopy(self).requires_grad_(False).step
 
     def init_state(self, batch: int, context: int = 0, device=None, dtype=None) -> State:
         """Returns the state held after `context` tokens, zero-filled: all that generation must keep."""
