@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from arch.mtlnn.scan import FILAMENTS
 from harness.errors import ConfigError
 from harness.model.mixer import UNTIMED, Call, Flops, Mixer, step_operation
 from harness.model.state import State
-from harness.ops.linear_scan.scan import LINEAR_SCAN
 from harness.ops.registry import Choice
 from harness.ops.samples import Draw, Sample, Samples, randomised
 from harness.ranges import Dimension, TimeScale
@@ -60,37 +60,36 @@ class Resonance(nn.Module):
         if self.kappa_gate is not None:
             nn.init.constant_(self.kappa_gate.bias, 2.0)
 
-    def drive(self, u: Tensor) -> Tensor:
-        """What the averages are of, A (P, N, S, D), from the filaments' inputs u (P, N, D)."""
-        bias = self.b_in.flatten(1).unsqueeze(1)
-        product = torch.baddbmm(bias, u, self.W_in.transpose(1, 2).flatten(2))
-        return product.sigmoid().unflatten(2, self.b_in.shape[1:])
+    def products(self, u: Tensor) -> Tensor:
+        """What the averages are of, before its sigmoid, (P, N, S, D), from the filaments' inputs u (P, N, D)."""
+        z = torch.baddbmm(self.b_in.flatten(1).unsqueeze(1), u, self.W_in.transpose(1, 2).flatten(2))
+        return z.unflatten(2, self.b_in.shape[1:])
 
     def taus(self, dtype: torch.dtype) -> Tensor:
         """The time constants (P, S), in tokens."""
         return (F.softplus(self.log_tau.to(dtype)) + self.tau_min).clamp(self.tau_min, self.tau_max)
 
     def rates(self, u: Tensor, elapsed: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """lambda and a, each (P, N or 1, S). elapsed (N): the time since the token before, None for 1."""
+        """lambda and 1 - a, each (P, N or 1, S). elapsed (N): the time since the token before, None for 1."""
         tau = self.taus(dtype).unsqueeze(1)
         rate = 1 / tau if elapsed is None else elapsed.to(dtype)[:, None] / tau
         a = torch.exp(-rate)
-        if self.transition == "stock":
-            return a, a
-        if self.transition == "signed":
-            return a * self.decay_sign_raw.to(dtype).tanh().unsqueeze(1), a
-        chosen = torch.bmm(u, self.sel_w.transpose(1, 2)).to(dtype) + self.sel_b.to(dtype).unsqueeze(1)
-        if self.transition == "tanh":
-            return a * chosen.tanh(), a
-        return 2 * torch.exp(-F.softplus(chosen) * rate) - 1, a
+        return self._carried(u, rate, a), 1 - a
 
-    def blend(self, h: Tensor, u: Tensor) -> Tensor:
-        """One average for each channel, m (P, N, D), of the S in h (P, N, S, D)."""
-        w = self.blend_weights.to(h.dtype).softmax(1).unsqueeze(1)  # (P, 1, S)
+    def _carried(self, u: Tensor, rate: Tensor, a: Tensor) -> Tensor:
+        if self.transition == "stock":
+            return a
+        if self.transition == "signed":
+            return a * self.decay_sign_raw.to(a.dtype).tanh().unsqueeze(1)
+        seen = torch.bmm(u, self.sel_w.transpose(1, 2)).to(a.dtype) + self.sel_b.to(a.dtype).unsqueeze(1)
+        return a * seen.tanh() if self.transition == "tanh" else 2 * torch.exp(-F.softplus(seen) * rate) - 1
+
+    def weights(self, u: Tensor, dtype: torch.dtype) -> Tensor:
+        """What the averages of each time scale weigh in the blend, (P, N, S)."""
+        w = self.blend_weights.to(dtype).softmax(1).unsqueeze(1).expand(-1, u.shape[1], -1)
         if self.kappa_gate is not None:
-            w = w * self.kappa_gate(u).to(h.dtype).sigmoid()
-        w = w / w.sum(2, keepdim=True).clamp(min=LEAST_SUM)
-        return (w.unsqueeze(3) * h).sum(2)
+            w = w * self.kappa_gate(u).to(dtype).sigmoid()
+        return w / w.sum(2, keepdim=True).clamp(min=LEAST_SUM)
 
 
 class LateralCoupling(nn.Module):
@@ -106,13 +105,14 @@ class LateralCoupling(nn.Module):
 
     def forward(self, m: Tensor) -> Tensor:
         """m (P, N, D) -> the same shape."""
+        D = m.shape[2]
         mixed = (self.W_lat.t() @ m.flatten(1)).view(m.shape)
-        sides = torch.cat([m.roll(1, 0), m.roll(-1, 0)], 2)
-        ring = F.linear(sides, torch.cat([self.W_left.weight, self.W_right.weight], 1)).tanh()
-        weights = torch.cat([self.q_proj.weight, self.k_proj.weight, self.v_proj.weight])
-        q, k, v = F.linear(m, weights).transpose(0, 1).chunk(3, 2)  # (N, P, D) each
-        scores = torch.bmm(q, k.transpose(1, 2)) * m.shape[2] ** -0.5
-        attended = torch.bmm(scores.softmax(2), v).transpose(0, 1)
+        linears = (self.W_left, self.W_right, self.q_proj, self.k_proj, self.v_proj)
+        left, right, qkv = F.linear(m, torch.cat([linear.weight for linear in linears])).split([D, D, 3 * D], 2)
+        ring = (left.roll(1, 0) + right.roll(-1, 0)).tanh()
+        q, k, v = qkv.transpose(0, 1).chunk(3, 2)  # (N, P, D) each
+        scores = torch.bmm(k, q.transpose(1, 2)) * D**-0.5
+        attended = torch.bmm(scores.softmax(1).transpose(1, 2), v).transpose(0, 1)  # rows of 13 are slow the other way
         return mixed + self.nn_eta * ring + self.rmc_gate.sigmoid() * self.out_proj(attended)
 
 
@@ -128,7 +128,8 @@ class MAPGate(nn.Module):
 
     def forward(self, m: Tensor, u: Tensor) -> Tensor:
         """m, u (P, N, D) -> (P, N, 1)."""
-        hidden = torch.baddbmm(self.fc1_bias.unsqueeze(1), torch.cat([m, u], 2), self.fc1_weight).relu()
+        seen = torch.baddbmm(self.fc1_bias.unsqueeze(1), u, self.fc1_weight[:, u.shape[2] :])
+        hidden = torch.baddbmm(seen, m, self.fc1_weight[:, : u.shape[2]]).relu()
         return torch.baddbmm(self.fc2_bias.unsqueeze(1), hidden, self.fc2_weight).sigmoid()
 
 
@@ -204,39 +205,40 @@ class MTLNN(Mixer):
         batch, length, _ = x.shape
         P, S, D = self.shape
         state = state or self.init_state(batch, device=x.device, dtype=x.dtype)
-        u, fresh, rate = self._enter(x.flatten(0, 1), None if call.elapsed is None else call.elapsed.flatten())
-        if self.recurrence:
-            kept = state["h"].to(fresh.dtype).transpose(0, 1).reshape(P * batch, S * D)
-            rows = (P * batch, length, S * D)
-            scan = LINEAR_SCAN.choose(self.kernel, x.device, fresh.dtype)
-            rate = rate.unsqueeze(3).expand_as(fresh).reshape(rows)
-            fresh = scan(rate, fresh.reshape(rows), kept).view(fresh.shape)
-        last = fresh.unflatten(1, (batch, length))[:, :, -1]
-        y = self._leave(fresh, u, self._strength(state, batch, length))
-        return y.unflatten(0, (batch, length)), self.after(last.transpose(0, 1).contiguous(), state, length)
+        elapsed = call.elapsed if self.timed else None
+        u, z, carried, fresh, w = self._enter(x.flatten(0, 1), None if elapsed is None else elapsed.flatten())
+        h = state["h"].to(w.dtype).transpose(0, 1).flatten(0, 1) if self.recurrence else w.new_zeros(P * batch, S, D)
+        rates = (_rows(rate, batch) for rate in (carried, fresh))
+        run = FILAMENTS.choose(self.kernel, x.device, w.dtype)
+        m, h = run(_rows(z, batch), *rates, _rows(w, batch), h)
+        y = self._leave(m.view(P, batch * length, D), u, self._strength(state, batch, length))
+        h = h.view(P, batch, S, D).transpose(0, 1).contiguous()
+        return y.unflatten(0, (batch, length)), self.after(h, state, length)
 
     def step(self, x_t: Tensor, state: State, call: Call = UNTIMED) -> tuple[Tensor, State]:
-        u, h, rate = self._enter(x_t, call.elapsed)
+        u, z, carried, fresh, w = self._enter(x_t, call.elapsed if self.timed else None)
+        h = fresh.unsqueeze(3) * z.to(w.dtype).sigmoid()
         if self.recurrence:
-            h = torch.addcmul(h, rate.unsqueeze(3), state["h"].to(h.dtype).transpose(0, 1))
-        return self._leave(h, u, self._strength(state, 1, 1)), self.after(h.transpose(0, 1).contiguous(), state, 1)
+            h = h + carried.unsqueeze(3) * state["h"].to(h.dtype).transpose(0, 1)
+        y = self._leave((w.unsqueeze(3) * h).sum(2), u, self._strength(state, 1, 1))
+        return y, self.after(h.transpose(0, 1).contiguous(), state, 1)
 
     def frozen_step(self) -> Callable:
         return MTLNN_STEP.choose(self.kernel, self.out_proj.weight.device, self.out_proj.weight.dtype)(self)
 
-    def _enter(self, x: Tensor, elapsed: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Of N tokens x (N, d_model): u (P, N, D), what enters the averages (P, N, S, D), and lambda (P, N or 1, S)."""
-        P, _, D = self.shape
-        u = self.in_proj(x).unflatten(1, (P, D)).transpose(0, 1)
-        wide = torch.promote_types(u.dtype, torch.float32)
-        rate, a = self.resonance.rates(u, elapsed if self.timed else None, wide)
-        return u, (1 - a).unsqueeze(3) * self.resonance.drive(u).to(wide), rate
+    def _enter(self, x: Tensor, elapsed: Tensor | None) -> tuple[Tensor, ...]:
+        """Of N tokens x (N, d_model): u (P, N, D), and z, lambda, fresh and w of `filaments`, each (P, N or 1, ...)."""
+        bank, dtype = self.resonance, torch.promote_types(self.in_proj.weight.dtype, torch.float32)
+        u = self.in_proj(x).unflatten(1, self.shape[::2]).transpose(0, 1)
+        carried, fresh = bank.rates(u, elapsed, dtype)
+        carried = carried if self.recurrence else torch.zeros_like(carried)
+        return u, bank.products(u), carried, fresh.expand_as(carried), bank.weights(u, dtype)
 
-    def _leave(self, h: Tensor, u: Tensor, coupled: Tensor | None) -> Tensor:
-        """y (N, d_model) of the averages h (P, N, S, D). coupled (N or 1, 1): the strength of the lateral coupling."""
-        m = self.resonance.blend(h, u).to(u.dtype)
+    def _leave(self, m: Tensor, u: Tensor, strength: Tensor | None) -> Tensor:
+        """y (N, d_model) of the blend m (P, N, D). strength (N or 1, 1): of the lateral coupling."""
+        m = m.to(u.dtype)
         if self.lateral is not None:
-            m = m + coupled.to(m.dtype) * (self.lateral(m) - m)
+            m = torch.lerp(m, self.lateral(m), strength.to(m.dtype))
         if self.map_gates is not None:
             m = m * self.map_gates(m, u)
         return self.out_proj(m.transpose(0, 1).flatten(1))
@@ -268,6 +270,13 @@ class MTLNN(Mixer):
             products += P * D * (3 * P + 6 * D)
             other += 10 * P * D + 6 * P * P
         return Flops(2.0 * (products + P * H * (2 * D + 1)), float(other))
+
+
+def _rows(values: Tensor, batch: int) -> Tensor:
+    """Of (P, batch T, ...) the rows (P batch, T, ...); what all tokens share, (P, 1, ...), is the same in each row."""
+    if values.shape[1] == 1:
+        return values.repeat_interleave(batch, 0)
+    return values.unflatten(1, (batch, -1)).flatten(0, 1)
 
 
 def own_rate(value: Tensor, multiplier: float) -> nn.Parameter:
