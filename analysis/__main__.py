@@ -6,7 +6,7 @@ from pathlib import Path
 
 from analysis import pages, provenance, records, report, sweep
 from analysis.html import page as html
-from analysis.selection import TUNED
+from analysis.selection import CHOSEN
 from harness.errors import RecordError, UserError
 
 DESCRIPTION = """Reads recorded runs and writes every table (Markdown, LaTeX, CSV) and figure (PNG, PDF).
@@ -67,8 +67,8 @@ def parser() -> argparse.ArgumentParser:
         "--tuned",
         nargs="+",
         metavar="KEY",
-        default=list(TUNED),
-        help=f"keys whose best value is chosen on validation (default: {' '.join(TUNED)})",
+        default=list(CHOSEN),
+        help=f"keys whose best value is chosen on validation\n(default: {' '.join(CHOSEN)})",
     )
     return made
 

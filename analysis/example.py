@@ -5,6 +5,9 @@ import textwrap
 from analysis.records import Record
 from harness.records.summary import checks_line
 
+LINES = 3
+"""Of the sample that are shown."""
+
 
 def summary(records: list[Record]) -> str:
     """The summary of the liquid model solved by rk4, else of the first run that ends in text; "" for none."""
@@ -59,4 +62,5 @@ def _context(row: dict, busy: str) -> str:
 def _indented(text: str) -> str:
     """The text wrapped beneath where it begins, with nothing that could end the fence."""
     lines = [part for line in text.replace("```", "'''").splitlines() for part in textwrap.wrap(line, 96) or [""]]
-    return "\n".join((" " * 21 + line).rstrip() for line in lines).lstrip()
+    told = [*lines[:LINES], "..."] if len(lines) > LINES else lines
+    return "\n".join((" " * 21 + line).rstrip() for line in told).lstrip()

@@ -12,6 +12,12 @@ from harness.records.identity import IGNORED, meaning
 
 TUNED = ("trainer.learning_rate",)
 """The keys that the protocol tunes: their values are tried, and the best on validation is reported."""
+RECIPE = (
+    *(f"trainer.{key}" for key in ("batch_size", "schedule", "decay_ratio", "final_learning_rate_ratio")),
+    *(f"trainer.{key}" for key in ("warmup_ratio", "warmup_updates", "beta1", "beta2", "epsilon", "weight_decay")),
+    *("trainer.clip_norm", "model.embedding", "model.head", "model.tie_embeddings"),
+)
+"""The keys of the recipe, sought once for all architectures (sweeps/recipe.yaml): likewise chosen on validation."""
 
 NEUTRAL = ("seed", *IGNORED)
 """Configuration keys that do not make a run another experiment: its seed, and where and how it was run."""

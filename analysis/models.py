@@ -13,7 +13,7 @@ from analysis.render import MISSING, si_bytes
 CATALOGUE = Path(__file__).resolve().parents[1] / "docs" / "models.yaml"
 CONTEXTS = (1024, 32768)
 ORACLE = re.compile(r"\w+ = (.+?) within ([-+.\de]+)")
-HEADER = ("`model=`", "architecture", "paper", "state at 1k / 32k", "oracle: largest difference")
+HEADER = ("`model=`", "architecture and paper", "state at 1k / 32k", "oracle: largest difference")
 
 
 def catalogue() -> dict[str, dict[str, Any]]:
@@ -26,11 +26,11 @@ def table(records: Iterable[Record]) -> str:
     found: dict[str, list[dict]] = {}
     for record in records:
         found.setdefault(record.result["model"], []).append(record.result)
-    lines = [f"| {' | '.join(HEADER)} |", "|---|---|---|--:|---|"]
+    lines = [f"| {' | '.join(HEADER)} |", "|---|---|--:|---|"]
     for model, entry in catalogue().items():
         runs = found.get(model, [])
-        paper = f"[{entry['paper']} {entry['year']}]({entry['at']})" if entry["at"] else entry["paper"]
-        cells = [f"`{model}`", entry["is"], paper, _state(runs), _oracles(runs)]
+        what = f"[{entry['is']}, {entry['year']}]({entry['at']})" if entry["at"] else entry["is"]
+        cells = [f"`{model}`", what, _state(runs), _oracles(runs)]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 

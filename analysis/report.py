@@ -20,6 +20,7 @@ from analysis import (
     quality,
     references,
     render,
+    search,
     selection,
     tables,
     verdict,
@@ -34,7 +35,7 @@ from analysis.styles import Style, styles
 NOTHING = "_No recorded runs yet._"
 ASKED = ("ltc", "mtlnn", "m1", "transformer", "mamba", "rwkv")
 """The models that the question names."""
-ROOM = 10
+ROOM = 6
 """Rows of the headline, which stands in the README."""
 PARTS = {
     "loss_by_position": ("Loss by position", "position in the context (tokens)"),
@@ -48,9 +49,9 @@ class Report:
     """runs: one row a run; test figures are those of chosen runs alone. comparison: of text tasks.
 
     headline: the comparison of the most models, with the best reference line of each method. synthetic: of tasks scored
-    otherwise. tuning: what was chosen, among what. figures: by the stem of their files. example: one run's summary.
-    models: the table of models, in Markdown. verdict: what docs/comparison.md shows. measured: the bench's folder.
-    findings: what all that says, a sentence each.
+    otherwise. tuning: what was chosen, among what. search: for the recipe that all share. figures: by the stem of their
+    files. example: one run's summary. models: the table of models, in Markdown. verdict: what docs/comparison.md shows.
+    measured: the bench's folder. findings: what all that says, a sentence each.
     """
 
     runs: pd.DataFrame
@@ -58,6 +59,7 @@ class Report:
     headline: Table | None
     synthetic: list[Table]
     tuning: list[Table]
+    search: list[Table]
     memory: list[Table]
     figures: dict[str, "Plot"]
     example: str
@@ -75,7 +77,9 @@ class Plot:
     draw: Callable[..., Figure]
 
 
-def build(records: Records, measured: Path, tuned: Sequence[str] = selection.TUNED, root: Path | None = None) -> Report:
+def build(
+    records: Records, measured: Path, tuned: Sequence[str] = selection.CHOSEN, root: Path | None = None
+) -> Report:
     """Makes every table and curve that the records hold figures for.
 
     measured: the bench's folder, there or not. tuned: the keys whose values are chosen on validation. root: a checkout;
@@ -106,6 +110,7 @@ def build(records: Records, measured: Path, tuned: Sequence[str] = selection.TUN
         largest and references.below(_shortened(largest), references.best(beside.get(largest.name, ()))),
         tables.comparisons(shown, "test_accuracy") + tables.comparisons(shown, "test_mean_squared_error"),
         tables.tuning(runs),
+        search.tables(records.runs, measured.parent),
         [table for size in sizes if (table := memory.table(contexts, size))],
         _memory_plots(contexts, sizes, looks) | _quality_plots(chosen, shown, looks, beside) | drawn,
         example.summary(chosen),
@@ -126,8 +131,8 @@ def _with_references(judged: verdict.Verdict, beside: dict[str, list[references.
 
 
 def _largest(comparison: list[Table]) -> Table | None:
-    """The comparison of the most rows, which the README shows; None where there is none."""
-    return max(comparison, key=lambda table: len(table.rows), default=None)
+    """The comparison of the most models, of several such of the most rows, which the README shows; None for none."""
+    return max(comparison, key=lambda table: (table.data["model"].nunique(), len(table.rows)), default=None)
 
 
 def _shortened(table: Table) -> Table:
@@ -142,7 +147,7 @@ def _shortened(table: Table) -> Table:
         rows=[table.rows[place] for place in kept],
         runs=[table.runs[place] for place in kept],
         data=table.data.iloc[kept].reset_index(drop=True),
-        notes=[*table.notes, f"{len(models) - len(kept)} more rows: docs/baselines.md."],
+        notes=[*table.notes, f"Rows left out: {len(models) - len(kept)} (docs/baselines.md)."],
     )
 
 
@@ -192,6 +197,7 @@ def write(report: Report, output: Path) -> list[Path]:
         *report.comparison,
         *report.synthetic,
         *report.tuning,
+        *report.search,
         *report.memory,
         *verdict.everything(report.verdict)[0],
     ]:
@@ -201,16 +207,23 @@ def write(report: Report, output: Path) -> list[Path]:
     return paths + bench.draw(report.measured, output)
 
 
+def _for_readme(table: Table) -> Table:
+    kept = [note for note in table.notes if not note.startswith(EXPLAINED)]
+    return replace(table, notes=[*kept, "The columns: docs/baselines.md."]).without(LEFT_OUT)
+
+
 LEFT_OUT = ("parameters", "state at 1k", "memory at 32k")
 """Columns of the comparison that the README leaves to docs/baselines.md."""
+EXPLAINED = ("Context:", "State:", "No model:", "Where runs differ", "Speeds measured while")
+"""How notes begin that it leaves there too: what the columns mean."""
 
 
 def sections(report: Report, output: Path, page: Path) -> dict[str, str]:
     """The sections that a page may show, by name.
 
-    example, architectures (the table of models), comparison, synthetic, tuning, memory, figures; headline and figure,
-    the comparison of the most runs and the figure of its models' states; findings, and verdict, the foremost of them;
-    quality, scaling, learning-rates, field, liquid and cost; the bench's kernels, models and newton.
+    example, architectures (the table of models), comparison, synthetic, tuning, search, memory, figures; headline and
+    figure, the comparison of the most models and the figure of their states; findings, and verdict, the foremost of
+    them; quality, scaling, learning-rates, field, liquid and cost; the bench's kernels, models and newton.
     """
     folder = Path(os.path.relpath(output, page.parent)).as_posix()
     images = {name: f"![{plot.title}]({folder}/{name}.png)" for name, plot in report.figures.items()}
@@ -221,11 +234,12 @@ def sections(report: Report, output: Path, page: Path) -> dict[str, str]:
     texts = {
         "example": [report.example] if report.example else [],
         "architectures": [report.models],
-        "headline": [render.markdown(largest.without(LEFT_OUT))] if largest else [],
+        "headline": [render.markdown(_for_readme(largest))] if largest else [],
         "figure": [images[name] for name in shown[:1]],
         "comparison": [render.markdown(table) for table in report.comparison],
         "synthetic": [render.markdown(table) for table in report.synthetic],
         "tuning": [render.markdown(table) for table in report.tuning],
+        "search": [render.markdown(table) for table in report.search],
         "memory": [render.markdown(table) for table in report.memory],
         "figures": [image for name, image in images.items() if name not in judged],
         "findings": [findings.markdown(report.findings)],

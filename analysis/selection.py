@@ -6,12 +6,14 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from analysis.frame import TUNED, differing_keys, flatten, short
+from analysis.frame import RECIPE, TUNED, differing_keys, flatten, short
 from analysis.records import Record
 from analysis.statistics import summarise
 from harness.errors import RecordError
 from harness.records.identity import meaning
 
+CHOSEN = (*TUNED, *RECIPE)
+"""The keys whose values are chosen on validation, so that test figures are shown for the best alone."""
 HIGHER_IS_BETTER = {
     "validation_bits_per_byte": False,
     "validation_accuracy": True,
@@ -34,7 +36,7 @@ class Candidate:
         return summarise(self.figures.get(seed) for seed in seeds).mean
 
 
-def select(records: Sequence[Record], runs: pd.DataFrame, tuned: Sequence[str] = TUNED) -> pd.DataFrame:
+def select(records: Sequence[Record], runs: pd.DataFrame, tuned: Sequence[str] = CHOSEN) -> pd.DataFrame:
     """Adds to the frame of the records' runs which of them are chosen.
 
     Runs of one code that differ in nothing but their seed and the keys `tuned` are one family. Its best variant by
@@ -46,7 +48,7 @@ def select(records: Sequence[Record], runs: pd.DataFrame, tuned: Sequence[str] =
     """
     flat = [flatten(meaning(record.config)) for record in records]
     for name in tuned:
-        if name not in TUNED and not any(is_tuned(key, [name]) for config in flat for key in config):
+        if name not in CHOSEN and not any(is_tuned(key, [name]) for config in flat for key in config):
             raise RecordError(
                 f"No run has a key {name!r} to tune.",
                 "a key of config.json, its parts joined by dots (trainer.learning_rate, solver).",
@@ -118,10 +120,11 @@ def _best(known: list[Candidate], higher: bool) -> Candidate:
 
 
 def _choice(best: Candidate, known: list[Candidate]) -> str:
-    """`learning_rate=0.003, best of 4`, and `at the edge` where a number is the least or the greatest tried."""
+    """`learning_rate=0.003, best of 4`, and `at the edge` where a tuned one is the least or the greatest tried."""
     keys = differing_keys([candidate.values for candidate in known])
     named = ", ".join(f"{short(key)}={best.values.get(key, 'unset')}" for key in keys)
-    edge = any(_at_edge(best.values.get(key), [candidate.values.get(key) for candidate in known]) for key in keys)
+    grids = [key for key in keys if is_tuned(key, TUNED)]
+    edge = any(_at_edge(best.values.get(key), [candidate.values.get(key) for candidate in known]) for key in grids)
     return f"{named}, best of {len(known)}" + ", at the edge" * edge
 
 

@@ -15,7 +15,7 @@ SHOWN = 20
 LISTED = (State.RUNNING, State.FAILED, State.STOPPED, State.WAITING, State.MISSING, State.DIVERGED)
 
 
-def told(name: str, folders: Sequence[Path], tuned: Sequence[str] = selection.TUNED) -> Iterator[str]:
+def told(name: str, folders: Sequence[Path], tuned: Sequence[str] = selection.CHOSEN) -> Iterator[str]:
     """Yields the sweep's question, how many of its runs are in which state, those that are not finished, its tables.
 
     folders: those of the records. Raises RecordError where the sweep was never started in one of them.

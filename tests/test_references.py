@@ -210,7 +210,7 @@ def test_the_headline_has_the_best_rows_and_the_models_that_the_question_names(t
     made = report.build(recorded.load([tmp_path]), tmp_path / "bench")
     shown = [row["model"] for row in cells(made.headline)]
     assert shown == ["model00", "mamba", *(f"model{place:02}" for place in range(1, report.ROOM - 1)), "transformer"]
-    assert made.headline.notes[-1] == "3 more rows: docs/baselines.md."
+    assert made.headline.notes[-1] == "Rows left out: 3 (docs/baselines.md)."
     assert len(made.headline.runs) == len(made.headline.data) == report.ROOM + 1
     assert len(made.comparison[0].rows) == report.ROOM + 4
 

@@ -1,0 +1,96 @@
+"""The search for the recipe that all architectures share: each choice tried, and its loss on validation."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from statistics import mean
+
+import pandas as pd
+
+from analysis.records import Record
+from analysis.render import MISSING, Table
+from harness.errors import RecordError
+from harness.records import sweep
+
+SWEEPS = ("recipe_batch", "recipe")
+"""The sweeps that sought it, none of whose test figures is shown but those of what was chosen."""
+UNTOLD = ("seed", "size", "measure", "model", "sweeps", "trainer.learning_rate")
+"""Keys of a run's overrides that are no choice of the recipe; a learning rate is told where it was tuned."""
+FIGURE = "validation_bits_per_byte"
+
+
+def tables(records: Iterable[Record], results: Path) -> list[Table]:
+    """A table a sweep that was started: a row a choice, a column a model, with the difference to the first choice.
+
+    Figures are means over the seeds that the choice and the first one both ran.
+    """
+    by_key = {record.result["key"]: record for record in records}
+    made = []
+    for name in SWEEPS:
+        try:
+            known = sweep.read([results], name)
+        except RecordError:  # not started
+            continue
+        if table := _table(known, by_key):
+            made.append(table)
+    return made
+
+
+def _table(known: sweep.Sweep, by_key: Mapping[str, Record]) -> Table | None:
+    figures: dict[str, dict[str, dict[int, float]]] = {}  # by choice, model and seed
+    tuned = _varied(known)
+    for job in known.jobs:
+        result = by_key[job.key].result if job.key in by_key else None
+        figure = _figure(result)
+        cells = figures.setdefault(_choice(job, tuned), {})
+        if result is not None and figure is not None:
+            cells.setdefault(result["model"], {})[result["seed"]] = figure
+    models = sorted({model for cells in figures.values() for model in cells})
+    if not models:
+        return None
+    first = next(iter(figures.values()))
+    rows, data = [], []
+    for choice, cells in figures.items():
+        row = [choice]
+        for model in models:
+            value, difference = _beside(cells.get(model, {}), first.get(model, {}))
+            told = MISSING if value is None else f"{value:.4f}"
+            row.append(told if difference is None or cells is first else f"{told} ({difference:+.4f})")
+            data.append({"choice": choice, "model": model, FIGURE: value, "difference": difference})
+        rows.append(row)
+    seeds = max(len(seeds) for cells in figures.values() for seeds in cells.values())
+    notes = [f"Bits per byte on validation, over seeds: {seeds}. In brackets: the difference to the first row."]
+    runs = [[] for _ in rows]
+    return Table(f"search-{known.name}", known.question, ["choice", *models], rows, notes, pd.DataFrame(data), runs)
+
+
+def _varied(known: sweep.Sweep) -> bool:
+    """Whether the sweep tuned the learning rate itself, and was not given one."""
+    rates: dict[str, set[str]] = {}
+    for job in known.jobs:
+        rates.setdefault(_choice(job, tuned=False), set()).add(_overrides(job).get("trainer.learning_rate", ""))
+    return any(len(found) > 2 for found in rates.values())  # two models may have one each
+
+
+def _choice(job: sweep.Job, tuned: bool) -> str:
+    told = {key: value for key, value in _overrides(job).items() if key not in UNTOLD}
+    if tuned:
+        told["trainer.learning_rate"] = _overrides(job).get("trainer.learning_rate", "")
+    return ", ".join(f"{key.partition('.')[2]}={value}" for key, value in told.items()) or "as it stands"
+
+
+def _overrides(job: sweep.Job) -> dict[str, str]:
+    pairs = (override.lstrip("+~").partition("=") for override in job.overrides)
+    return {key: value for key, _, value in pairs}
+
+
+def _figure(result: dict | None) -> float | None:
+    validation = ((result or {}).get("evaluation") or {}).get("validation") or {}
+    return validation.get("bits_per_byte")
+
+
+def _beside(mine: dict[int, float], first: dict[int, float]) -> tuple[float | None, float | None]:
+    if not mine:
+        return None, None
+    shared = mine.keys() & first.keys()
+    difference = mean(mine[seed] - first[seed] for seed in shared) if shared else None
+    return mean(mine.values()), difference
