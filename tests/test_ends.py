@@ -100,7 +100,7 @@ def test_the_ends_are_keys_of_the_configuration():
 OWN_ENDS = {
     "rwkv": (End("uniform", 1e-4, decay=True), End("orthogonal", 0.5, decay=True)),
     **dict.fromkeys(("mlstm", "xlstm"), (End("small", 1.0, decay=False), End("small", 1.0))),
-    **dict.fromkeys(("hawk", "griffin"), (End(scale=0.1, decay=False), End())),
+    **dict.fromkeys(("hawk", "griffin"), (End("small", 1.58114, decay=False), End())),
 }
 TIED = {"mamba", "mamba2", "gated_deltanet", "griffin", "hawk", "lfm2", "mtlnn"}
 
