@@ -16,6 +16,7 @@ from analysis import (
     frame,
     memory,
     models,
+    mtlnn,
     provenance,
     quality,
     references,
@@ -223,7 +224,8 @@ def sections(report: Report, output: Path, page: Path) -> dict[str, str]:
 
     example, architectures (the table of models), comparison, synthetic, tuning, search, memory, figures; headline and
     figure, the comparison of the most models and the figure of their states; findings, and verdict, the foremost of
-    them; quality, scaling, learning-rates, field, liquid and cost; the bench's kernels, models and newton.
+    them; quality, scaling, learning-rates, field, liquid and cost; the bench's kernels, models and newton; mtlnn, from
+    the formula of its recurrence.
     """
     folder = Path(os.path.relpath(output, page.parent)).as_posix()
     images = {name: f"![{plot.title}]({folder}/{name}.png)" for name, plot in report.figures.items()}
@@ -244,6 +246,7 @@ def sections(report: Report, output: Path, page: Path) -> dict[str, str]:
         "figures": [image for name, image in images.items() if name not in judged],
         "findings": [findings.markdown(report.findings)],
         "verdict": [findings.headline(report.findings)],
+        "mtlnn": [render.markdown(mtlnn.table())],
     } | verdict.sections(report.verdict, images)
     made = {name: "\n".join(parts) or NOTHING for name, parts in texts.items()}
     return made | bench.sections(report.measured, folder)

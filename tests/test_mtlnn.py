@@ -11,6 +11,7 @@ from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
 import configs
+from analysis import mtlnn as described
 from arch.mtlnn.attention import MTAttention
 from arch.mtlnn.mixer import MTLNN
 from arch.mtlnn.oracle import Bounds, arrays, layer
@@ -388,3 +389,34 @@ def test_bfloat16_autocast_follows_float32():
             behind, _ = step_loop(mixer, x[:, 31:], state)
         made = torch.cat([prefix, behind], 1)
         assert ((made - exact).norm() / exact.norm()).item() < 0.03
+
+
+def of_state(mixer: MTLNN, x_t: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
+    """The derivatives of the averages after a token by those before it, one row (P, S, D) of its own."""
+    state = mixer.init_state(1, dtype=torch.float64)
+    h = h.clone().requires_grad_()
+    (by_itself,) = torch.autograd.grad(mixer.step(x_t, state | {"h": h})[1]["h"].sum(), h)
+    return by_itself
+
+
+@pytest.mark.parametrize(("transition", "fixed"), [("stock", True), ("signed", True), ("tanh", False), ("exp", False)])
+def test_what_is_kept_depends_on_neither_token_nor_state_unless_the_transition_reads_the_token(transition, fixed):
+    mixer = bank(transition=transition)
+    tokens_, states = tokens(2, 1), torch.randn(2, 1, *mixer.shape, dtype=torch.float64)
+    kept = of_state(mixer, tokens_[:, 0], states[0])
+    assert torch.equal(of_state(mixer, tokens_[:, 0], states[1]), kept)
+    assert torch.allclose(of_state(mixer, tokens_[:, 1], states[0]), kept, rtol=0, atol=1e-3) is fixed
+    if transition == "stock":
+        assert kept.max() <= np.exp(-1 / 10) + 1e-12
+
+
+def test_the_page_s_table_is_what_the_layer_starts_with():
+    mixer, data = MTLNN(26, 26).double(), described.started()
+    taus = mixer.resonance.taus(torch.float64)
+    decay = torch.exp(-1 / taus)
+    grad = torch.autograd.grad(decay.sum(), mixer.resonance.log_tau)[0][0]
+    for found, column in ((taus[0], "tau"), (decay[0], "decay"), (grad, "slope")):
+        assert_close(found.detach(), torch.tensor(data[column].to_list()).double(), rtol=1e-3, atol=1e-12)
+    assert (data["decay"] < described.NOTHING).sum() == 2
+    assert grad[0].abs() < 1e-30
+    assert "= 0.905 a token" in described.table().notes[1]
