@@ -105,7 +105,7 @@ def composition_error(error: Exception, overrides: list[str]) -> ConfigError:
             having = ", ".join(f"model={name}" for name in models)
             return ConfigError(
                 f"{group}= was given, but {chosen} has no {group}.",
-                f"a {group} only where the model has one ({having}).",
+                f"{group}= only where the model has such a part ({having}).",
                 f"remove {group}=, or choose such a model.",
             )
     return ConfigError(

@@ -17,6 +17,8 @@ MARKERS = "osD^vPX*<>p"
 DASHES = ("-", (0, (5, 1.5)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)))
 FACES = ("full", "left", "top", "right", "bottom")
 """How much of its marker a variant fills."""
+OWN_FACES = ("full", "none", "bottom")
+"""What a model fills, by how many models before it have the same marker."""
 ROOM = len(COLOURS) * len(MARKERS)
 """Pairs of a colour and a marker, no two alike: the numbers of both are coprime."""
 
@@ -52,5 +54,7 @@ def styles(models: Iterable[str]) -> dict[str, Style]:
 
 
 def _style(place: int) -> Style:
-    outline = place // len(MARKERS) % 2 == 1  # on paper without colour the second use of a marker is told by its face
-    return Style(COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)], "none" if outline else "full")
+    face = OWN_FACES[
+        place // len(MARKERS) % len(OWN_FACES)
+    ]  # on paper without colour the uses of a marker are told by it
+    return Style(COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)], face)

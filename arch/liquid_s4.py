@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from harness.errors import ConfigError
 from harness.model.mixer import UNTIMED, Call, Flops, Mixer
 from harness.model.state import State
+from harness.ops.shapes import expect_tokens
 from harness.ranges import Dimension, Factor, StepSize
 
 CHUNK = 64  # tokens whose outputs one product makes; a power of two
@@ -173,11 +174,13 @@ def _convolve(system: Discrete, u: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     powers, ahead = torch.ones_like(system.A).unsqueeze(2), system.A.unsqueeze(2)
     while powers.shape[2] <= min(u.shape[1], CHUNK):  # by squaring: few roundings a power
         powers, ahead = torch.cat([powers, powers * ahead], dim=2), ahead * ahead
+    expect_tokens("LiquidS4", u.shape[1])
     full = u.shape[1] // CHUNK * CHUNK
     outputs = []
     for part in (u[:, :full], u[:, full:]):
         if part.shape[1]:
-            y, x = _chunks(system, powers, part.unflatten(1, (-1, min(CHUNK, part.shape[1]))), x)
+            size = min(CHUNK, part.shape[1])
+            y, x = _chunks(system, powers, part.unflatten(1, (part.shape[1] // size, size)), x)
             outputs.append(y)
     return torch.cat(outputs, dim=1), x
 
@@ -192,12 +195,13 @@ def _chunks(system: Discrete, powers: Tensor, u: Tensor, x: Tensor) -> tuple[Ten
     lag = lag.unsqueeze(1) - lag  # of output i behind input j
     inside = torch.where(lag >= 0, kernel[:, lag.clamp_min(0)], 0.0) @ rows
     into = torch.view_as_real((B * powers[:, :, :length].flip(2)).transpose(1, 2)).flatten(2)  # (D, L, 2 pairs)
-    added = (into.mT @ rows).view(width, -1, 2, batch, n).permute(4, 3, 0, 1, 2)  # (n, B, D, pairs, 2)
+    pairs = x.shape[2]
+    added = (into.mT @ rows).view(width, pairs, 2, batch, n).permute(4, 3, 0, 1, 2)  # (n, B, D, pairs, 2)
     starts = []
     for more in torch.view_as_complex(added.contiguous()).unbind(0):
         starts.append(x)
         x = decay * x + more
-    before = torch.view_as_real(torch.stack(starts)).permute(2, 3, 4, 1, 0).reshape(width, -1, batch * n)
+    before = torch.view_as_real(torch.stack(starts)).permute(2, 3, 4, 1, 0).reshape(width, 2 * pairs, batch * n)
     out = (2 * C * powers[:, :, 1 : length + 1]).transpose(1, 2)  # (D, L, pairs)
     y = inside + torch.stack([out.real, -out.imag], dim=-1).flatten(2) @ before
     return y.view(width, length, batch, n).permute(2, 3, 1, 0).reshape(batch, n * length, width), x

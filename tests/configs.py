@@ -16,3 +16,15 @@ def resolved(*overrides: str) -> dict:
 def spec(name: str, *overrides: str) -> ModelSpec:
     """The architecture that `model=NAME` and more overrides give."""
     return run.build(resolved(f"model={name}", *overrides)["model"])
+
+
+def choice(option: str) -> list[str]:
+    """The overrides of a choice of a group (solver=rk4), with a model that has the group where the default has not."""
+    models = run.groups_of_models().get(option.partition("=")[0], [])
+    return [option] if not models or "ltc" in models else [f"model={models[0]}", option]
+
+
+def is_torch_alone(name: str) -> bool:
+    """Whether the architecture's mixers have no kernels to choose from."""
+    mixer = resolved(f"model={name}")["model"]["mixer"]
+    return not any("kernel" in part for part in (mixer if isinstance(mixer, list) else [mixer]))

@@ -56,7 +56,7 @@ EDGES += [[], [0], [64, 64, 1], [1, 2, 3], ["a", None], {}, {"a": 1}, {"_target_
 def composed(option: str) -> DictConfig:
     """The configuration of one choice of one group, on a small text where it chooses no task."""
     group = option.partition("=")[0]
-    overrides = [option] + [
+    overrides = configs.choice(option) + [
         f"{other}={choice}" for other, choice in (("task", "text"), ("size", "250k")) if other != group
     ]
     config = run.compose(overrides)

@@ -55,7 +55,7 @@ def folder(tmp_path):
     """Three seeds of one model, two learning rates of another, a diverged run."""
     for seed, bits in enumerate((2.0, 2.1, 2.3)):
         write_run(tmp_path / "runs", "mamba", seed, bits)
-    write_run(tmp_path / "runs", "ltc", 0, 1.2345678, solver="rk4", validation=2.2, learning_rate=0.01)
+    write_run(tmp_path / "runs", "ltc", 0, 1.8764321, solver="rk4", validation=2.2, learning_rate=0.01)
     path = write_run(tmp_path / "runs", "ltc", 0, 1.9, solver="rk4", validation=2.1, learning_rate=0.003)
     lines = [{"update": n, "loss": 5 / n, "tokens": 4 * n} for n in range(1, 500)]
     lines += [{"update": 500, "validation_loss": 1.25}]
@@ -153,7 +153,7 @@ def test_a_run_shows_its_configuration_its_checks_its_code_and_its_machine(folde
 
 def test_the_test_figure_of_what_was_not_chosen_stands_nowhere(folder):
     text = made(folder)
-    assert "1.234" not in text
+    assert "1.876" not in text
     assert "1.9000" in text
     assert "finished, not chosen" in text
 

@@ -41,6 +41,7 @@ REAL = {
     "Scale": (0.0, 100.0),
     "StepSize": (1e-9, 1000.0),
     "TimeConstant": (1.0, 1e9),
+    "TimeScale": (1e-6, 1e9),
     "Temperature": (0.0, 100.0),
     "Exponent": (1e-6, 100.0),
     "Seconds": (0.001, 86_400.0),

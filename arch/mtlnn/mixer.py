@@ -203,6 +203,7 @@ class MTLNN(Mixer):
 
     def forward(self, x: Tensor, state: State = None, call: Call = UNTIMED) -> tuple[Tensor, State]:
         batch, length, _ = x.shape
+        expect_tokens("MTLNN", length)
         P, S, D = self.shape
         state = state or self.init_state(batch, device=x.device, dtype=x.dtype)
         elapsed = call.elapsed if self.timed else None

@@ -130,7 +130,7 @@ class _WiredCfCScan(torch.autograd.Function):
         layers = Layers.from_flat(ctx.mode, flat)
         (batch, length, units), memory = h.shape, c0 is not None
         times = h.new_ones(batch, length) if time is None else time
-        made = torch.empty_like(z), torch.empty_like(g), torch.empty_like(times)
+        made = torch.empty_like(z), torch.empty_like(g), times.new_empty(times.shape)
         extras, g_state = h.new_zeros(2, batch, units), h.new_empty(batch, (1 + memory) * units)
         before = torch.cat([c0[:, None], c[:, :-1]], dim=1) if memory else c
         gc = gc if memory else h.new_empty(batch, 0)

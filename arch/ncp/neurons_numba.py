@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 from arch.ncp.neurons import EPSILON, Neurons, Synapses
 from harness.ops.shapes import expect, expect_tokens, expect_type
 from harness.ops.toolbox.jit import helper, kernel
+from harness.ops.toolbox.numba_linear import owned
 from harness.ops.toolbox.numba_math import sigmoid, zero
 from harness.ops.toolbox.threads import spread
 
@@ -35,8 +36,8 @@ def neuron_scan(neurons: Neurons, x: Tensor, v: Tensor, elapsed: Tensor | None) 
 
 def neuron_step(neurons: Neurons) -> Callable[[Tensor, Tensor], Tensor]:
     """One token of unit time for these weights: x (B, inputs), v (B, U) -> the new v, float32."""
-    given = _arrays([t.float() for t in (neurons.capacity, neurons.leak, neurons.rest)])
-    wired = [_arrays([s.source, s.target, *(t.float() for t in (s.mu, s.sigma, s.w, s.current))])
+    given = _arrays(owned(neurons.capacity, neurons.leak, neurons.rest))
+    wired = [_arrays([s.source, s.target, *owned(s.mu, s.sigma, s.w, s.current)])
              for s in (neurons.sensory, neurons.recurrent)]  # fmt: skip
     time, unfolds = np.ones((1, 1), np.float32), neurons.unfolds
 
@@ -97,7 +98,7 @@ class _NeuronScan(torch.autograd.Function):
         x, v0, elapsed, *weights, states = ctx.saved_tensors
         groups = -(-len(x) // LANES)
         parts = [w.new_zeros(groups, len(w), LANES) for w in weights]
-        g_x, g_v, g_time = torch.empty_like(x), torch.empty_like(v0), x.new_empty(x.shape[:2])
+        g_x, g_v, g_time = x.new_empty(x.shape), v0.new_empty(v0.shape), x.new_empty(x.shape[:2])
         out = g_x, g_v, g_time, *parts
         grads = _arrays(out[:3]), _arrays(parts[:3]), _arrays(parts[3:7]), _arrays(parts[7:])
         _run(backward, ctx.unfolds, ctx.ends, x, v0, elapsed, weights, states, *_arrays([g]), *grads)
