@@ -39,7 +39,8 @@ def _table(known: sweep.Sweep, by_key: Mapping[str, Record]) -> Table | None:
     figures: dict[str, dict[str, dict[int, float]]] = {}  # by choice, model and seed
     tuned = _varied(known)
     for job in known.jobs:
-        result = by_key[job.key].result if job.key in by_key else None
+        record = by_key.get(job.key or "")
+        result = record.result if record else None
         figure = _figure(result)
         cells = figures.setdefault(_choice(job, tuned), {})
         if result is not None and figure is not None:
@@ -59,7 +60,7 @@ def _table(known: sweep.Sweep, by_key: Mapping[str, Record]) -> Table | None:
         rows.append(row)
     seeds = max(len(seeds) for cells in figures.values() for seeds in cells.values())
     notes = [f"Bits per byte on validation, over seeds: {seeds}. In brackets: the difference to the first row."]
-    runs = [[] for _ in rows]
+    runs: list[list[str]] = [[] for _ in rows]
     return Table(f"search-{known.name}", known.question, ["choice", *models], rows, notes, pd.DataFrame(data), runs)
 
 

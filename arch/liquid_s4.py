@@ -198,7 +198,7 @@ def _chunks(system: Discrete, powers: Tensor, u: Tensor, x: Tensor) -> tuple[Ten
     pairs = x.shape[2]
     added = (into.mT @ rows).view(width, pairs, 2, batch, n).permute(4, 3, 0, 1, 2)  # (n, B, D, pairs, 2)
     starts = []
-    for more in torch.view_as_complex(added.contiguous()).unbind(0):
+    for more in torch.complex(added[..., 0], added[..., 1]).unbind(0):
         starts.append(x)
         x = decay * x + more
     before = torch.view_as_real(torch.stack(starts)).permute(2, 3, 4, 1, 0).reshape(width, 2 * pairs, batch * n)

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+import configs
 import run
 from harness.errors import UserError
 from harness.model import sizing

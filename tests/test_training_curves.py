@@ -23,6 +23,8 @@ def curve(architecture: str, kernel: str, path) -> list[float]:
 
 @pytest.mark.slow
 def test_the_reference_and_the_fused_kernel_give_the_same_training_curve(architecture, tmp_path):
+    if configs.is_torch_alone(architecture):
+        pytest.skip("its mixer has no kernels to choose from")
     reference = curve(architecture, "reference", tmp_path / "reference")
     fused = curve(architecture, "fused", tmp_path / "fused")
     assert len(fused) == UPDATES

@@ -18,6 +18,7 @@ from harness.model.mixer import UNTIMED, Call, Flops, Mixer, step_operation
 from harness.model.state import State
 from harness.ops.registry import Choice
 from harness.ops.samples import Draw, Sample, Samples, randomised
+from harness.ops.shapes import expect_tokens
 from harness.ranges import Dimension, TimeScale
 
 PERIOD = 256
@@ -209,9 +210,9 @@ class MTLNN(Mixer):
         elapsed = call.elapsed if self.timed else None
         u, z, carried, fresh, w = self._enter(x.flatten(0, 1), None if elapsed is None else elapsed.flatten())
         h = state["h"].to(w.dtype).transpose(0, 1).flatten(0, 1) if self.recurrence else w.new_zeros(P * batch, S, D)
-        rates = (_rows(rate, batch) for rate in (carried, fresh))
+        rates = (_rows(rate, batch, length) for rate in (carried, fresh))
         run = FILAMENTS.choose(self.kernel, x.device, w.dtype)
-        m, h = run(_rows(z, batch), *rates, _rows(w, batch), h)
+        m, h = run(_rows(z, batch, length), *rates, _rows(w, batch, length), h)
         y = self._leave(m.view(P, batch * length, D), u, self._strength(state, batch, length))
         h = h.view(P, batch, S, D).transpose(0, 1).contiguous()
         return y.unflatten(0, (batch, length)), self.after(h, state, length)
@@ -273,11 +274,11 @@ class MTLNN(Mixer):
         return Flops(2.0 * (products + P * H * (2 * D + 1)), float(other))
 
 
-def _rows(values: Tensor, batch: int) -> Tensor:
+def _rows(values: Tensor, batch: int, length: int) -> Tensor:
     """Of (P, batch T, ...) the rows (P batch, T, ...); what all tokens share, (P, 1, ...), is the same in each row."""
     if values.shape[1] == 1:
         return values.repeat_interleave(batch, 0)
-    return values.unflatten(1, (batch, -1)).flatten(0, 1)
+    return values.unflatten(1, (batch, length)).flatten(0, 1)
 
 
 def own_rate(value: Tensor, multiplier: float) -> nn.Parameter:
