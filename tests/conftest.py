@@ -1,4 +1,7 @@
-"""What every test shares: a fixed seed, `architecture`, which runs a test for each file of conf/model, and Triton.
+"""What every test shares: a fixed seed, and Triton.
+
+`architecture` runs a test for each file of conf/model; `kind` too, but leaves to `make test-long` those that are made
+of other models' classes alone.
 
 Without a GPU the Triton kernels run in its interpreter, which must be asked for before they are imported. Two workers
 run the tests (pytest-xdist), and numba's kernels, which take seconds each to compile, are compiled by one of them.
@@ -19,6 +22,10 @@ import configs
 def pytest_generate_tests(metafunc):
     if "architecture" in metafunc.fixturenames:
         metafunc.parametrize("architecture", configs.MODELS)
+    if "kind" in metafunc.fixturenames:
+        variants = configs.variants()
+        marked = [pytest.param(name, marks=pytest.mark.long) if name in variants else name for name in configs.MODELS]
+        metafunc.parametrize("kind", marked)
 
 
 def pytest_collection_modifyitems(items):

@@ -24,9 +24,13 @@ def assert_it_passes(spec, precision="fp32", layers=None):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_every_architecture_passes_the_checks(architecture, precision):
-    assert_it_passes(configs.spec(architecture), precision)
+def test_every_architecture_passes_the_checks(architecture):
+    assert_it_passes(configs.spec(architecture))
+
+
+@pytest.mark.slow
+def test_every_kind_passes_the_checks_in_bfloat16(kind):
+    assert_it_passes(configs.spec(kind), "bf16")
 
 
 EXPERIMENTS = sorted(path.stem for path in (run.ROOT / "conf" / "experiment").glob("*.yaml"))

@@ -72,8 +72,8 @@ def failed(checks):
 
 
 @pytest.mark.slow
-def test_every_trained_model_passes(architecture):
-    checks = checked(build(configs.spec(architecture)))
+def test_every_trained_model_passes(kind):
+    checks = checked(build(configs.spec(kind)))
     assert [check.name for check in checks.results] == [
         *("evaluation_equals_decoding", "causality_after_training", "hidden_memory")
     ]
