@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-import yaml
-
 import run
 from harness.model.backbone import ModelSpec
 
+ASKED = ("ltc", "mtlnn", "m1", "transformer", "mamba", "rwkv")
+"""The models that the question names."""
 MODELS = sorted(path.stem for path in (Path(run.ROOT) / "conf" / "model").glob("*.yaml"))
 
 
@@ -18,30 +18,6 @@ def resolved(*overrides: str) -> dict:
 def spec(name: str, *overrides: str) -> ModelSpec:
     """The architecture that `model=NAME` and more overrides give."""
     return run.build(resolved(f"model={name}", *overrides)["model"])
-
-
-def variants() -> set[str]:
-    """The architectures that are made of the classes of others: with other options, or in another pattern."""
-    classes = {name: _classes(_model_node(name)) for name in MODELS}
-    known: set[str] = set()
-    found = set()
-    for name in sorted(MODELS, key=lambda name: (len(classes[name]), len(name), name)):
-        if classes[name] <= known:
-            found.add(name)
-        known |= classes[name]
-    return found
-
-
-def _model_node(name: str) -> dict:
-    return yaml.safe_load((Path(run.ROOT) / "conf" / "model" / f"{name}.yaml").read_text())
-
-
-def _classes(node) -> set[str]:
-    """The classes that a node names, of its mixers and their like."""
-    if isinstance(node, dict):
-        own = {node["_target_"]} if "_target_" in node else set()
-        return own.union(*map(_classes, node.values()))
-    return set().union(*map(_classes, node)) if isinstance(node, list) else set()
 
 
 def choice(option: str) -> list[str]:

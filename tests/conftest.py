@@ -1,7 +1,7 @@
 """What every test shares: a fixed seed, and Triton.
 
-`architecture` runs a test for each file of conf/model; `kind` too, but leaves to `make test-long` those that are made
-of other models' classes alone.
+`architecture` runs a test for each file of conf/model; `asked` too, but leaves to `make test-long` those that the
+question does not name.
 
 Without a GPU the Triton kernels run in its interpreter, which must be asked for before they are imported. Two workers
 run the tests (pytest-xdist), and numba's kernels, which take seconds each to compile, are compiled by one of them.
@@ -22,10 +22,11 @@ import configs
 def pytest_generate_tests(metafunc):
     if "architecture" in metafunc.fixturenames:
         metafunc.parametrize("architecture", configs.MODELS)
-    if "kind" in metafunc.fixturenames:
-        variants = configs.variants()
-        marked = [pytest.param(name, marks=pytest.mark.long) if name in variants else name for name in configs.MODELS]
-        metafunc.parametrize("kind", marked)
+    if "asked" in metafunc.fixturenames:
+        others = {
+            name: pytest.param(name, marks=pytest.mark.long) for name in configs.MODELS if name not in configs.ASKED
+        }
+        metafunc.parametrize("asked", [others.get(name, name) for name in configs.MODELS])
 
 
 def pytest_collection_modifyitems(items):

@@ -29,8 +29,8 @@ def test_every_architecture_passes_the_checks(architecture):
 
 
 @pytest.mark.slow
-def test_every_kind_passes_the_checks_in_bfloat16(kind):
-    assert_it_passes(configs.spec(kind), "bf16")
+def test_an_architecture_passes_the_checks_in_bfloat16(asked):
+    assert_it_passes(configs.spec(asked), "bf16")
 
 
 EXPERIMENTS = sorted(path.stem for path in (run.ROOT / "conf" / "experiment").glob("*.yaml"))

@@ -231,6 +231,7 @@ def test_a_queue_killed_three_times_ends_with_the_records_of_one_in_peace(tmp_pa
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_queue_says_what_fails_and_what_is_left(tmp_path, tiny):
     """A run that another process holds is waited for, one that cannot be built fails, the others are made."""
     dry = subprocess.run(tiny(tmp_path / "runs", "--dry-run"), cwd=run.ROOT, check=True, capture_output=True, text=True)

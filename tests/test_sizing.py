@@ -35,8 +35,11 @@ def test_every_architecture_meets_the_budget(architecture, params):
     assert (width.d_inner or width.d_model) % spec.width_multiple == 0
 
 
+LONG = pytest.mark.long
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("size", ["125k", "250k", "500k", "1m"])
+@pytest.mark.parametrize("size", ["125k", "250k", pytest.param("500k", marks=LONG), pytest.param("1m", marks=LONG)])
 def test_every_size_of_the_ladder_leaves_every_architecture_its_shape(architecture, size):
     """Within the budget, with an MLP of at least a quarter of its own width: whole heads may leave it almost none."""
     resolved = configs.resolved(f"model={architecture}", f"size={size}")
@@ -48,7 +51,7 @@ def test_every_size_of_the_ladder_leaves_every_architecture_its_shape(architectu
         assert width.d_ff / width.d_model > spec.d_ff_ratio / 4
 
 
-SIZES = [(125_000, 2), (250_000, 3), (500_000, 3), (1_000_000, 4)]
+SIZES = [(125_000, 2), (250_000, 3), pytest.param(500_000, 3, marks=LONG), pytest.param(1_000_000, 4, marks=LONG)]
 
 
 @pytest.mark.slow

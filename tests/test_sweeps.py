@@ -408,6 +408,7 @@ def test_the_command_line_replaces_what_a_grid_says(sweeps):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_a_sweep_states_what_it_costs(path):
     """Its runs before any extension, and its hours at the speed that it states."""

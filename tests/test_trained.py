@@ -72,8 +72,8 @@ def failed(checks):
 
 
 @pytest.mark.slow
-def test_every_trained_model_passes(kind):
-    checks = checked(build(configs.spec(kind)))
+def test_every_trained_model_passes(asked):
+    checks = checked(build(configs.spec(asked)))
     assert [check.name for check in checks.results] == [
         *("evaluation_equals_decoding", "causality_after_training", "hidden_memory")
     ]

@@ -12,6 +12,7 @@ import conformance
 ROOT = Path(__file__).parent.parent
 
 
+@pytest.mark.long
 def test_every_kernel_compiles(tmp_path):
     pytest.importorskip("triton")
 
