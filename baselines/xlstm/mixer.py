@@ -4,7 +4,6 @@ Computation, initialisation and parameter groups are those of the authors' packa
 `xlstm/components`). Norms, biases, the skip and the sLSTM's recurrent matrices do not decay there.
 """
 
-import copy
 import math
 from collections.abc import Callable
 from functools import partial
@@ -303,9 +302,6 @@ class GatedMLP(Mixer):
 
     def step(self, x_t: Tensor, state: State, call: Call = UNTIMED) -> tuple[Tensor, State]:
         return self.forward(x_t)
-
-    def frozen_step(self) -> Callable:
-        return copy.deepcopy(self).requires_grad_(False).step
 
     def init_state(self, batch: int, context: int = 0, device=None, dtype=None) -> State:
         return {}

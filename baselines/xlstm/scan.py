@@ -125,7 +125,7 @@ _CHUNKED = "baselines.xlstm.mlstm_chunks:mlstm_scan"
 MLSTM_SCAN = Operation(
     "mlstm_scan",
     mlstm_reference,
-    (Kernel("torch", "cpu", _CHUNKED, _FLOATS), Kernel("torch", "cuda", _CHUNKED, _FLOATS)),
+    (Kernel("torch", "cpu", _CHUNKED, _FLOATS, chunked=True), Kernel("torch", "cuda", _CHUNKED, _FLOATS, chunked=True)),
     samples=Samples(
         mlstm_sample,
         {**_HEADS, "length": (1, 2, 31, 32, 33, 70)},
