@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 import run
 from harness.model.backbone import ModelSpec
 
@@ -18,6 +20,11 @@ def resolved(*overrides: str) -> dict:
 def spec(name: str, *overrides: str) -> ModelSpec:
     """The architecture that `model=NAME` and more overrides give."""
     return run.build(resolved(f"model={name}", *overrides)["model"])
+
+
+def mostly_long(names) -> list:
+    """The same as parameters of a test, which `make test` runs for the models that the question names."""
+    return [name if name in ASKED else pytest.param(name, marks=pytest.mark.long) for name in names]
 
 
 def choice(option: str) -> list[str]:

@@ -1,7 +1,7 @@
 """What every test shares: a fixed seed, and Triton.
 
-`architecture` runs a test for each file of conf/model; `asked` too, but leaves to `make test-long` those that the
-question does not name.
+`architecture` runs a test for each file of conf/model, and leaves to `make test-long` those that the question does not
+name, unless the test is marked `every`.
 
 Without a GPU the Triton kernels run in its interpreter, which must be asked for before they are imported. Two workers
 run the tests (pytest-xdist), and numba's kernels, which take seconds each to compile, are compiled by one of them.
@@ -21,12 +21,8 @@ import configs
 
 def pytest_generate_tests(metafunc):
     if "architecture" in metafunc.fixturenames:
-        metafunc.parametrize("architecture", configs.MODELS)
-    if "asked" in metafunc.fixturenames:
-        others = {
-            name: pytest.param(name, marks=pytest.mark.long) for name in configs.MODELS if name not in configs.ASKED
-        }
-        metafunc.parametrize("asked", [others.get(name, name) for name in configs.MODELS])
+        every = metafunc.definition.get_closest_marker("every")
+        metafunc.parametrize("architecture", configs.MODELS if every else configs.mostly_long(configs.MODELS))
 
 
 def pytest_collection_modifyitems(items):
@@ -36,6 +32,8 @@ def pytest_collection_modifyitems(items):
     """
     later = pytest.mark.skip(reason="takes a minute or more of both processors: make test-long")
     for item in items:
+        if "test_a_kernel_conforms" in item.nodeid and re.search(r"-(?:repeats|extremes)-float64", item.nodeid):
+            item.add_marker(pytest.mark.long)
         if "triton" in item.nodeid.lower():
             item.add_marker(pytest.mark.slow)
         if item.get_closest_marker("long") and not os.environ.get("LIQUIDBENCH_LONG"):

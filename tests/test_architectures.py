@@ -24,13 +24,14 @@ def assert_it_passes(spec, precision="fp32", layers=None):
 
 
 @pytest.mark.slow
+@pytest.mark.every
 def test_every_architecture_passes_the_checks(architecture):
     assert_it_passes(configs.spec(architecture))
 
 
 @pytest.mark.slow
-def test_an_architecture_passes_the_checks_in_bfloat16(asked):
-    assert_it_passes(configs.spec(asked), "bf16")
+def test_an_architecture_passes_the_checks_in_bfloat16(architecture):
+    assert_it_passes(configs.spec(architecture), "bf16")
 
 
 EXPERIMENTS = sorted(path.stem for path in (run.ROOT / "conf" / "experiment").glob("*.yaml"))
@@ -57,6 +58,7 @@ def test_an_adaptive_solver_keeps_its_state(monkeypatch, check):
     assert checks.passed, checks.results
 
 
+@pytest.mark.every
 def test_two_files_are_all_an_architecture_needs(architecture):
     node = configs.resolved(f"model={architecture}")["model"]
     assert node["name"] == architecture

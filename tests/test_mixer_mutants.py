@@ -293,8 +293,8 @@ def runs(model: LanguageModel) -> bool:
 
 
 @pytest.mark.slow
-def test_a_change_in_any_path_of_a_mixer_is_caught(asked):
-    model, spec = small(asked)
+def test_a_change_in_any_path_of_a_mixer_is_caught(architecture):
+    model, spec = small(architecture)
     assert failing(model, spec) == []
     pairs = [(function, mutant) for function in travelled(model) for mutant in mutants_of(function)]
     tried, missed = Counter(), []

@@ -174,7 +174,10 @@ def test_no_token_is_told(architecture):
         build(architecture)(torch.zeros(2, 0, dtype=torch.long))
 
 
-@pytest.mark.parametrize("name", [name for name in configs.MODELS if not name.startswith(("transformer", "lfm2"))])
+RECURRENT = [name for name in configs.MODELS if not name.startswith(("transformer", "lfm2"))]
+
+
+@pytest.mark.parametrize("name", configs.mostly_long(RECURRENT))
 def test_no_token_is_told_by_a_recurrence(name):
     first, *_, last = build(name).blocks
     recurrences = {"rwkv": (first.mixer, first.channel_mixer), "m1": (last.adapter,)}

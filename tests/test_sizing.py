@@ -56,7 +56,7 @@ SIZES = [(125_000, 2), (250_000, 3), pytest.param(500_000, 3, marks=LONG), pytes
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("params", "n_layers"), SIZES)
-@pytest.mark.parametrize("given", [*configs.MODELS, "ltc model.mixer.coupling=heads"])
+@pytest.mark.parametrize("given", [*configs.mostly_long(configs.MODELS), "ltc model.mixer.coupling=heads"])
 def test_every_architecture_that_can_be_gated_meets_the_budget(given, params, n_layers):
     spec, size = configs.spec(*given.split(), "block=gated"), SizeConfig(params, n_layers)
     try:

@@ -72,8 +72,8 @@ def failed(checks):
 
 
 @pytest.mark.slow
-def test_every_trained_model_passes(asked):
-    checks = checked(build(configs.spec(asked)))
+def test_every_trained_model_passes(architecture):
+    checks = checked(build(configs.spec(architecture)))
     assert [check.name for check in checks.results] == [
         *("evaluation_equals_decoding", "causality_after_training", "hidden_memory")
     ]

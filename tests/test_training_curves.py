@@ -22,11 +22,11 @@ def curve(architecture: str, kernel: str, path) -> list[float]:
 
 
 @pytest.mark.slow
-def test_the_reference_and_the_fused_kernel_give_the_same_training_curve(asked, tmp_path):
-    if configs.is_torch_alone(asked):
+def test_the_reference_and_the_fused_kernel_give_the_same_training_curve(architecture, tmp_path):
+    if configs.is_torch_alone(architecture):
         pytest.skip("its mixer has no kernels to choose from")
-    reference = curve(asked, "reference", tmp_path / "reference")
-    fused = curve(asked, "fused", tmp_path / "fused")
+    reference = curve(architecture, "reference", tmp_path / "reference")
+    fused = curve(architecture, "fused", tmp_path / "fused")
     assert len(fused) == UPDATES
     assert reference[-1] < 0.8 * reference[0]  # it did learn
     torch.testing.assert_close(torch.tensor(fused), torch.tensor(reference), rtol=0, atol=1e-4)
