@@ -32,7 +32,7 @@ def pytest_collection_modifyitems(items):
     """
     later = pytest.mark.skip(reason="takes a minute or more of both processors: make test-long")
     for item in items:
-        if "test_a_kernel_conforms" in item.nodeid and re.search(r"-(?:repeats|extremes)-float64", item.nodeid):
+        if "test_a_kernel_conforms" in item.nodeid and re.search(r"-numba-(?:repeats|extremes|nan)-", item.nodeid):
             item.add_marker(pytest.mark.long)
         if "triton" in item.nodeid.lower():
             item.add_marker(pytest.mark.slow)
