@@ -25,6 +25,10 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("architecture", configs.MODELS if every else configs.mostly_long(configs.MODELS))
 
 
+ESSENTIAL = re.compile(r"-numba-(?:results-float32|layouts-float64)|-triton-results-float32|-torch-")
+"""What `make test` asks of every kernel, by the ids of the conformance tests: values and gradients, in any layout."""
+
+
 def pytest_collection_modifyitems(items):
     """Marks whatever names Triton as slow: its interpreter and its compiler take seconds for the smallest call.
 
@@ -32,7 +36,7 @@ def pytest_collection_modifyitems(items):
     """
     later = pytest.mark.skip(reason="takes a minute or more of both processors: make test-long")
     for item in items:
-        if "test_a_kernel_conforms" in item.nodeid and re.search(r"-numba-(?:repeats|extremes|nan)-", item.nodeid):
+        if "test_a_kernel_conforms" in item.nodeid and not ESSENTIAL.search(item.nodeid):
             item.add_marker(pytest.mark.long)
         if "triton" in item.nodeid.lower():
             item.add_marker(pytest.mark.slow)

@@ -370,7 +370,9 @@ DELETED = object()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "least"), [("result", 100), ("config", 5), ("environment", 5)])
+@pytest.mark.parametrize(
+    ("name", "least"), [pytest.param("result", 100, marks=pytest.mark.long), ("config", 5), ("environment", 5)]
+)
 def test_no_value_of_a_record_breaks_the_analysis_whatever_it_is_replaced_by(tmp_path, name, least):
     more = {"code": {"arch.ltc": "a"}, "policy": {"kind": "full", "tokens": None}, "busy": False}
     file = write_run(tmp_path, "ltc", solver="rk4", **more) / f"{name}.json"

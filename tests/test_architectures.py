@@ -24,7 +24,6 @@ def assert_it_passes(spec, precision="fp32", layers=None):
 
 
 @pytest.mark.slow
-@pytest.mark.every
 def test_every_architecture_passes_the_checks(architecture):
     assert_it_passes(configs.spec(architecture))
 

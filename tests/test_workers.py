@@ -45,6 +45,7 @@ def workers(process):
 LONG = ["trainer.tokens=25600000", "trainer.checkpoint_every=9999", "model=gru", "seed=0,1"]
 
 
+@pytest.mark.long
 def test_workers_share_a_sweep_and_a_failing_run_ends_nothing(four, tmp_path):
     done = subprocess.run(four, cwd=run.ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 1
