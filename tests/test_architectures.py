@@ -45,8 +45,9 @@ def test_every_experiment_passes_the_checks(experiment, precision):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_newtons_method_passes_the_checks(precision):
-    assert_it_passes(configs.spec("ltc", "parallel=newton"), precision, layers=1)
+@pytest.mark.parametrize("model", ["ltc", "lrcssm"])
+def test_newtons_method_passes_the_checks(model, precision):
+    assert_it_passes(configs.spec(model, "parallel=newton"), precision, layers=1)
 
 
 @pytest.mark.parametrize("check", ["prefill_and_step", "state_shape"])  # all of them take minutes

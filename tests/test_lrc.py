@@ -68,6 +68,13 @@ def test_forward_equals_the_step_loop_in_values_and_gradients(parallel, timed, b
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
 
 
+def test_newtons_method_needs_no_gradients():
+    x, mixer = tokens(), lrc(parallel=Newton(tolerance=1e-8))
+    expected = mixer(x)[0].detach()
+    with torch.inference_mode():
+        torch.testing.assert_close(mixer(x)[0], expected, rtol=0, atol=1e-14)
+
+
 def test_newtons_method_counts_its_iterations():
     mixer = lrc(parallel=Newton())
     mixer(tokens())

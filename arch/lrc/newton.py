@@ -31,26 +31,17 @@ def newton_scan(way: Way, neurons: Neurons, p: Tensor, q: Tensor, h: Tensor, ela
     return _NewtonScan.apply(way, p, q, h, elapsed, *neurons)
 
 
-def _maps(before: Tensor, p: Tensor, q: Tensor, elapsed: Tensor | None, *neurons: Tensor) -> Tensor:
-    """Every token's map of the state before it."""
-    return Neurons(*neurons).step(p, q, before, None if elapsed is None else elapsed.unsqueeze(2))
-
-
-def _slope(before: Tensor, given: tuple) -> tuple[Tensor, Tensor]:
-    """Every token's map and its derivative, which is diagonal."""
-    with torch.enable_grad():
-        before = before.detach().requires_grad_()
-        after = _maps(before, *(None if x is None else x.detach() for x in given))
-        return after.detach(), torch.autograd.grad(after.sum(), before)[0]
+def _column(elapsed: Tensor | None) -> Tensor | None:
+    """(B, T) -> (B, T, 1)."""
+    return None if elapsed is None else elapsed.unsqueeze(2)
 
 
 class _NewtonScan(torch.autograd.Function):
     @staticmethod
     def forward(ctx, way, p, q, h0, elapsed, *neurons):
-        given = p, q, elapsed, *neurons
 
         def linearised(h):
-            after, J = _slope(neighbours(h, h0), given)
+            after, J = Neurons(*neurons).linearised(p, q, neighbours(h, h0), _column(elapsed))
             return after - h, J
 
         def sequential(rows):
@@ -61,18 +52,21 @@ class _NewtonScan(torch.autograd.Function):
         h, diagnostics = solve(Recurrence(h0, p.shape[1], linearised, sequential), way.options, way.scan(p))
         way.record(diagnostics)
         ctx.way = way
-        ctx.save_for_backward(h0, h, *given)
+        ctx.save_for_backward(h0, h, p, q, elapsed, *neurons)
         return h
 
     @staticmethod
     @once_differentiable
     def backward(ctx, g):
         h0, h, *given = ctx.saved_tensors
+        p, q, elapsed, *neurons = given
         before = neighbours(h, h0)
-        adjoint, g_h0 = transposed(ctx.way.scan(g), _slope(before, given)[1], g.contiguous())
+        J = Neurons(*neurons).linearised(p, q, before, _column(elapsed))[1]
+        adjoint, g_h0 = transposed(ctx.way.scan(g), J, g.contiguous())
         with torch.enable_grad():
             leaves = [None if x is None else x.detach().requires_grad_() for x in given]
-            after = _maps(before, *leaves)
+            p, q, elapsed, *neurons = leaves
+            after = Neurons(*neurons).step(p, q, before, _column(elapsed))
             found = iter(torch.autograd.grad(after, [x for x in leaves if x is not None], adjoint))
         g_p, g_q, g_elapsed, *g_neurons = [None if x is None else next(found) for x in leaves]
         return None, g_p, g_q, g_h0, g_elapsed, *g_neurons

@@ -34,6 +34,18 @@ class Neurons(NamedTuple):
         e = torch.sigmoid(self.k * h + self.k0)
         return h + (e if dt is None else dt * e) * (b - a * h)
 
+    def linearised(self, p: Tensor, q: Tensor, h: Tensor, dt: Tensor | None) -> tuple[Tensor, Tensor]:
+        """`step` and its derivative by h, which is diagonal."""
+        y = torch.sigmoid(self.sigma * (h - self.mu))
+        a, shown, e = torch.sigmoid(p + self.w * y), torch.tanh(q + self.u * y), torch.sigmoid(self.k * h + self.k0)
+        by_y = self.sigma * y * (1 - y)
+        v = self.vleak * shown - a * h
+        by_v = self.vleak * self.u * by_y * (1 - shown**2) - self.w * by_y * a * (1 - a) * h - a
+        slope = e * (1 - e) * self.k * v + e * by_v
+        if dt is not None:
+            e, slope = dt * e, dt * slope
+        return h + e * v, 1 + slope
+
 
 def reference(neurons: Neurons, p: Tensor, q: Tensor, h: Tensor, elapsed: Tensor | None) -> Tensor:
     """The states (B, T, D) after each token, from h (B, D). p, q: (B, T, D). elapsed: (B, T), None for 1."""
