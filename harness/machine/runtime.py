@@ -12,7 +12,12 @@ DEFAULT_THREADS = torch.get_num_threads()
 
 
 def use_threads(threads: int | None) -> None:
-    """Gives torch and the numba kernels the same number of CPU threads; None is torch's own choice."""
+    """Gives torch and the numba kernels the same number of CPU threads; None is torch's own choice.
+
+    Numbers too small for a normal float are rounded to 0 in all of them, as on a GPU: a state that decays towards 0
+    would else slow a CPU down many times.
+    """
+    torch.set_flush_denormal(True)  # before any thread starts, for each takes this over from the one that starts it
     # numba first: starting its threads sets OpenMP's number, which is torch's too.
     numba.set_num_threads(min(threads or DEFAULT_THREADS, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
     torch.set_num_threads(threads or DEFAULT_THREADS)
