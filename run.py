@@ -131,7 +131,7 @@ def expanded(overrides: list[str], sweeps: bool = False) -> Plan:
     """Lets Hydra expand a command. sweeps: whether it was given -m. Raises ConfigError for what Hydra cannot read."""
     with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         try:
-            parser = OverridesParser.create()
+            parser = OverridesParser.create(GlobalHydra.instance().config_loader())  # it knows what glob(*) is
             given = parser.parse_overrides(overrides)
             fixed = [o.input_line for o in given if not o.is_sweep_override()]
             composed = hydra.compose("config", fixed, return_hydra_config=True)

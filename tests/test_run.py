@@ -22,6 +22,7 @@ from harness.experiment import Experiment
 from harness.records.summary import show
 from harness.training import checkpoint
 from harness.training.progress import SweepProgress
+from tests import configs
 
 TINY = ["debug=tiny", "trainer.tokens=1024", "progress=false"]
 
@@ -491,6 +492,11 @@ def test_every_sweep_composes_and_states_its_question(path):
     few = int(os.environ.get("LIQUIDBENCH_RUNS", "4"))  # the first: each takes a sixth of a second
     for overrides in plan.jobs[:few] if not plan.section.parts else ():
         assert run.RUNS.config(overrides)["question"] == plan.question
+
+
+def test_a_sweep_of_all_models_needs_no_list_of_them():
+    jobs = run.expanded(["model=glob(*)", "seed=3"], sweeps=True).jobs
+    assert jobs == [[f"model={name}", "seed=3"] for name in configs.MODELS]
 
 
 @pytest.mark.parametrize("path", sorted((run.ROOT / "conf" / "experiment").glob("*.yaml")), ids=lambda path: path.stem)
