@@ -21,6 +21,7 @@ from sweeps.cost import Speeds
 from sweeps.known import Known
 from sweeps.pinned import Publisher
 from sweeps.plan import Plan
+from sweeps.section import Section
 
 ROOT = Path(__file__).resolve().parents[1]
 DESCRIPTION = """Makes the runs of sweeps, in the order in which the sweeps are named; one that consists of
@@ -121,6 +122,7 @@ class Queue:
         self.options, self.home = options, options.home
         self.run = import_module("run")  # here, for it notes the checkout that it stands in, which may not be the last
         self.names = self._parts(options.sweeps)
+        self.asked = [self._section(name) for name in options.sweeps]
         self.publisher = Publisher(self.home, options.commit)
         self.journal: Journal | None = None
         self.workers: list[Worker] = []
@@ -178,10 +180,16 @@ class Queue:
 
     def _parts(self, names: list[str]) -> list[str]:
         def parts(name: str) -> list[str]:
-            of = self.run.expanded([f"+sweeps={name}"], True).section.parts
-            return [inner for part in of for inner in parts(part)] or [name]
+            return [inner for part in self._section(name).parts for inner in parts(part)] or [name]
 
         return list(dict.fromkeys(part for name in names for part in parts(name)))
+
+    def _section(self, name: str) -> Section:
+        return self.run.expanded([f"+sweeps={name}"], True).section
+
+    def _urgency(self, task: Task) -> list[int]:
+        """Less is more urgent; equals are made in the order in which sweeps and their grids name them."""
+        return [section.urgency(task.sweep, list(task.overrides)) for section in self.asked]
 
     def _records(self) -> Known:
         """The records of the runs' own folder and of results/, as far as today's code made them."""
@@ -194,11 +202,12 @@ class Queue:
         for name in self.names:
             if self._may_grow(name):
                 self.plans[name] = self.run.planned([f"+sweeps={name}", *self.options.overrides], True, self.known)
-        self.tasks = [
+        tasks = [
             Task(name, tuple(job), self.run.RUNS.known_key(job))
             for name, plan in self.plans.items()
             for job in plan.jobs
         ]
+        self.tasks = sorted(tasks, key=self._urgency)
         for task in self.tasks:
             if task.name not in self.done and self.known.state(task.key) in DONE:
                 self.done.add(task.name)

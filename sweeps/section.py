@@ -45,7 +45,8 @@ class Section(Part):
     """grids: of each, every combination is run; a list holds the values of its key. seeds: of every run.
 
     tune: a key whose values are extended until the best on validation lies inside. choose: how keys get values that
-    other sweeps found. parts: sweeps that this one consists of, in order of priority.
+    other sweeps found. parts: sweeps that this one consists of, in order of priority. urgent: what is made before all
+    else, the most urgent first: of each, the values that an override of the run must have, and `sweep` its sweep.
     """
 
     grids: list[dict[str, Any]] = []
@@ -53,6 +54,7 @@ class Section(Part):
     tune: str = ""
     choose: dict[str, Choice] = {}
     parts: list[str] = []
+    urgent: list[dict[str, Any]] = []
     budget: Budget | None = None
     cost: Cost | None = None
 
@@ -77,6 +79,12 @@ class Section(Part):
             )
         return section
 
+    def urgency(self, sweep: str, job: list[str]) -> int:
+        """The place of a run of the sweep `sweep` among what is urgent, behind all of it where it is none of that."""
+        has = dict(override.lstrip("+").split("=", 1) for override in job) | {"sweep": sweep}
+        places = (at for at, asked in enumerate(self.urgent) if all(_is_among(has.get(k), asked[k]) for k in asked))
+        return next(places, len(self.urgent))
+
     @property
     def keys(self) -> set[str]:
         """The keys that its grids give values to."""
@@ -86,6 +94,10 @@ class Section(Part):
         """The overrides of each grid, its seeds included: `key=value,value`."""
         seeds = {"seed": self.seeds} if self.seeds else {}
         return [[f"{key}={_choices(values)}" for key, values in (seeds | grid).items()] for grid in self.grids or [{}]]
+
+
+def _is_among(value: str | None, values: Any) -> bool:
+    return value in [_written(one) for one in (values if isinstance(values, list) else [values])]
 
 
 def _choices(values: Any) -> str:

@@ -252,6 +252,16 @@ def test_a_queue_says_what_fails_and_what_is_left(tmp_path, tiny):
     assert "size.params=100" in done.stderr
 
 
+def test_a_queue_begins_with_what_is_urgent(tmp_path, tiny):
+    urgent = "  urgent:\n    - {sweep: tiny, model: lstm, trainer.learning_rate: 4e-3}\n    - {model: lstm}\n"
+    (tmp_path / "plugins" / "sweeps" / "tiny.yaml").write_text(TINY + urgent)
+    dry = subprocess.run(tiny(tmp_path / "runs", "--dry-run"), cwd=run.ROOT, check=True, capture_output=True, text=True)
+    order = ["lstm 0.004", "lstm 0.001", "gru 0.001", "gru 0.004"]
+    runs = [line.replace("model=", "").replace("trainer.learning_rate=", "") for line in dry.stdout.splitlines()[1:]]
+    seed = f" seed={SEEDS[0]} "
+    assert [line.partition(seed)[2].partition(" debug=")[0] for line in runs if seed in line] == order
+
+
 @pytest.mark.slow
 @pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -75,6 +75,15 @@ def test_a_grid_is_extended_until_its_best_value_lies_inside(case):
     assert further(scores) == pytest.approx(more)
 
 
+def test_what_is_urgent_comes_in_the_order_in_which_it_is_named():
+    section = Section.of({"parts": ["a", "b"], "urgent": [{"sweep": "b", "model": ["gru", "ltc"]}, {"seed": 0}]})
+    assert section.urgency("b", ["seed=0", "model=ltc"]) == 0
+    assert section.urgency("a", ["seed=0", "model=ltc"]) == 1
+    assert section.urgency("b", ["seed=0"]) == 1
+    assert section.urgency("b", ["seed=1", "model=mamba"]) == 2
+    assert Section.of({}).urgency("a", ["seed=0"]) == 0
+
+
 def test_a_grid_without_a_ratio_is_refused():
     with pytest.raises(ValueError, match="greater than 0"):
         further({0: 1.0, 1: 2.0})
