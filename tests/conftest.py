@@ -29,18 +29,20 @@ ESSENTIAL = re.compile(r"-numba-(?:results-float32|layouts-float64)|-triton-resu
 """What `make test` asks of every kernel, by the ids of the conformance tests: values and gradients, in any layout."""
 
 
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
     """Marks whatever names Triton as slow: its interpreter and its compiler take seconds for the smallest call.
 
-    What is slow goes first, so that the workers end together. What is long waits until LIQUIDBENCH_LONG asks for it.
+    What is slow goes first, so that the workers end together. What is long waits until LIQUIDBENCH_LONG asks for it, or
+    `pytest -m oracles` for all architectures.
     """
     later = pytest.mark.skip(reason="takes a minute or more of both processors: make test-long")
+    all_wanted = os.environ.get("LIQUIDBENCH_LONG") or config.getoption("markexpr") == "oracles"
     for item in items:
         if "test_a_kernel_conforms" in item.nodeid and not ESSENTIAL.search(item.nodeid):
             item.add_marker(pytest.mark.long)
         if "triton" in item.nodeid.lower():
             item.add_marker(pytest.mark.slow)
-        if item.get_closest_marker("long") and not os.environ.get("LIQUIDBENCH_LONG"):
+        if item.get_closest_marker("long") and not all_wanted:
             item.add_marker(later)
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
@@ -68,3 +70,12 @@ def pytest_xdist_make_scheduler(config, log):
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Prints what tests of oracles found, where they are what was asked for."""
+    if terminalreporter.config.getoption("markexpr") == "oracles":
+        reports = [*terminalreporter.getreports("passed"), *terminalreporter.getreports("skipped")]
+        lines = (value for report in reports for name, value in report.user_properties if name == "oracle")
+        for line in sorted(set(lines)):
+            terminalreporter.write_line(line)

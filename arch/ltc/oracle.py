@@ -120,12 +120,11 @@ def _ncps(mixer: LTC) -> Callable[[Field, Tensor], Tensor]:
             values |= {"sigma": w, "mu": (-field.a / w).diag_embed(), "erev": field.A.diag_embed()}
             values |= {"w": one, "sensory_w": zero}
         cell._params.update(values)
-        with torch.no_grad():
-            if not mixed:
-                return cell(field.a, h[..., 0])[1].unsqueeze(-1)
-            for _ in range(substeps):
-                seen = field.a + couple(field.read_out(h), field.coupling)
-                h = cell(seen, h[..., 0], 1 / substeps)[1].unsqueeze(-1)
-            return h
+        if not mixed:
+            return cell(field.a, h[..., 0])[1].unsqueeze(-1)
+        for _ in range(substeps):
+            seen = field.a + couple(field.read_out(h), field.coupling)
+            h = cell(seen, h[..., 0], 1 / substeps)[1].unsqueeze(-1)
+        return h
 
     return cross

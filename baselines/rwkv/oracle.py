@@ -81,7 +81,6 @@ def _batched(one: Callable[[Tensor, dict[str, Tensor]], Tensor], mixer: nn.Modul
     Matrices of linear layers are laid out as the package keeps them, (in, out).
     """
 
-    @torch.no_grad()
     def forward(x: Tensor) -> Tensor:
         weights = {name: tensor.float() for name, tensor in mixer.state_dict().items()}
         linear = {name: w.t().contiguous() for name, w in weights.items() if name.endswith(".weight") and w.dim() == 2}
