@@ -31,6 +31,11 @@ def load(name: str) -> dict[str, Tensor]:
         return {key: torch.from_numpy(arrays[key]) for key in arrays.files}
 
 
+def section(name: str) -> str:
+    """What the README there says of a file."""
+    return re.search(rf"### {name}\n(.*?)(?=\n### |\Z)", (FOLDER / "README.md").read_text(), re.DOTALL)[1]
+
+
 def arguments(name: str) -> dict:
     """What the authors' class was made with."""
-    return json.loads(re.search(rf"### {name}\n.*?`args = (.*?)`", (FOLDER / "README.md").read_text(), re.DOTALL)[1])
+    return json.loads(re.search(r"`args = (.*?)`", section(name))[1])

@@ -1,8 +1,6 @@
 """MT-LNN: against what its authors' code computed, against its equations in numpy, and each path against the others."""
 
-import os
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +9,7 @@ from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
 import configs
+import golden
 from analysis import mtlnn as described
 from arch.mtlnn.attention import MTAttention
 from arch.mtlnn.mixer import MTLNN
@@ -29,15 +28,6 @@ from harness.ops.attention import attention as operation
 from harness.training.optimizer import parameter_groups
 from oracles import step_loop
 
-GOLDEN = Path(os.environ.get("LIQUIDBENCH_GOLDEN", Path(__file__).resolve().parents[2] / "shared" / "golden"))
-CASES = {
-    "a0_mtlnn_published_init": {},
-    "a1_mtlnn": {},
-    "a4_mtlnn_selective_exp": {"transition": "exp", "tau_max": 200.0},
-    "a6_mtlnn_no_recurrence": {"recurrence": False},
-    "d0_attention": {"max_seq_len": 64},
-}
-"""What the authors' code computed (shared/golden/README.md), and our options for it."""
 OPTIONS = {
     "published": {},
     "signed": {"transition": "signed", "tau_max": 200.0},
@@ -57,22 +47,40 @@ GIVEN = pytest.mark.parametrize("given", OPTIONS)
 SINGLE, DOUBLE = 2e-6, 1e-10
 
 
-def golden(case: str, precision: str) -> dict[str, torch.Tensor]:
-    """The vectors of a case, floats in that precision."""
-    path = GOLDEN / f"{case}.npz"
-    if not path.exists():
-        pytest.skip(f"{path} is not there: set LIQUIDBENCH_GOLDEN to the folder of the authors' vectors")
-    dtype = {"f32": torch.float32, "f64": torch.float64}[precision]
-    with np.load(path, allow_pickle=False) as file:
-        return {name: torch.from_numpy(file[name]).to(dtype) for name in file}
+def options_of_authors(name: str, file: dict[str, torch.Tensor]) -> dict:
+    """Ours for what a golden file's arguments and weights are; that nothing is carried is an option of their calls."""
+    theirs = golden.arguments(name)
+    weights = {key.removeprefix("w/").partition(".")[0] for key in file if key.startswith("w/")}
+    bank = {key.removeprefix("w/resonance.").partition(".")[0] for key in file if key.startswith("w/resonance.")}
+    transition = "signed" if "decay_sign_raw" in bank else "stock"
+    return {
+        "n_filaments": theirs["n_protofilaments"],
+        "n_scales": theirs["n_time_scales"],
+        "map_hidden": theirs["map_hidden_dim"],
+        "tau_min": theirs.get("tau_min", 0.01),
+        "tau_max": theirs.get("tau_max", 10.0),
+        "transition": theirs.get("selective_decay_mode", "tanh") if "sel_w" in bank else transition,
+        "recurrence": "use_scan=False" not in golden.section(name),
+        "scale_gates": "kappa_gate" in bank,
+        "lateral": "lateral" in weights,
+        "map_gate": "map_gates" in weights,
+    }
 
 
-def of_authors(case: str, held: dict[str, torch.Tensor]) -> Mixer:
+def of_authors(name: str, file: dict[str, torch.Tensor]) -> Mixer:
     """The mixer with the authors' weights, whose names it shares."""
-    make = MTAttention if case.startswith("d") else partial(MTLNN, d_ff=52, map_hidden=6)
-    mixer = make(d_model=52, **CASES[case]).to(held["x"].dtype)
-    mixer.load_state_dict({name[2:]: value for name, value in held.items() if name.startswith("w/")})
+    d_model = golden.arguments(name)["d_model"]
+    make = partial(MTAttention, max_seq_len=golden.arguments(name)["max_seq_len"])
+    if name.startswith("a"):
+        make = partial(MTLNN, d_ff=d_model, **options_of_authors(name, file))
+    mixer = make(d_model=d_model).to(file["x"].dtype)
+    mixer.load_state_dict({key[2:]: value for key, value in file.items() if key.startswith("w/")})
     return mixer
+
+
+def held_in(name: str, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """The vectors of a file, in that precision."""
+    return {key: value.to(dtype) for key, value in golden.load(name).items()}
 
 
 def off(actual: torch.Tensor, expected: torch.Tensor) -> float:
@@ -81,9 +89,9 @@ def off(actual: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("f64", DOUBLE), ("f32", SINGLE)])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", golden.names("a", "d0"))
 def test_values_states_and_gradients_are_those_of_the_authors_code(case, precision, tolerance):
-    held = golden(case, precision)
+    held = held_in(case, {"f64": torch.float64, "f32": torch.float32}[precision])
     mixer, x = of_authors(case, held), held["x"].requires_grad_()
     whole, state = mixer(x)
     steps, stepped = step_loop(mixer, x)
@@ -94,7 +102,7 @@ def test_values_states_and_gradients_are_those_of_the_authors_code(case, precisi
     for last in (state, stepped, split):
         parts = {"k": last.keys, "v": last.values} if isinstance(mixer, MTAttention) else last
         known = {name: part for name, part in parts.items() if f"{precision}/state/{name}" in held}
-        assert known or not CASES[case].get("recurrence", True)  # what is not carried is no state of ours
+        assert known or not getattr(mixer, "recurrence", True)  # what is not carried is no state of ours
         assert all(off(part, held[f"{precision}/state/{name}"]) <= tolerance for name, part in known.items())
     if precision == "f64":
         leaves = {"x": x} | {f"w/{name}": value for name, value in mixer.named_parameters()}
@@ -104,9 +112,9 @@ def test_values_states_and_gradients_are_those_of_the_authors_code(case, precisi
             assert off(grad, held[f"f64/grad/{name}"]) <= tolerance, name
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", golden.names("a", "d0"))
 def test_the_equations_in_numpy_are_the_authors_code(case):
-    held = golden(case, "f64")
+    held = held_in(case, torch.float64)
     found = find_oracle(of_authors(case, held)).forward(held["x"])
     assert off(found, held["f64/y"]) <= DOUBLE
 
