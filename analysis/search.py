@@ -11,8 +11,8 @@ from analysis.render import MISSING, Table
 from harness.errors import RecordError
 from harness.records import sweep
 
-SWEEPS = ("recipe_batch", "recipe")
-"""The sweeps that sought it, none of whose test figures is shown but those of what was chosen."""
+SWEEPS = ("recipe_batch", "recipe", "recipe_chosen")
+"""The sweeps that sought it and tried what was chosen; test figures are shown of what was chosen alone."""
 UNTOLD = ("seed", "size", "measure", "model", "sweeps", "trainer.learning_rate")
 """Keys of a run's overrides that are no choice of the recipe; a learning rate is told where it was tuned."""
 FIGURE = "validation_bits_per_byte"
@@ -21,7 +21,8 @@ FIGURE = "validation_bits_per_byte"
 def tables(records: Iterable[Record], results: Path) -> list[Table]:
     """A table a sweep that was started: a row a choice, a column a model, with the difference to the first choice.
 
-    Figures are means over the seeds that the choice and the first one both ran.
+    The last column is the mean of the models' differences. Figures are means over the seeds that the choice and the
+    first one both ran.
     """
     by_key = {record.result["key"]: record for record in records}
     made = []
@@ -51,17 +52,21 @@ def _table(known: sweep.Sweep, by_key: Mapping[str, Record]) -> Table | None:
     first = next(iter(figures.values()))
     rows, data = [], []
     for choice, cells in figures.items():
-        row = [choice]
+        row, differences = [choice], []
         for model in models:
             value, difference = _beside(cells.get(model, {}), first.get(model, {}))
+            differences.append(difference)
             told = MISSING if value is None else f"{value:.4f}"
             row.append(told if difference is None or cells is first else f"{told} ({difference:+.4f})")
             data.append({"choice": choice, "model": model, FIGURE: value, "difference": difference})
-        rows.append(row)
+        known_of_all = [difference for difference in differences if difference is not None]
+        of_all = f"{mean(known_of_all):+.4f}" if len(known_of_all) == len(models) and cells is not first else MISSING
+        rows.append([*row, of_all] if len(models) > 1 else row)
     seeds = max(len(seeds) for cells in figures.values() for seeds in cells.values())
     notes = [f"Bits per byte on validation, over seeds: {seeds}. In brackets: the difference to the first row."]
     runs: list[list[str]] = [[] for _ in rows]
-    return Table(f"search-{known.name}", known.question, ["choice", *models], rows, notes, pd.DataFrame(data), runs)
+    header = ["choice", *models, *(["difference, mean"] if len(models) > 1 else [])]
+    return Table(f"search-{known.name}", known.question, header, rows, notes, pd.DataFrame(data), runs)
 
 
 def _varied(known: sweep.Sweep) -> bool:

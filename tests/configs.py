@@ -1,5 +1,7 @@
 """Configurations as a run composes them, for the tests that hold for every architecture."""
 
+import copy
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -12,9 +14,14 @@ ASKED = ("ltc", "mtlnn", "m1", "transformer", "mamba", "rwkv")
 MODELS = sorted(path.stem for path in (Path(run.ROOT) / "conf" / "model").glob("*.yaml"))
 
 
-def resolved(*overrides: str) -> dict:
-    """The checked configuration of one run."""
+@cache
+def _composed(*overrides: str) -> dict:
     return run.resolve(run.compose(list(overrides)))
+
+
+def resolved(*overrides: str) -> dict:
+    """The checked configuration of one run; composing it takes a tenth of a second, and many tests ask for the same."""
+    return copy.deepcopy(_composed(*overrides))
 
 
 def spec(name: str, *overrides: str) -> ModelSpec:

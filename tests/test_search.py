@@ -1,0 +1,47 @@
+"""The search for the recipe as its tables tell it."""
+
+from pathlib import Path
+
+from analysis import search
+from analysis.records import Record
+from harness.records import sweep
+
+RUNS = [  # a choice, the model, the seed, and what it came to; None where it diverged
+    ("", "a", 0, 2.0),
+    ("", "b", 0, 3.0),
+    ("trainer.beta2=0.99", "a", 0, 1.9),
+    ("trainer.beta2=0.99", "b", 0, 3.2),
+    ("trainer.beta2=0.99", "a", 1, 1.7),  # the first row has no such seed
+    ("trainer.clip_norm=null", "a", 0, 2.5),
+    ("trainer.clip_norm=null", "b", 0, None),
+]
+
+
+def recorded(root: Path, name: str) -> list[Record]:
+    """A sweep on disk, and the records of its runs, whose test figures must not show."""
+    jobs, records = [], []
+    for at, (choice, model, seed, bits) in enumerate(RUNS):
+        overrides = [f"seed={seed}", "size=100k", f"model={model}", *choice.split()]
+        jobs.append(sweep.Job(overrides, f"key{at}"))
+        figures = None if bits is None else {"validation": {"bits_per_byte": bits}, "test": {"bits_per_byte": 9.0}}
+        records.append(Record(root, {"key": f"key{at}", "model": model, "seed": seed, "evaluation": figures}, {}, {}))
+    sweep.write(root, sweep.Sweep(name, "Which?", [*jobs, sweep.Job(["model=a", "trainer.beta1=0.7"], "not made")]))
+    return records
+
+
+def test_each_choice_stands_beside_the_first_for_each_model_and_for_both(tmp_path):
+    (table,) = search.tables(recorded(tmp_path, "recipe"), tmp_path)
+    assert table.header == ["choice", "a", "b", "difference, mean"]
+    assert table.rows == [
+        ["as it stands", "2.0000", "3.0000", "–"],
+        ["beta2=0.99", "1.8000 (-0.1000)", "3.2000 (+0.2000)", "+0.0500"],
+        ["clip_norm=null", "2.5000 (+0.5000)", "–", "–"],
+        ["beta1=0.7", "–", "–", "–"],
+    ]
+    assert "9.0" not in str(table.rows)
+
+
+def test_a_sweep_that_nobody_started_has_no_table(tmp_path):
+    assert search.tables([], tmp_path) == []
+    recorded(tmp_path, "another")
+    assert search.tables([], tmp_path) == []
