@@ -11,7 +11,7 @@ from analysis.render import MISSING, Table
 from harness.errors import RecordError
 from harness.records import sweep
 
-SWEEPS = ("recipe_batch", "recipe", "recipe_chosen")
+SWEEPS = ("recipe_batch", "recipe", "recipe_joint")
 """The sweeps that sought it and tried what was chosen; test figures are shown of what was chosen alone."""
 UNTOLD = ("seed", "size", "measure", "model", "sweeps", "trainer.learning_rate")
 """Keys of a run's overrides that are no choice of the recipe; a learning rate is told where it was tuned."""
