@@ -4,7 +4,6 @@ python run.py model=ltc solver=rk4
 python run.py --help
 """
 
-import inspect
 import logging
 import os
 import re
@@ -30,12 +29,11 @@ from hydra.core.global_hydra import GlobalHydra  # noqa: E402
 from hydra.core.hydra_config import HydraConfig  # noqa: E402
 from hydra.core.override_parser.overrides_parser import OverridesParser  # noqa: E402
 from hydra.core.plugins import Plugins  # noqa: E402
-from hydra.errors import InstantiationException  # noqa: E402
 from hydra.types import HydraContext, RunMode  # noqa: E402
 from omegaconf import DictConfig, OmegaConf  # noqa: E402
 from omegaconf.errors import OmegaConfBaseException  # noqa: E402
 
-from harness.configure import checked, locate  # noqa: E402
+from harness.configure import build, checked, locate, own_keys  # noqa: E402
 from harness.errors import ConfigError, UserError  # noqa: E402
 from sweeps.known import Known  # noqa: E402
 from sweeps.plan import Plan, Planner, Runs  # noqa: E402
@@ -246,20 +244,6 @@ def hydra_main(name: str = "") -> None:
     if name:
         sys.argv.append(f"hydra.job.name={name}")
     hydra.main(config_path=str(ROOT / "conf"), config_name="config", version_base="1.3")(job)()
-
-
-def own_keys(plain: dict) -> dict:
-    """The keys of a configuration that its target takes, without those that reached the model by interpolation."""
-    taken = inspect.signature(locate(plain["_target_"], "config")).parameters
-    return {key: value for key, value in plain.items() if key in taken or key == "_target_"}
-
-
-def build(node: dict):
-    """Instantiates a checked configuration; an error that a constructor raises for the user arrives unwrapped."""
-    try:
-        return hydra.utils.instantiate(node, _convert_="all")
-    except InstantiationException as error:
-        raise error.__cause__ if isinstance(error.__cause__, UserError) else error from None
 
 
 RUNS = Runs(lambda overrides: resolve(compose(overrides)), build)

@@ -2,9 +2,9 @@
 
 Every node with a `_target_` is compared with its target: an unknown key, a missing one, a value of the wrong type or
 range, and a target that makes something else than its place asks for become a ConfigError that names the full key.
-Types are strict: no boolean or text stands for a number, no number for a truth or a text, and infinity and
-not-a-number for nothing; a number without a fraction may be an integer (1e6). Nothing here knows Hydra: a node is a
-plain dict.
+What was checked is then built. Types are strict: no boolean or text stands for a number, no number for a truth or a
+text, and infinity and not-a-number for nothing; a number without a fraction may be an integer (1e6). Nothing here knows
+Hydra: a node is a plain dict, such as a record's config.json.
 """
 
 import difflib
@@ -13,6 +13,7 @@ import inspect
 import types
 from collections.abc import Callable, Iterable
 from dataclasses import is_dataclass
+from functools import partial
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -83,6 +84,25 @@ def checked(node: dict, where: str, extra: Iterable[str] = (), annotation: Any =
     if not node.get("_partial_"):
         _check_required(node, parameters, where)
     return result
+
+
+def build(node: Any) -> Any:
+    """What a checked node makes, its parts first; with `_partial_` a factory of it. Other values are what they are."""
+    if isinstance(node, list):
+        return [build(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    parts = {key: build(value) for key, value in node.items() if key not in RESERVED}
+    if not is_target(node):
+        return parts
+    target = locate(node["_target_"], "")
+    return partial(target, **parts) if node.get("_partial_") else target(**parts)
+
+
+def own_keys(node: dict) -> dict:
+    """The keys of a configuration that its target takes, without those that reached the model by interpolation."""
+    taken = inspect.signature(locate(node["_target_"], "config")).parameters
+    return {key: value for key, value in node.items() if key in taken or key == "_target_"}
 
 
 def shown(value: Any) -> str:
