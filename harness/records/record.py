@@ -3,6 +3,7 @@
 <root>/<name>-<key>/  config.json, environment.json, checks.json, metrics.jsonl, checkpoint.pt,
                       failure.json (why the last attempt ended, where it failed),
                       refused.json (in place of a result: a run that failed the checks after training),
+                      weights.safetensors (of a finished run, its sha256 in the result),
                       result.json (where it lies, the run is finished),
                       curve.csv (then takes the place of metrics.jsonl, and checks.json is in the result)
 """
@@ -20,7 +21,7 @@ from typing import IO, Any
 
 from harness.errors import RecordError, UserError
 from harness.machine.environment import environment
-from harness.records import curve
+from harness.records import curve, weights
 from harness.records.files import replacing
 from harness.records.identity import SCHEMA_VERSION, run_key, to_json
 
@@ -103,7 +104,12 @@ class Run:
             raise _unwritable(self.path / name, error) from error
 
     def finish(self, result: dict) -> dict:
-        """Writes the result, which makes the run finished, and returns it as `result()` will read it."""
+        """Writes the result, which makes the run finished, and returns it as `result()` will read it.
+
+        Weights that training left in a checkpoint are kept beside it, unless it diverged.
+        """
+        kept = weights.keep(self.path, self.key) if result.get("status") == "finished" else None
+        result = result if kept is None else result | {"weights": kept}
         self.write_json("result.json", {"schema_version": SCHEMA_VERSION, "key": self.key} | result)
         written = self.result()
         with suppress(RecordError, OSError, ValueError):  # what cannot be made light is whole all the same
