@@ -1,0 +1,10 @@
+from harness.errors import UserError as UserError
+from harness.library import Generation as Generation
+from harness.library import TrainedModel as TrainedModel
+from harness.library import build_model as build_model
+from harness.library import load as load
+from harness.model.backbone import LanguageModel as LanguageModel
+from harness.model.backbone import ModelSpec as ModelSpec
+from harness.model.context import ContextPolicy as ContextPolicy
+from harness.model.mixer import Mixer as Mixer
+from harness.model.state import state_bytes as state_bytes
