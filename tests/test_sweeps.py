@@ -21,7 +21,9 @@ from sweeps.section import Choice, Section
 from sweeps.tuning import Tried, UnknownValueError, chosen, extended, further, trend
 from sweeps.work import Command, Work
 
-FILES = sorted((run.ROOT / "sweeps").glob("*.yaml"))
+NAMES = sorted(
+    path.relative_to(run.ROOT / "sweeps").with_suffix("").as_posix() for path in (run.ROOT / "sweeps").rglob("*.yaml")
+)
 MOST = int(os.environ.get("LIQUIDBENCH_RUNS", "12"))
 """Runs of a sweep, which take a sixth of a second each to compose; LIQUIDBENCH_RUNS=200 checks those of more too."""
 
@@ -363,6 +365,21 @@ sweep:
 """
 
 
+def test_a_sweep_may_stand_in_a_folder(tmp_path, monkeypatch):
+    """Its name has the folder's before it: for Hydra, in the records and when they are read."""
+    folder = tmp_path / "plugins" / "sweeps" / "claims"
+    folder.mkdir(parents=True)
+    (folder / "mine.yaml").write_text(TUNED)
+    monkeypatch.setenv("LIQUIDBENCH_PLUGINS", str(tmp_path / "plugins"))
+    plan = run.expanded(["+sweeps=claims/mine", f"records={tmp_path}"], True)
+    assert (plan.name, plan.question, plan.runs) == ("claims/mine", "Which rate?", 6)
+    on_disk.write(tmp_path, Sweep(plan.name, plan.question))
+    on_disk.write(tmp_path, Sweep("other"))
+    assert on_disk.read([tmp_path], "claims/mine").question == "Which rate?"
+    with pytest.raises(RecordError, match=r"No sweep 'mine'.*\(claims/mine, other\)"):
+        on_disk.read([tmp_path], "mine")
+
+
 @pytest.fixture
 def sweeps(tmp_path, monkeypatch):
     """A folder of sweeps of one's own, and the overrides of tiny runs."""
@@ -418,16 +435,16 @@ def test_the_command_line_replaces_what_a_grid_says(sweeps):
 
 @pytest.mark.slow
 @pytest.mark.long
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_a_sweep_states_what_it_costs(path):
+@pytest.mark.parametrize("name", NAMES)
+def test_a_sweep_states_what_it_costs(name):
     """Its runs before any extension, and its hours at the speed that it states."""
-    section = run.expanded([f"+sweeps={path.stem}"], True).section
+    section = run.expanded([f"+sweeps={name}"], True).section
     if section.parts:
         assert {part for part in section.parts if not (run.ROOT / "sweeps" / f"{part}.yaml").is_file()} == set()
         return
     if section.budget.runs > MOST:
         pytest.skip(f"{section.budget.runs} runs: LIQUIDBENCH_RUNS={section.budget.runs} composes them")
-    plan = run.planned([f"+sweeps={path.stem}"], True, Known([]))
+    plan = run.planned([f"+sweeps={name}"], True, Known([]))
     jobs = [*plan.jobs, *(job for job, _ in plan.waiting)]
     assert section.budget.runs == len(jobs)
     speeds = Speeds({}, section.cost.tokens_per_second)

@@ -80,7 +80,8 @@ def write(root: Path, sweep: Sweep) -> Path:
 def read(folders: Iterable[Path], name: str) -> Sweep:
     """Reads the sweep `name` from the first of `folders` that has it; raises RecordError where none does."""
     folders = list(folders)
-    known = {path.stem: path for root in reversed(folders) for path in sorted((root / FOLDER).glob("*.json"))}
+    found = ((root / FOLDER, path) for root in reversed(folders) for path in sorted((root / FOLDER).rglob("*.json")))
+    known = {path.relative_to(folder).with_suffix("").as_posix(): path for folder, path in found}
     if name not in known:
         raise RecordError(
             f"No sweep {name!r} is recorded in {', '.join(map(str, folders)) or 'any folder'}.",
@@ -149,7 +150,7 @@ class Journal:
     """
 
     def __init__(self, root: Path, name: str):
-        self.path = root / FOLDER / f"{name}.jsonl"
+        self.root, self.name, self.path = root, name, root / FOLDER / f"{name}.jsonl"
         self._lock: IO | None = None
 
     def begin(self, runs: int | None) -> None:
@@ -160,7 +161,7 @@ class Journal:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise RecordError(
-                f"Another command makes the sweep {self.path.stem} in {self.path.parent.parent}.",
+                f"Another command makes the sweep {self.name} in {self.root}.",
                 "one command for a sweep.",
                 "wait for it, or stop it; then the same command goes on.",
             ) from error
