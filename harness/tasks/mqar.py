@@ -1,5 +1,6 @@
 """Multi-query associative recall (Arora et al. 2023, "Zoology", arXiv:2312.04927)."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import numpy as np
@@ -9,8 +10,11 @@ from torch import Tensor
 
 from harness.errors import ConfigError
 from harness.model.interface import IGNORE
-from harness.ranges import Dimension, Exponent, Name
-from harness.tasks.synthetic import SyntheticTask
+from harness.ranges import Count, Dimension, Exponent, Length, Name
+from harness.tasks.synthetic import SyntheticTask, Vocabulary, distinct
+
+Mixture = Annotated[Sequence[Annotated[list[Count], Field(min_length=3, max_length=3)]], Field(min_length=1)]
+"""Of each kind of train example its length, its pairs and its share of the whole."""
 
 
 class MQAR(SyntheticTask):
@@ -19,49 +23,88 @@ class MQAR(SyntheticTask):
     Keys are drawn without replacement from [1, vocab_size / 2), values from [vocab_size / 2, vocab_size). The slots of
     the queries (every second position after the pairs) are drawn without replacement with probability proportional to
     slot^(power_a - 1), slot = 1, 2, ...: a small power_a asks soon, power_a = 1 asks anywhere alike. The other
-    positions hold random tokens (random_non_queries) or 0. Raises ConfigError where the pairs do not fit.
+    positions hold random tokens (random_non_queries) or 0.
+
+    With `length`, sequences of another length have as many pairs a token. train_examples: None draws without end.
+    mixture: training draws its examples from several lengths and numbers of pairs, with zeros behind shorter ones.
+    Raises ConfigError where the pairs do not fit.
     """
+
+    version = 2
 
     def __init__(
         self,
         name: Name = "mqar",
-        vocab_size: Annotated[int, Field(ge=4, le=2**20)] = 1024,
-        num_kv_pairs: Dimension = 32,
+        vocab_size: Vocabulary = 8192,
+        num_kv_pairs: Dimension = 4,
         power_a: Exponent = 0.01,
-        random_non_queries: bool = True,
+        random_non_queries: bool = False,
+        length: Length | None = None,
+        train_examples: Count | None = None,
+        mixture: Mixture | None = None,
     ):
-        if num_kv_pairs > vocab_size // 2 - 1:
-            raise ConfigError(
-                f"task.num_kv_pairs={num_kv_pairs} needs as many distinct keys; task.vocab_size={vocab_size} has "
-                f"{vocab_size // 2 - 1}.",
-                "num_kv_pairs below vocab_size / 2.",
-                f"set task.vocab_size={2 * num_kv_pairs + 2} or more, or fewer pairs.",
-            )
         self.name, self.vocab_size, self.num_kv_pairs = name, vocab_size, num_kv_pairs
         self.power_a, self.random_non_queries = power_a, random_non_queries
+        self.length, self.train_examples, self.mixture = length, train_examples, mixture
+        most = max([num_kv_pairs, *(pairs for _, pairs, _ in mixture or ())])
+        if most > vocab_size // 2 - 1:
+            raise ConfigError(
+                f"{most} pairs need as many distinct keys; task.vocab_size={vocab_size} has {vocab_size // 2 - 1}.",
+                "fewer pairs than vocab_size / 2.",
+                f"set task.vocab_size={2 * most + 2} or more, or fewer pairs.",
+            )
+        if length is None and (train_examples is not None or mixture is not None):
+            raise ConfigError(
+                "task.train_examples or task.mixture was given without task.length.",
+                "the length of the train set's examples.",
+                "set task.length, or both to null.",
+            )
+        kinds = [(length, num_kv_pairs), *((each, pairs) for each, pairs, _ in mixture or ())]
+        for each, pairs in kinds:
+            if length is not None and each is not None and not 4 * pairs <= each <= length:
+                raise ConfigError(
+                    f"{pairs} pairs in {each} tokens do not fit task.length={length}.",
+                    "four tokens a pair, two to state and two to ask, in at most task.length of them.",
+                    "raise task.length, or lower the pairs.",
+                )
 
     def parameters(self) -> dict[str, Any]:
-        names = ("vocab_size", "num_kv_pairs", "power_a", "random_non_queries")
+        names = ("vocab_size", "num_kv_pairs", "power_a", "random_non_queries", "length", "mixture")
         return {name: getattr(self, name) for name in names}
 
-    def shortest(self) -> int:
-        return 4 * self.num_kv_pairs
+    def pairs(self, length: int) -> int:
+        """The pairs of sequences of this length: as many a token as the train set has, where there is one."""
+        if self.length is None:
+            return self.num_kv_pairs
+        return max(1, min(self.num_kv_pairs * length // self.length, self.vocab_size // 2 - 1))
 
-    def check(self, batch_size: int, length: int) -> None:
-        super().check(batch_size, length)
-        if length < self.shortest():
-            raise ConfigError(
-                f"Sequences of {length} tokens cannot hold {self.num_kv_pairs} pairs and their queries.",
-                f"at least {self.shortest()} tokens: two for a pair and two for a query.",
-                "raise trainer.length or lower task.num_kv_pairs.",
-            )
+    def shortest(self) -> int:
+        return 4 * self.num_kv_pairs if self.length is None else 4
 
     def generate(self, generator: np.random.Generator, batch_size: int, length: int) -> tuple[np.ndarray, np.ndarray]:
-        pairs, half, context = self.num_kv_pairs, self.vocab_size // 2, 2 * self.num_kv_pairs
-        keys = 1 + _distinct(generator, np.zeros(half - 1), batch_size, pairs)  # (B, pairs)
-        values = half + _distinct(generator, np.zeros(self.vocab_size - half), batch_size, pairs)
+        return self._examples(generator, batch_size, length, self.pairs(length))
+
+    def generate_train(
+        self, generator: np.random.Generator, batch_size: int, length: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        if self.mixture is None:
+            return self.generate(generator, batch_size, length)
+        inputs, targets = np.zeros((batch_size, length), np.int64), np.full((batch_size, length), IGNORE, np.int64)
+        shares = np.array([share for _, _, share in self.mixture], dtype=float)
+        kinds = generator.choice(len(shares), size=batch_size, p=shares / shares.sum())
+        for kind, (each, pairs, _) in enumerate(self.mixture):
+            rows = np.flatnonzero(kinds == kind)
+            inputs[rows, :each], targets[rows, :each] = self._examples(generator, len(rows), each, pairs)
+        return inputs, targets
+
+    def _examples(
+        self, generator: np.random.Generator, batch_size: int, length: int, pairs: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        half, context = self.vocab_size // 2, 2 * pairs
+        keys = 1 + distinct(generator, half - 1, batch_size, pairs)  # (B, pairs)
+        values = half + distinct(generator, self.vocab_size - half, batch_size, pairs)
         slots = np.arange(1, (length - context) // 2 + 1)
-        asked = context + 2 * _distinct(generator, (self.power_a - 1) * np.log(slots), batch_size, pairs)
+        asked = context + 2 * _weighted(generator, (self.power_a - 1) * np.log(slots), batch_size, pairs)
         inputs = np.zeros((batch_size, length), dtype=np.int64)
         if self.random_non_queries:
             inputs = generator.integers(self.vocab_size, size=(batch_size, length), dtype=np.int64)
@@ -72,13 +115,20 @@ class MQAR(SyntheticTask):
         return inputs, targets
 
     def oracle(self, inputs: Tensor) -> Tensor:
-        context = 2 * self.num_kv_pairs
+        """A value is remembered under the key before it, once; 0, which is no value, stands for an unknown one."""
+        half, rows = self.vocab_size // 2, torch.arange(len(inputs))
         memory = torch.zeros(len(inputs), self.vocab_size, dtype=torch.long)
-        memory.scatter_(1, inputs[:, 0:context:2], inputs[:, 1:context:2])
-        return memory.gather(1, inputs)
+        answers, before = [], torch.zeros_like(inputs[:, 0])
+        for token in inputs.unbind(1):
+            known = memory[rows, before]
+            stated = (before > 0) & (before < half) & (token >= half) & (known == 0)
+            memory[rows, before] = torch.where(stated, token, known)
+            answers.append(memory[rows, token])
+            before = token
+        return torch.stack(answers, 1)
 
 
-def _distinct(generator: np.random.Generator, log_weights: np.ndarray, batch_size: int, count: int) -> np.ndarray:
+def _weighted(generator: np.random.Generator, log_weights: np.ndarray, batch_size: int, count: int) -> np.ndarray:
     """Draws `count` of the indices without replacement, one after the other, by weight: (B, count).
 
     The largest sums of log-weight and Gumbel noise, in order, are such a draw (Efraimidis and Spirakis 2006).
