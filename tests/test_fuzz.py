@@ -56,9 +56,10 @@ EDGES += [[], [0], [64, 64, 1], [1, 2, 3], ["a", None], {}, {"a": 1}, {"_target_
 @functools.cache
 def composed(option: str) -> DictConfig:
     """The configuration of one choice of one group, on a small text where it chooses no task."""
-    group = option.partition("=")[0]
+    group, _, chosen = option.partition("=")
+    own = {group, "task"} if "/task:" in (run.ROOT / "conf" / group / f"{chosen}.yaml").read_text() else {group}
     overrides = configs.choice(option) + [
-        f"{other}={choice}" for other, choice in (("task", "text"), ("size", "250k")) if other != group
+        f"{other}={choice}" for other, choice in (("task", "text"), ("size", "250k")) if other not in own
     ]
     config = run.compose(overrides)
     for key in OmegaConf.missing_keys(config):
