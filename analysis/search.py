@@ -1,6 +1,6 @@
 """The search for the recipe that all architectures share: each choice tried, and its loss on validation."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from statistics import mean
 
@@ -13,8 +13,10 @@ from harness.records import sweep
 
 SWEEPS = ("recipe_batch", "recipe", "recipe_joint")
 """The sweeps that sought it and tried what was chosen; test figures are shown of what was chosen alone."""
-UNTOLD = ("seed", "size", "measure", "model", "sweeps", "trainer.learning_rate")
-"""Keys of a run's overrides that are no choice of the recipe; a learning rate is told where it was tuned."""
+UNTOLD = ("seed", "size", "measure", "model", "sweeps")
+"""Keys of a run's overrides that are no choice of the recipe."""
+RATE = "trainer.learning_rate"
+"""Told where it was tuned."""
 FIGURE = "validation_bits_per_byte"
 
 
@@ -38,12 +40,12 @@ def tables(records: Iterable[Record], results: Path) -> list[Table]:
 
 def _table(known: sweep.Sweep, by_key: Mapping[str, Record]) -> Table | None:
     figures: dict[str, dict[str, dict[int, float]]] = {}  # by choice, model and seed
-    tuned = _varied(known)
+    starts, untold = (_shared(known), UNTOLD) if _varied(known) else (_starts(known), (*UNTOLD, RATE))
     for job in known.jobs:
         record = by_key.get(job.key or "")
         result = record.result if record else None
         figure = _figure(result)
-        cells = figures.setdefault(_choice(job, tuned), {})
+        cells = figures.setdefault(_changed(job, starts, untold), {})
         if result is not None and figure is not None:
             cells.setdefault(result["model"], {})[result["seed"]] = figure
     models = sorted({model for cells in figures.values() for model in cells})
@@ -69,19 +71,41 @@ def _table(known: sweep.Sweep, by_key: Mapping[str, Record]) -> Table | None:
     return Table(f"search-{known.name}", known.question, header, rows, notes, pd.DataFrame(data), runs)
 
 
+def _starts(known: sweep.Sweep) -> dict[str, dict[str, str]]:
+    """What each model's first run was given: what it differs by, another run tries."""
+    starts: dict[str, dict[str, str]] = {}
+    for job in known.jobs:
+        starts.setdefault(_overrides(job).get("model", ""), _overrides(job))
+    return starts
+
+
+def _shared(known: sweep.Sweep) -> dict[str, dict[str, str]]:
+    """What all runs of a model were given."""
+    shared: dict[str, dict[str, str]] = {}
+    for job in known.jobs:
+        given = _overrides(job)
+        before = shared.setdefault(given.get("model", ""), given)
+        shared[given.get("model", "")] = dict(before.items() & given.items())
+    return shared
+
+
 def _varied(known: sweep.Sweep) -> bool:
     """Whether the sweep tuned the learning rate itself, and was not given one."""
     rates: dict[str, set[str]] = {}
     for job in known.jobs:
-        rates.setdefault(_choice(job, tuned=False), set()).add(_overrides(job).get("trainer.learning_rate", ""))
+        rates.setdefault(_changed(job, {}, (*UNTOLD, RATE)), set()).add(_overrides(job).get(RATE, ""))
     return any(len(found) > 2 for found in rates.values())  # two models may have one each
 
 
-def _choice(job: sweep.Job, tuned: bool) -> str:
-    told = {key: value for key, value in _overrides(job).items() if key not in UNTOLD}
-    if tuned:
-        told["trainer.learning_rate"] = _overrides(job).get("trainer.learning_rate", "")
-    return ", ".join(f"{key.partition('.')[2]}={value}" for key, value in told.items()) or "as it stands"
+def _changed(job: sweep.Job, starts: Mapping[str, Mapping[str, str]], untold: Collection[str]) -> str:
+    """What a run was given beside what its model starts from."""
+    given = _overrides(job)
+    start = starts.get(given.get("model", ""), {})
+    return _words({key: value for key, value in given.items() if key not in untold and start.get(key) != value})
+
+
+def _words(choices: Mapping[str, str]) -> str:
+    return ", ".join(f"{key.partition('.')[2]}={value}" for key, value in choices.items()) or "as it stands"
 
 
 def _overrides(job: sweep.Job) -> dict[str, str]:
