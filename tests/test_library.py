@@ -14,9 +14,11 @@ import torch
 import harness
 import recorded_run
 import run
+from harness.configure import checked, own_keys
 from harness.errors import CheckpointError, ConfigError, RecordError, UserError
+from harness.experiment import Experiment
 from harness.generation.generate import generate
-from harness.records import again, weights
+from harness.records import again, recorded, weights
 from harness.training import checkpoint
 
 
@@ -136,6 +138,11 @@ def test_a_spoilt_run_is_refused_with_what_to_do(copy, case):
     with pytest.raises(kind) as error:
         harness.load(copy)
     assert str(copy) in str(error.value) or case == "another width"
+
+
+def test_every_published_record_could_be_made_again():
+    for path in (run.ROOT / "results").glob("*/config.json"):
+        checked(own_keys(recorded.config(path.parent)), "", annotation=Experiment)
 
 
 @pytest.mark.slow
