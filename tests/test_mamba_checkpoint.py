@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 from baselines.mamba import oracle as mamba_oracle
 from baselines.mamba.mixer import Selective
-from baselines.mamba.weights import load_mamba_checkpoint, translate
+from baselines.mamba.weights import export_mamba_ssm, load_mamba_checkpoint, translate, write_mamba_ssm
 from harness.errors import CheckpointError
 from harness.model.backbone import ModelSpec, Width
 from harness.model.block import Gated, GatedBlock
@@ -74,20 +74,20 @@ def test_a_checkpoint_of_transformers_gives_its_logits():
     assert torch.equal(other(tokens)[0], model(tokens)[0])
 
 
-def foreign_names(model) -> dict:
-    """The state dict of a model under mamba-ssm's names."""
-    names = {"embedding": "backbone.embedding", "norm": "backbone.norm_f", "head": "lm_head"}
-    renamed = {}
-    for name, tensor in model.state_dict().items():
-        first, rest = name.split(".", 1)
-        renamed[f"{names.get(first, 'backbone.layers')}.{rest.replace('.core', '')}"] = tensor
-    assert {translate(name) for name in renamed} == set(model.state_dict())
-    return renamed
+def test_mamba_ssm_reads_what_is_exported(tmp_path):
+    head, model = mamba_ssm("mamba_ssm.models.mixer_seq_simple"), small_model()
+    write_mamba_ssm(model, tmp_path)
+    theirs = head.MambaLMHeadModel.from_pretrained(str(tmp_path))
+    assert {translate(name) for name in theirs.state_dict()} == set(model.state_dict())
+    other = small_model()
+    load_mamba_checkpoint(other, theirs.state_dict())
+    tokens = torch.randint(40, (2, 13))
+    assert torch.equal(other(tokens)[0], model(tokens)[0])
 
 
 @pytest.mark.parametrize("damage", ["missing", "unknown", "deeper", "shape"])
 def test_a_checkpoint_that_does_not_fit_is_refused(damage):
-    state_dict = foreign_names(small_model())
+    state_dict = export_mamba_ssm(small_model())
     model = small_model(n_layers=4 if damage == "deeper" else 2, vocab_size=48 if damage == "shape" else 40)
     if damage == "missing":
         del state_dict["backbone.layers.1.mixer.A_log"]

@@ -9,6 +9,7 @@ import torch
 from baselines.rwkv import weights as rwkv_checkpoint
 from baselines.rwkv.oracle import packaged_channel_mix, packaged_time_mix, rwkv_package
 from harness.errors import CheckpointError
+from test_library import Malicious
 from test_rwkv import VOCAB, language_model, tokens
 
 
@@ -22,8 +23,8 @@ def test_the_package_s_parts_take_the_weights_of_ours():
 
 def test_a_whole_model_equals_the_rwkv_package_in_sequence_and_step_by_step(tmp_path):
     model, ids = language_model(torch.float32), tokens(1, 24)
-    torch.save(rwkv_checkpoint.export_x070(model), tmp_path / "tiny.pth")
-    package = rwkv_package().RWKV_x070(str(tmp_path / "tiny"), "cpu fp32")
+    rwkv_checkpoint.write_x070(model, tmp_path)
+    package = rwkv_package().RWKV_x070(str(tmp_path / "model"), "cpu fp32")
     logits = model(ids)[0][0].detach()
     assert logits.std() > 0.05
     sequence, _ = package.forward(ids[0].tolist(), None, full_output=True)
@@ -77,3 +78,10 @@ def test_a_file_that_does_not_fit_is_told(tmp_path):
     (tmp_path / "bad.pth").write_bytes(b"nonsense")
     with pytest.raises(CheckpointError, match=r"bad\.pth cannot be read"):
         rwkv_checkpoint.load_x070(tmp_path / "bad.pth")
+
+
+def test_no_code_comes_out_of_a_file(tmp_path):
+    torch.save({"emb.weight": Malicious(tmp_path / "touched")}, tmp_path / "model.pth")
+    with pytest.raises(CheckpointError):
+        rwkv_checkpoint.load_x070(tmp_path / "model.pth")
+    assert not (tmp_path / "touched").exists()

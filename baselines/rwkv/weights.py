@@ -88,3 +88,12 @@ def load_x070(path: str | Path) -> LanguageModel:
             f"{path} cannot be read: {error}.", "an x070 .pth file of tensors.", "correct the path or the file."
         ) from error
     return build_x070(tensors)
+
+
+def write_x070(model: LanguageModel, folder: Path) -> None:
+    """Writes model.pth for the rwkv package; load it as RWKV(model="FOLDER/model", strategy="cpu fp32")."""
+    torch.save(export_x070(model), folder / "model.pth")
+
+
+FORMATS = {"rwkv": write_x070}
+"""What `python -m harness.export` writes."""

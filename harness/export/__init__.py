@@ -1,0 +1,1 @@
+"""Trained models in the formats of others: `python -m harness.export run=PATH format=hf`."""

@@ -1,0 +1,40 @@
+"""Exports a trained run: `python -m harness.export run=runs/RUN format=hf to=FOLDER`.
+
+format=hf (the default): for transformers; import harness.export.hf there, then AutoModelForCausalLM.from_pretrained.
+format=transformers: Transformers and Mamba-1 as its own Llama, Mistral or Mamba. format=rwkv: RWKV-7 as a .pth file of
+the rwkv package. format=mamba_ssm: Mamba-1 as a folder for its from_pretrained.
+to: the folder to write, RUN/export-FORMAT where it is not given.
+"""
+
+import sys
+from pathlib import Path
+
+import harness
+from harness.errors import ConfigError, UserError
+from harness.export.formats import export
+
+KEYS = ("run", "format", "to")
+
+
+def main(arguments: list[str]) -> None:
+    """The command."""
+    if {"-h", "--help"} & set(arguments):
+        print(__doc__)
+        return
+    given = dict(argument.partition("=")[::2] for argument in arguments)
+    if "run" not in given or not given.keys() <= set(KEYS) or not all(given.values()):
+        raise ConfigError(
+            f"The command {' '.join(arguments)!r} cannot be read.",
+            f"{', '.join(f'{key}=VALUE' for key in KEYS)}, run= always.",
+            "python -m harness.export --help",
+        )
+    run, name = Path(given["run"]), given.get("format", "hf")
+    folder = export(harness.load(run), name, Path(given.get("to") or run / f"export-{name}"))
+    print(f"Exported to {folder}")
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        sys.exit(error.paragraph())

@@ -1,0 +1,141 @@
+"""Trained models in the formats of others, for every architecture of conf/model."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from torch.testing import assert_close
+from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
+
+import configs
+import harness
+import recorded_run
+from baselines.mamba.oracle import transformers_in_torch
+from harness.errors import UserError
+from harness.export import hf
+from harness.export.__main__ import main
+from harness.export.formats import formats
+from harness.generation.generate import generate
+from harness.library import TrainedModel, build_model
+from harness.model.context import FULL
+from harness.model.sizing import SizeConfig, solve
+
+
+def model_of(architecture: str) -> TrainedModel:
+    """A small model of an architecture whose weights are all random, in plain torch where it has kernels."""
+    plain = [] if configs.is_torch_alone(architecture) else ["kernel=reference"]
+    config, spec = configs.resolved(f"model={architecture}", *plain), configs.spec(architecture)
+    layers = max(2, len(spec.pattern))
+    width = solve(spec, 256, SizeConfig(75_000 * layers, layers))
+    model = build_model(config["model"], 256, layers * spec.block.depth_factor, width, seed=3).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.02)
+    return TrainedModel(model, config, {}, FULL, reads_text=True, path=Path("nowhere"))
+
+
+@pytest.mark.slow
+def test_an_architecture_generates_in_transformers(architecture, tmp_path):
+    ours = model_of(architecture)
+    hf.write(ours, tmp_path)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path)
+    state = theirs.model.state_dict()
+    assert state.keys() == ours.model.state_dict().keys()
+    assert all(torch.equal(state[name], tensor) for name, tensor in ours.model.state_dict().items())
+    tokens = torch.randint(256, (2, 9))
+    with torch.no_grad():
+        assert_close(theirs(tokens).logits, ours.model(tokens)[0], rtol=0, atol=1e-6)
+        cache = theirs(tokens).past_key_values
+        before = cache.state_bytes
+        theirs(tokens[:, :1], past_key_values=cache)
+    assert (cache.state_bytes == before) == ours.model.constant_state
+    assert cache.get_seq_length() == 10
+
+    mask = torch.ones(2, 9, dtype=torch.long)
+    mask[1, :4] = 0
+    padded = theirs.generate(tokens, attention_mask=mask, max_new_tokens=6, do_sample=False)[:, 9:]
+    alone = [generate(ours.model, row, 6, temperature=0)[0] for row in (tokens[:1], tokens[1:, 4:])]
+    assert torch.equal(padded, torch.stack(alone))
+
+    ways = {"sampling": {"do_sample": True}, "beams": {"num_beams": 3, "num_return_sequences": 2, "do_sample": False}}
+    for way in ways.values():
+        drawn = []
+        for use_cache in (True, False):
+            torch.manual_seed(1)
+            drawn.append(theirs.generate(tokens, attention_mask=mask, max_new_tokens=6, use_cache=use_cache, **way))
+        assert torch.equal(*drawn)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["transformer", "transformer_gqa", "transformer_window", "mamba"])
+def test_transformers_own_class_gives_the_same_logits(model, tmp_path):
+    ours = model_of(model)
+    formats(ours)["transformers"](ours, tmp_path)
+    theirs, notes = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(notes.values())
+    assert type(theirs).__module__.startswith("transformers.")
+    tokens = torch.randint(256, (2, 150))  # beyond the window
+    with torch.no_grad(), transformers_in_torch():
+        assert_close(theirs(tokens, use_cache=False).logits, ours.model(tokens)[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_the_trainer_of_transformers_takes_a_step(tmp_path):
+    model = hf.LiquidBenchForCausalLM.of(model_of("gru"))
+    before = model.model.head.weight.detach().clone()
+    tokens = torch.randint(256, (2, 12))
+    examples = [{"input_ids": row, "labels": row, "attention_mask": torch.ones_like(row)} for row in tokens]
+    settings = TrainingArguments(str(tmp_path), max_steps=1, report_to=[], use_cpu=True, save_strategy="no")
+    done = Trainer(model, settings, train_dataset=examples).train()
+    assert done.training_loss == pytest.approx(5.5, abs=1)
+    assert not torch.equal(model.model.head.weight, before)
+
+
+def test_a_mask_that_is_no_padding_on_the_left_is_refused():
+    model = hf.LiquidBenchForCausalLM.of(model_of("gru"))
+    tokens = torch.randint(256, (2, 4))
+    for mask in ([[1, 1, 1, 1], [1, 1, 0, 1]], [[0, 0, 0, 0], [1, 1, 1, 1]]):
+        with pytest.raises(ValueError, match="attention_mask"):
+            model(tokens, attention_mask=torch.tensor(mask))
+    right = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
+    trained = model(tokens, attention_mask=right, labels=tokens.where(right.bool(), -100))
+    assert_close(trained.logits, model(tokens).logits, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("model", "own"), [("rwkv", {"rwkv"}), ("mamba", {"mamba_ssm", "transformers"}), ("hybrid", set()), ("hawk", set())]
+)
+def test_an_architecture_has_the_formats_that_its_folder_lists(model, own):
+    config = configs.resolved(f"model={model}")
+    assert set(formats(TrainedModel(None, config, {}, FULL, reads_text=True, path=Path("nowhere")))) == {"hf"} | own
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return recorded_run.make(tmp_path_factory.mktemp("export"), "model=gru", "kernel=reference")
+
+
+def test_the_command_exports_a_run_once(folder, capsys):
+    main([f"run={folder}"])
+    made = folder / "export-hf"
+    assert str(made) in capsys.readouterr().out
+    tokens = torch.randint(256, (1, 5))
+    theirs, ours = AutoModelForCausalLM.from_pretrained(made), harness.load(folder)
+    # to the bit but for products of weights that lie elsewhere in memory
+    assert_close(theirs(tokens).logits, ours.model(tokens)[0], rtol=0, atol=1e-6)
+    assert sorted(path.name for path in folder.glob(".export*")) == []
+    for arguments in ([f"run={folder}"], [f"run={folder}", "format=rwkv"], ["format=hf"], [f"run={folder}", "too=x"]):
+        with pytest.raises(UserError):
+            main(arguments)
+
+
+def test_no_code_comes_out_of_an_exported_folder(tmp_path):
+    hf.write(model_of("gru"), tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["spec"]["mixer"] = {"_target_": "os.system", "command": f"touch {tmp_path / 'touched'}"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"os\.system"):
+        AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert "touched" not in os.listdir(tmp_path)
