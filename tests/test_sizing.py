@@ -58,7 +58,8 @@ SIZES = [(125_000, 2), (250_000, 3), pytest.param(500_000, 3, marks=LONG), pytes
 @pytest.mark.parametrize(("params", "n_layers"), SIZES)
 @pytest.mark.parametrize("given", [*configs.mostly_long(configs.MODELS), "ltc model.mixer.coupling=heads"])
 def test_every_architecture_that_can_be_gated_meets_the_budget(given, params, n_layers):
-    spec, size = configs.spec(*given.split(), "block=gated"), SizeConfig(params, n_layers)
+    tolerance = 0.03 if given == "m1" else 0.02  # its steps are whole filaments, of heads and of the adapter
+    spec, size = configs.spec(*given.split(), "block=gated"), SizeConfig(params, n_layers, tolerance)
     try:
         width = solve(spec, 256, size)
     except ConfigError as error:

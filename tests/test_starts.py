@@ -30,7 +30,7 @@ from harness.tasks.parity import Parity
 def test_the_defaults_of_a_model_are_those_of_its_configuration():
     stated = yaml.safe_load((run.ROOT / "conf" / "backbone.yaml").read_text())
     defaults = {field.name: field.default for field in dataclasses.fields(ModelSpec)}
-    for name in ("norm", "embedding_norm", "tie_embeddings", "width_multiple"):
+    for name in ("norm", "embedding_norm", "width_multiple"):  # a tied head is of the recipe
         assert defaults[name] == stated[name], name
 
 
@@ -117,4 +117,4 @@ def test_a_processor_without_a_name_is_called_by_its_architecture(monkeypatch):
 
 
 def test_the_digest_of_a_generated_task_is_the_one_that_records_carry():
-    assert Parity().digest == "180f0a461adfe15169709a50e18f27f7aac5de6ccb8a7fc572a0fb0b6c9e5177"
+    assert Parity().digest == "1fbaa6dfbadc3f3739d55ff79b165bd08b55265542fbae70d08caa400df7e63c"
