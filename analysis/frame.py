@@ -23,7 +23,7 @@ NEUTRAL = ("seed", *IGNORED)
 """Configuration keys that do not make a run another experiment: its seed, and where and how it was run."""
 SPLITS = ("validation", "test")
 MEASURED = ("state_bytes", "generation_memory_bytes", "decode_ms_p50", "decode_tokens_per_second", "first_token_ms")
-METRICS = ("bits_per_byte", "accuracy", "mean_squared_error", "loss")
+METRICS = ("bits_per_byte", "accuracy", "f1", "mean_squared_error", "loss")
 SHAPE = ("d_model", "n_layers")
 
 

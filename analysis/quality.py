@@ -8,7 +8,7 @@ from analysis.records import Record
 from analysis.statistics import summarise
 
 AXES = {"loss_by_position": "position", "extrapolation": "length"}
-METRICS = ("bits_per_byte", "accuracy", "mean_squared_error")
+METRICS = ("bits_per_byte", "accuracy", "f1", "mean_squared_error")
 
 
 def curves(records: Iterable[Record], labels: Iterable[str], part: str) -> tuple[str, list[Curve]]:

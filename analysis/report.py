@@ -109,7 +109,7 @@ def build(
         _without_test_of_others(runs),
         [references.below(table, beside.get(table.name, ())) for table in comparison],
         largest and references.below(_shortened(largest), references.best(beside.get(largest.name, ()))),
-        tables.comparisons(shown, "test_accuracy") + tables.comparisons(shown, "test_mean_squared_error"),
+        [table for quality in list(tables.QUALITY)[1:] for table in tables.comparisons(shown, quality)],
         tables.tuning(runs),
         search.tables(records.runs, measured.parent),
         [table for size in sizes if (table := memory.table(contexts, size))],

@@ -52,6 +52,7 @@ class Training(Part):
 class Metrics(Part):
     bits_per_byte: float | None = None
     accuracy: float | None = None
+    f1: float | None = None
     mean_squared_error: float | None = None
     loss: float | None = None
 

@@ -17,6 +17,7 @@ CHOSEN = (*TUNED, *RECIPE)
 HIGHER_IS_BETTER = {
     "validation_bits_per_byte": False,
     "validation_accuracy": True,
+    "validation_f1": True,
     "validation_mean_squared_error": False,
 }
 

@@ -35,6 +35,7 @@ TOKENS = Column("tokens", "trained tokens", lambda s: count(s.mean))
 QUALITY = {
     "test_bits_per_byte": Column("test_bits_per_byte", "bits per byte (test)", lambda s: spread(s, 3)),
     "test_accuracy": Column("test_accuracy", "accuracy (test)", lambda s: spread(s, 4)),
+    "test_f1": Column("test_f1", "F1 (test)", lambda s: spread(s, 4)),
     "test_mean_squared_error": Column("test_mean_squared_error", "mean squared error (test)", lambda s: spread(s, 4)),
 }
 VALIDATION = tuple(HIGHER_IS_BETTER)
@@ -45,8 +46,8 @@ BUSY, SOME_BUSY = "busy", "*"
 def comparisons(runs: pd.DataFrame, quality: str = "test_bits_per_byte") -> list[Table]:
     """The tables of the runs scored by `quality`.
 
-    It is bits per byte for text, "test_accuracy" for synthetic tasks, "test_mean_squared_error" for real vectors. A
-    task none of whose runs finished is counted as text.
+    It is bits per byte for text, "test_accuracy" for classes, "test_f1" where one of two is rare, and
+    "test_mean_squared_error" for real vectors. A task none of whose runs finished is counted as text.
     """
     if runs.empty:
         return []

@@ -21,6 +21,7 @@ from harness.records.identity import meaning
 METRICS = {
     "bits_per_byte": "bits per byte",
     "accuracy": "accuracy",
+    "f1": "F1",
     "mean_squared_error": "mean squared error",
 }
 """{metric of a task: what it is called}, the first that a run has."""
