@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from analysis import frame, records, report, scaling, selection
 from analysis.differences import Comparison
@@ -353,6 +354,16 @@ def test_commands_are_one_grid_where_the_runs_are_one(seeds):
         write_run(seeds, "gru", seed)
     both = known(seeds).of("sotu-1m", "transformer", "gru")  # of other seeds: no grid
     assert len(evidence.commands(both)) == 2
+
+
+def test_a_command_tells_what_was_another_recipe_than_todays(tmp_path):
+    path = write_run(tmp_path, "transformer", 0)
+    today = yaml.safe_load((evidence.CONF / "trainer" / "default.yaml").read_text())
+    change(path, "config", trainer__beta1=today["beta1"], trainer__beta2=0.5, trainer__clip_norm=None)
+    change(path, "config", model__tie_embeddings=False)
+    (command,) = evidence.commands(known(tmp_path).of("sotu-1m", "transformer"))
+    told = "model.tie_embeddings=false trainer.beta2=0.5 trainer.clip_norm=null"
+    assert command == f"python run.py model=transformer trainer.learning_rate=0.001 {told} size=1m task=sotu seed=0"
 
 
 def test_nothing_recorded_is_said_of_every_finding(tmp_path):

@@ -2,19 +2,20 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import product
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import yaml
 
 from analysis import frame, tables
 from analysis.entries import Entry, entry
 from analysis.records import Record
 from analysis.scaling import Fit
-from analysis.selection import HIGHER_IS_BETTER
+from analysis.selection import HIGHER_IS_BETTER, is_tuned
 from analysis.statistics import summarise
 from harness.records.identity import meaning
 
@@ -179,6 +180,9 @@ OVERRIDES = {
 }
 """{key of a configuration: the group that sets it}; any other key is set by its own name."""
 ALWAYS = ("solver.name", "solver.substeps", "trainer.tokens", "trainer.learning_rate")
+RECIPE = (*frame.RECIPE, "trainer.length", "trainer.accumulate")
+"""Told where they are not as conf/ has them today, since a run may be older than the recipe."""
+CONF = Path(__file__).resolve().parents[2] / "conf"
 
 
 def commands(variants: Sequence[Variant], keys: Iterable[str] = ()) -> tuple[str, ...]:
@@ -202,8 +206,25 @@ def _overrides(variant: Variant, keys: Iterable[str]) -> dict[str, list[str]]:
     for key in dict.fromkeys((*keys, *ALWAYS)):
         if config.get(key) is not None and not key.endswith("_target_"):
             values[OVERRIDES.get(key, key)] = [str(config[key])]
+    today = _today(variant.model)
+    for key in sorted(today.keys() & config.keys() - values.keys()):
+        if is_tuned(key, RECIPE) and not key.endswith("_target_") and config[key] != today[key]:
+            values[key] = [yaml.safe_dump(config[key]).partition("\n")[0]]
     values |= {"size": [result["size"]], "task": [result["task"]]}
     return values | {"seed": [str(record.result["seed"]) for record in variant.records]}
+
+
+@cache
+def _today(model: str) -> dict[str, Any]:
+    """What conf/ gives a run of this model unless it is told otherwise, as far as it stands in its files: flat."""
+
+    def read(path: str) -> dict:
+        file = CONF / path
+        return yaml.safe_load(file.read_text(encoding="utf-8")) if file.exists() else {}
+
+    own = {key: value for key, value in read(f"model/{model}.yaml").items() if key != "defaults"}
+    shared = frame.flatten({"trainer": read("trainer/default.yaml"), "model": read("backbone.yaml")})
+    return shared | frame.flatten({"model": own})
 
 
 def _merged(wanted: list[dict[str, list[str]]]) -> dict[str, list[str]] | None:
