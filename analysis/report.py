@@ -49,7 +49,7 @@ PARTS = {
 class Report:
     """runs: one row a run; test figures are those of chosen runs alone. comparison: of text tasks.
 
-    headline: the comparison of the most models, with the best reference line of each method. synthetic: of tasks scored
+    headline: the comparison of the most seeds, with the best reference line of each method. synthetic: of tasks scored
     otherwise. tuning: what was chosen, among what. search: for the recipe that all share. figures: by the stem of their
     files. example: one run's summary. models: the table of models, in Markdown. verdict: what docs/comparison.md shows.
     measured: the bench's folder. findings: what all that says, a sentence each.
@@ -132,8 +132,12 @@ def _with_references(judged: verdict.Verdict, beside: dict[str, list[references.
 
 
 def _largest(comparison: list[Table]) -> Table | None:
-    """The comparison of the most models, of several such of the most rows, which the README shows; None for none."""
-    return max(comparison, key=lambda table: (table.data["model"].nunique(), len(table.rows)), default=None)
+    """The comparison that rests on the most seeds, over its models, which the README shows; None for none."""
+
+    def rests_on(table: Table) -> tuple[int, int]:
+        return int(table.data.groupby("model")["seeds"].max().sum()), len(table.rows)
+
+    return max(comparison, key=rests_on, default=None)
 
 
 def _shortened(table: Table) -> Table:
@@ -223,7 +227,7 @@ def sections(report: Report, output: Path, page: Path) -> dict[str, str]:
     """The sections that a page may show, by name.
 
     example, architectures (the table of models), comparison, synthetic, tuning, search, memory, figures; headline and
-    figure, the comparison of the most models and the figure of their states; findings, and verdict, the foremost of
+    figure, the comparison of the most seeds and the figure of their states; findings, and verdict, the foremost of
     them; quality, scaling, learning-rates, field, liquid and cost; the bench's kernels, models and newton; mtlnn, from
     the formula of its recurrence.
     """

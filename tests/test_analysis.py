@@ -846,6 +846,17 @@ def test_a_latex_table_has_its_first_column_to_the_left_and_the_others_to_the_ri
 
 
 @pytest.mark.usefixtures("undrawn")
+def test_the_headline_rests_on_the_most_seeds():
+    def table(name, **seeds):
+        data = pd.DataFrame([(model, count) for model, count in seeds.items()], columns=["model", "seeds"])
+        return render.Table(name, name, ["model"], [[model] for model in seeds], [], data)
+
+    many, few = table("many", a=1, b=1, c=1, d=1, e=1), table("few", a=3, b=3)
+    assert report._largest([many, few]).name == "few"
+    assert report._largest([many, table("again", a=1, b=2)]).name == "many"
+    assert report._largest([]) is None
+
+
 def test_a_page_shows_the_memory_of_the_models_in_its_headline(folder):
     made = report.build(records.load([folder]), Path("nowhere"))
 
