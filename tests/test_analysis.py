@@ -848,7 +848,7 @@ def test_a_latex_table_has_its_first_column_to_the_left_and_the_others_to_the_ri
 @pytest.mark.usefixtures("undrawn")
 def test_the_headline_rests_on_the_most_seeds():
     def table(name, **seeds):
-        data = pd.DataFrame([(model, count) for model, count in seeds.items()], columns=["model", "seeds"])
+        data = pd.DataFrame(list(seeds.items()), columns=["model", "seeds"])
         return render.Table(name, name, ["model"], [[model] for model in seeds], [], data)
 
     many, few = table("many", a=1, b=1, c=1, d=1, e=1), table("few", a=3, b=3)
