@@ -126,6 +126,7 @@ def test_the_length_is_the_windows():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_event_xor_is_trained_checked_and_recorded(tmp_path):
     sizes = [f"task.{key}={value}" for key, value in SMALL.items()]
     settings = ["model=gru", "debug=tiny", "task=event_xor", *sizes, "trainer.length=32", "trainer.tokens=1024"]
