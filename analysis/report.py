@@ -50,7 +50,7 @@ class Report:
     """runs: one row a run; test figures are those of chosen runs alone. comparison: of text tasks.
 
     headline: the comparison of the most seeds, with the best reference line of each method. synthetic: of tasks scored
-    otherwise. tuning: what was chosen, among what. search: for the recipe that all share. figures: by the stem of their
+    otherwise. tuning: what was chosen, among what. search: for the recipe that all share, whose runs no other table has. figures: by the stem of their
     files. example: one run's summary. models: the table of models, in Markdown. verdict: what docs/comparison.md shows.
     measured: the bench's folder. findings: what all that says, a sentence each.
     """
@@ -86,23 +86,25 @@ def build(
     measured: the bench's folder, there or not. tuned: the keys whose values are chosen on validation. root: a checkout;
     tables then say which rows older code made.
     """
-    runs = selection.select(records.runs, frame.runs(records.runs), tuned)
+    sought = search.keys(measured.parent)
+    compared = [record for record in records.runs if record.result["key"] not in sought]
+    runs = selection.select(compared, frame.runs(compared), tuned)
     if root is not None:
-        runs["older"] = [bool(provenance.changed(record, root)) for record in records.runs]
-    chosen = [record for record, counts in zip(records.runs, runs.get("chosen", []), strict=True) if counts]
+        runs["older"] = [bool(provenance.changed(record, root)) for record in compared]
+    chosen = [record for record, counts in zip(compared, runs.get("chosen", []), strict=True) if counts]
     shown = runs[runs["chosen"]].reset_index(drop=True) if len(runs) else runs
     if chosen:
         shown["label"] = frame.labels(chosen, shown)
     contexts = frame.contexts(chosen, list(shown["label"]) if chosen else [])
     sizes = sorted(contexts["size"].unique(), key=tables.size_order)
-    looks = styles(record.result["model"] for record in records.runs)
+    looks = styles(record.result["model"] for record in compared)
     comparison = tables.comparisons(shown)
     largest = _largest(comparison)
     recorded = references.read(measured / references.REFERENCES)
     beside = references.by_table(recorded, shown)
-    judged = _with_references(verdict.build(records.runs, runs, shown, looks, measured), beside)
+    judged = _with_references(verdict.build(compared, runs, shown, looks, measured), beside)
     compressors = {text: references.compressors(lines) for text, lines in recorded.items()}
-    known = evidence.gather(records.runs, runs, measured, largest.name if largest else "")
+    known = evidence.gather(compared, runs, measured, largest.name if largest else "")
     known = replace(known, lines=compressors, laws=judged.laws)
     drawn = {stem: Plot(title, draw) for stem, (title, draw) in verdict.everything(judged)[1].items()}
     return Report(

@@ -1,6 +1,7 @@
 """The search for the recipe that all architectures share: each choice tried, and its loss on validation."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from statistics import mean
 
@@ -12,7 +13,7 @@ from harness.errors import RecordError
 from harness.records import sweep
 
 SWEEPS = ("recipe_batch", "recipe", "recipe_joint")
-"""The sweeps that sought it and tried what was chosen; test figures are shown of what was chosen alone."""
+"""The sweeps that sought it and tried what was chosen. Their runs are shown here alone, by their validation."""
 UNTOLD = ("seed", "size", "measure", "model", "sweeps")
 """Keys of a run's overrides that are no choice of the recipe."""
 RATE = "trainer.learning_rate"
@@ -27,15 +28,18 @@ def tables(records: Iterable[Record], results: Path) -> list[Table]:
     first one both ran.
     """
     by_key = {record.result["key"]: record for record in records}
-    made = []
+    return [table for known in _started(results) if (table := _table(known, by_key))]
+
+
+def keys(results: Path) -> set[str]:
+    """The keys of all runs of the search."""
+    return {job.key for known in _started(results) for job in known.jobs if job.key is not None}
+
+
+def _started(results: Path) -> Iterator[sweep.Sweep]:
     for name in SWEEPS:
-        try:
-            known = sweep.read([results], name)
-        except RecordError:  # not started
-            continue
-        if table := _table(known, by_key):
-            made.append(table)
-    return made
+        with suppress(RecordError):  # not started
+            yield sweep.read([results], name)
 
 
 def _table(known: sweep.Sweep, by_key: Mapping[str, Record]) -> Table | None:

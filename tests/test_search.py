@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
-from analysis import search
+from analysis import records, report, search
 from analysis.records import Record
 from harness.records import sweep
+from test_analysis import write_run
 
 RUNS = [  # a choice, the model, the seed, and what it came to; None where it diverged
     ("", "a", 0, 2.0),
@@ -19,14 +20,14 @@ RUNS = [  # a choice, the model, the seed, and what it came to; None where it di
 
 def recorded(root: Path, name: str) -> list[Record]:
     """A sweep on disk, and the records of its runs, whose test figures must not show."""
-    jobs, records = [], []
+    jobs, made = [], []
     for at, (choice, model, seed, bits) in enumerate(RUNS):
         overrides = [f"seed={seed}", "size=100k", f"model={model}", *choice.split()]
         jobs.append(sweep.Job(overrides, f"key{at}"))
         figures = None if bits is None else {"validation": {"bits_per_byte": bits}, "test": {"bits_per_byte": 9.0}}
-        records.append(Record(root, {"key": f"key{at}", "model": model, "seed": seed, "evaluation": figures}, {}, {}))
+        made.append(Record(root, {"key": f"key{at}", "model": model, "seed": seed, "evaluation": figures}, {}, {}))
     sweep.write(root, sweep.Sweep(name, "Which?", [*jobs, sweep.Job(["model=a", "trainer.beta1=0.7"], "not made")]))
-    return records
+    return made
 
 
 def test_each_choice_stands_beside_the_first_for_each_model_and_for_both(tmp_path):
@@ -44,4 +45,16 @@ def test_each_choice_stands_beside_the_first_for_each_model_and_for_both(tmp_pat
 def test_a_sweep_that_nobody_started_has_no_table(tmp_path):
     assert search.tables([], tmp_path) == []
     recorded(tmp_path, "another")
-    assert search.tables([], tmp_path) == []
+    assert (search.tables([], tmp_path), search.keys(tmp_path)) == ([], set())
+
+
+def test_what_the_search_tried_stands_in_no_other_table(tmp_path):
+    """Whose best would else be its row, chosen among more values than anyone else tried."""
+    for seed in (0, 1):
+        write_run(tmp_path, "transformer", seed)
+    tried = records.load([tmp_path]).runs[0].result["key"]
+    sweep.write(tmp_path, sweep.Sweep("recipe", "Which?", [sweep.Job(["seed=0", "model=transformer"], tried)]))
+    made = report.build(records.load([tmp_path]), tmp_path / "bench")
+    assert [table.name for table in made.search] == ["search-recipe"]
+    assert list(made.runs["seed"]) == [1]
+    assert [list(table.data["seeds"]) for table in made.comparison] == [[1]]
