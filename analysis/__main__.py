@@ -136,10 +136,14 @@ def _say(known: records.Records) -> None:
         print(f"unfinished {path}: {records.failure(path) or 'no result.json'} (the same command resumes it)")
     for path in known.repeated:
         print(f"ignored {path}: the same run was read already")
+    older: dict[str, list[Path]] = {}
     for record in known.runs:
         if changed := provenance.changed(record):
             first = ", ".join(changed[:3]) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
-            print(f"older code {record.path}: {first} changed since (force=stale repeats the run)")
+            older.setdefault(first, []).append(record.path)
+    for first, paths in older.items():
+        more = f" and {len(paths) - 1} more runs" if len(paths) > 1 else ""
+        print(f"older code {paths[0]}{more}: {first} changed since (force=stale repeats a run)")
     if unknown := sum(not record.code for record in known.runs):
         print(f"unknown code: {unknown} of {len(known.runs)} runs do not name the code that made them")
     for error in known.damaged:

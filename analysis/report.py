@@ -50,9 +50,9 @@ class Report:
     """runs: one row a run; test figures are those of chosen runs alone. comparison: of text tasks.
 
     headline: the comparison of the most seeds, with the best reference line of each method. synthetic: of tasks scored
-    otherwise. tuning: what was chosen, among what. search: for the recipe that all share, whose runs no other table has. figures: by the stem of their
-    files. example: one run's summary. models: the table of models, in Markdown. verdict: what docs/comparison.md shows.
-    measured: the bench's folder. findings: what all that says, a sentence each.
+    otherwise. tuning: what was chosen, among what. search: for the recipe that all share, whose runs no other table
+    has. figures: by the stem of their files. example: one run's summary. models: the table of models, in Markdown.
+    verdict: what docs/comparison.md shows. measured: the bench's folder. findings: what all that says, a sentence each.
     """
 
     runs: pd.DataFrame
