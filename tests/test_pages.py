@@ -1,5 +1,7 @@
 """README.md, CONTRIBUTING.md and docs/*.md: their tables come from the records, and their commands run."""
 
+import os
+import random
 import re
 import shlex
 import shutil
@@ -128,9 +130,10 @@ def test_every_command_of_a_finding_composes():
     assert {shlex.split(command)[-1].removeprefix("+sweeps=") for command in sweeps} <= {
         path.stem for path in (run.ROOT / "sweeps").glob("*.yaml")
     }
-    overrides = {given for command in runs - sweeps for given in covering(command)}
+    overrides = sorted({given for command in runs - sweeps for given in covering(command)})
     assert len(overrides) > 10
-    for given in sorted(overrides):
+    most = int(os.environ.get("LIQUIDBENCH_RUNS", "12"))  # each takes a tenth of a second, and records grow in number
+    for given in random.Random(0).sample(overrides, min(most, len(overrides))):
         run.preflight(list(given))
     for command in told - runs:
         assert command.startswith("python -m bench ")
