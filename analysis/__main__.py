@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from analysis import pages, provenance, records, report, sweep
+from analysis import cost, pages, provenance, records, render, report, sweep
 from analysis.html import page as html
 from analysis.selection import CHOSEN
 from harness.errors import RecordError, UserError
@@ -22,6 +22,7 @@ EPILOG = """examples:
   python -m analysis --report                           all of them in one HTML file, reports/report.html
   python -m analysis --pages                            README.md and docs/*.md, from results/ alone
   python -m analysis --sweep solvers                    which runs of a sweep are done, and its tables
+  python -m analysis --serving                          what serving each model takes: sessions, time, dollars
   python -m analysis --pages --check                    exit 1 where a page differs from the records"""
 SHARED, LOCAL = Path("results"), Path("runs")
 PUBLISHED, OUTPUT = SHARED / "reports", Path("reports")
@@ -59,6 +60,18 @@ def parser() -> argparse.ArgumentParser:
         help="say which runs of a sweep are done, running, failed or missing, and\nprint its tables; writes nothing",
     )
     made.add_argument(
+        "--serving",
+        action="store_true",
+        help="print sessions per GB, milliseconds and dollars a token, and break-even\ncontexts; writes nothing",
+    )
+    made.add_argument(
+        "--prices",
+        type=Path,
+        default=cost.FILE,
+        metavar="FILE",
+        help="what costs are computed with (default: docs/prices.yaml, with --pages always)",
+    )
+    made.add_argument(
         "--check",
         action="store_true",
         help="write nothing; exit 1 where a page would change or a shown run has no clean commit",
@@ -92,9 +105,12 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     if options.check and options.pages is None:
         raise RecordError("--check was given without --pages.", "pages to check.", "add --pages.")
-    if options.report and options.pages is not None:
-        raise RecordError("--report was given with --pages.", "one of them.", "run the command twice, once with each.")
+    for name in ("report", "serving"):
+        if getattr(options, name) and options.pages is not None:
+            raise RecordError(f"--{name} was given with --pages.", "one of them.", "run the command twice.")
     folders = options.records or _default_folders(options)
+    if options.prices != cost.FILE and options.pages is not None:
+        raise RecordError("--prices was given with --pages.", "docs/prices.yaml for pages.", "change that file.")
     if options.sweep is not None:
         for line in sweep.told(options.sweep, folders, options.tuned):
             print(line)
@@ -103,8 +119,11 @@ def _run(options: argparse.Namespace) -> int:
     _say(known)
     # A page says what the records say and no more, so that a change of the code alone does not change it.
     root = provenance.CHECKOUT if options.pages is None else None
-    made = report.build(known, folders[0] / "bench" if folders else Path(), options.tuned, root)
+    made = report.build(known, folders[0] / "bench" if folders else Path(), options.tuned, root, options.prices)
     damaged = 2 if known.damaged else 0
+    if options.serving and known.runs:
+        print("\n" + "\n".join(map(render.markdown, made.verdict.serving)))
+        return damaged
     unclean = 0 if options.pages is None else _check_trees(known)
     if options.check:
         return max(damaged, unclean, _check(options, made))

@@ -65,8 +65,16 @@ class Extrapolated(Inputs):
     utilisation: Utilisation
 
 
+class Serving(Inputs):
+    """memory_dollars_per_gb_hour: of holding a state. tokens_per_session_hour: that a session generates, pauses too."""
+
+    memory_dollars_per_gb_hour: Positive
+    tokens_per_session_hour: Positive
+
+
 class Prices(Inputs):
     measured: Measured
+    serving: Serving
     extrapolated: Extrapolated
 
 
@@ -142,21 +150,35 @@ class Larger:
         seconds = MILLION * self.training_flops / (self.inputs.flops_per_second * utilisation)
         return seconds / HOUR * self.inputs.dollars_per_hour
 
-    def decoding_dollars(self, context: int, utilisation: float) -> float | None:
-        """For a million generated tokens after `context`: a step reads all weights once and each sequence's state.
+    def together(self, context: int) -> int:
+        """Sequences generated at once: as many as fit beside the weights, up to the stated number."""
+        weights, state = self._bytes(context)
+        return min(self.inputs.sequences, max(0, math.floor((self.inputs.memory_bytes - weights) / state)))
 
-        As many sequences are generated at once as fit beside the weights, up to the stated number. None for none.
+    def step_seconds(self, context: int, utilisation: float) -> float | None:
+        """Of one token of each of these sequences after `context`: it reads all weights once and each one's state.
+
+        None where not one sequence fits.
         """
-        weights, state = (
-            self.inputs.bytes_per_number * numbers for numbers in (self.inputs.parameters, self.numbers_at(context))
-        )
-        together = min(self.inputs.sequences, math.floor((self.inputs.memory_bytes - weights) / state))
+        together = self.together(context)
         if together < 1:
             return None
-        rate = self.inputs.bytes_per_second * utilisation
-        computing = 2 * self.inputs.parameters / (self.inputs.flops_per_second * utilisation)
-        seconds = max((weights / together + state) / rate, computing)
-        return MILLION * seconds / HOUR * self.inputs.dollars_per_hour
+        weights, state = self._bytes(context)
+        reading = (weights + together * state) / (self.inputs.bytes_per_second * utilisation)
+        computing = together * 2 * self.inputs.parameters / (self.inputs.flops_per_second * utilisation)
+        return max(reading, computing)
+
+    def decoding_dollars(self, context: int, utilisation: float) -> float | None:
+        """For a million tokens generated after `context`, by `step_seconds`."""
+        seconds = self.step_seconds(context, utilisation)
+        if seconds is None:
+            return None
+        return MILLION * seconds / self.together(context) / HOUR * self.inputs.dollars_per_hour
+
+    def _bytes(self, context: int) -> tuple[float, float]:
+        """Of the weights, and of one sequence's state."""
+        held = self.inputs.parameters, self.numbers_at(context)
+        return held[0] * self.inputs.bytes_per_number, held[1] * self.inputs.bytes_per_number
 
 
 def tables(standing: dict[str, pd.DataFrame], speeds: dict[str, dict[int, float]], prices: Prices) -> list[Table]:
@@ -177,10 +199,14 @@ def shape(run: pd.Series) -> Shape | None:
         return None
     d_model, layers, parameters, embedding, flops, state, length = (float(value) for value in known)
     table = 0.0 if run.get("tied") is True else embedding / 2  # untied: a table, and a head
-    kind, _, tokens = str(run.get("context")).partition(" ")
-    window = {"window": int(tokens.replace(",", "") or 0), "full": 1024}.get(kind) or None
     dense = round(parameters - table)
-    return Shape(int(d_model), int(layers), int(parameters), dense, state / 4, window, flops, int(length))
+    return Shape(int(d_model), int(layers), int(parameters), dense, state / 4, spanned(run), flops, int(length))
+
+
+def spanned(run: pd.Series) -> int | None:
+    """The tokens that a state which grows spans after 1,024; None for a state of fixed size."""
+    kind, _, tokens = str(run.get("context")).partition(" ")
+    return {"window": int(tokens.replace(",", "") or 0), "full": 1024}.get(kind) or None
 
 
 def measured_dollars(tokens_per_second: float | None, dollars_per_hour: float) -> float | None:

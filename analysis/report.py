@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from analysis import (
     bench,
+    cost,
     example,
     figures,
     frame,
@@ -79,12 +80,16 @@ class Plot:
 
 
 def build(
-    records: Records, measured: Path, tuned: Sequence[str] = selection.CHOSEN, root: Path | None = None
+    records: Records,
+    measured: Path,
+    tuned: Sequence[str] = selection.CHOSEN,
+    root: Path | None = None,
+    prices: Path = cost.FILE,
 ) -> Report:
     """Makes every table and curve that the records hold figures for.
 
     measured: the bench's folder, there or not. tuned: the keys whose values are chosen on validation. root: a checkout;
-    tables then say which rows older code made.
+    tables then say which rows older code made. prices: the file that costs are computed with.
     """
     sought = search.keys(measured.parent)
     compared = [record for record in records.runs if record.result["key"] not in sought]
@@ -102,7 +107,7 @@ def build(
     largest = _largest(comparison)
     recorded = references.read(measured / references.REFERENCES)
     beside = references.by_table(recorded, shown)
-    judged = _with_references(verdict.build(compared, runs, shown, looks, measured), beside)
+    judged = _with_references(verdict.build(compared, runs, shown, looks, measured, cost.read(prices)), beside)
     compressors = {text: references.compressors(lines) for text, lines in recorded.items()}
     known = evidence.gather(compared, runs, measured, largest.name if largest else "")
     known = replace(known, lines=compressors, laws=judged.laws)
@@ -230,8 +235,8 @@ def sections(report: Report, output: Path, page: Path) -> dict[str, str]:
 
     example, architectures (the table of models), comparison, synthetic, tuning, search, memory, figures; headline and
     figure, the comparison of the most seeds and the figure of their states; findings, and verdict, the foremost of
-    them; quality, scaling, learning-rates, field, liquid and cost; the bench's kernels, models and newton; mtlnn, from
-    the formula of its recurrence.
+    them; quality, scaling, learning-rates, field, liquid, cost and serving; the bench's kernels, models and newton;
+    mtlnn, from the formula of its recurrence.
     """
     folder = Path(os.path.relpath(output, page.parent)).as_posix()
     images = {name: f"![{plot.title}]({folder}/{name}.png)" for name, plot in report.figures.items()}

@@ -1,4 +1,4 @@
-"""What docs/comparison.md shows: quality with its tests, scaling laws, tuning, the field, cost."""
+"""What docs/comparison.md and docs/serving.md show: quality, scaling laws, tuning, the field, cost, serving."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis import bench, cost, differences, field, grids, liquid, literature, models, scaling
+from analysis import bench, cost, differences, field, grids, liquid, literature, models, scaling, serving
 from analysis.frame import TUNED
 from analysis.records import Record
 from analysis.render import Table, markdown
@@ -26,42 +26,49 @@ Drawn = tuple[str, partial[Figure]]
 class Verdict:
     """tables: of each of SECTIONS. figures: of a section, by the stem of their files.
 
-    laws: {(task, digest of its data): the scaling law of each architecture}.
+    laws: {(task, digest of its data): the scaling law of each architecture}. serving: the tables of docs/serving.md.
     """
 
     tables: dict[str, list[Table]]
     figures: dict[str, dict[str, Drawn]]
     laws: dict[tuple[str, str], list[scaling.Fit]]
+    serving: list[Table]
 
 
 def build(
-    records: Sequence[Record], runs: pd.DataFrame, shown: pd.DataFrame, looks: dict[str, Style], measured: Path
+    records: Sequence[Record],
+    runs: pd.DataFrame,
+    shown: pd.DataFrame,
+    looks: dict[str, Style],
+    measured: Path,
+    prices: cost.Prices,
 ) -> Verdict:
     """Makes everything of one set of records.
 
     runs: the frame of all records with the columns of `selection.select`. shown: of those that count, with their
-    labels. measured: the bench's folder, there or not.
+    labels. measured: the bench's folder, there or not. prices: what costs are computed with.
     """
     made: dict[str, list[Table]] = {section: [] for section in SECTIONS}
     drawn: dict[str, dict[str, Drawn]] = {}
     kernels, gradients = bench.content(measured, "kernels"), bench.content(measured, "gradients")
     made["liquid"] = [liquid.table(liquid.read(), kernels, gradients)]
     if shown.empty:
-        return Verdict(made, drawn, {})
-    claims, whole = literature.read(), bench.content(measured, "models").get("rows", [])
+        return Verdict(made, drawn, {}, [])
+    claims, whole = literature.read(), bench.content(measured, "models")
+    timed = whole.get("rows", [])
     names = [*models.catalogue(), *sorted(set(runs["model"]) - models.catalogue().keys())]
     standing = {name: field.standing(shown, name) for name in names}
     chosen = [record for record, counts in zip(records, runs["chosen"], strict=True) if counts]
     made["quality"] = differences.quality_tables(chosen, shown, claims)
-    made["field"] = [field.table(standing, shown, whole, claims)]
-    made["cost"] = cost.tables(standing, field.training_speeds(whole), cost.read())
+    made["field"] = [field.table(standing, shown, timed, claims)]
+    made["cost"] = cost.tables(standing, field.training_speeds(timed), prices)
     tried = select(records, runs)  # by the learning rate alone, whatever else was tuned
     if rates := grids.table(tried):
         made["learning-rates"] = [rates]
         drawn["learning-rates"] = grids.plots(tried, looks)
     laws = _laws(chosen, shown)
     made["scaling"], drawn["scaling"] = _scaling(laws, looks)
-    return Verdict(made, drawn, laws)
+    return Verdict(made, drawn, laws, serving.tables(standing, whole, prices))
 
 
 def _laws(chosen: Sequence[Record], shown: pd.DataFrame) -> dict[tuple[str, str], list[scaling.Fit]]:
@@ -94,7 +101,7 @@ def sections(made: Verdict, images: dict[str, str]) -> dict[str, list[str]]:
         section: [markdown(table) for table in made.tables[section]]
         + [f"{images[stem]}\n" for stem in made.figures.get(section, {})]
         for section in SECTIONS
-    }
+    } | {"serving": [markdown(table) for table in made.serving]}
 
 
 def everything(made: Verdict) -> tuple[list[Table], dict[str, Drawn]]:
