@@ -39,6 +39,19 @@ CHUNK = 2048
 MOST_TOKENS = 2**24
 
 
+@dataclass(frozen=True)
+class Past:
+    """What a generation leaves to one that goes on from it.
+
+    state: what the model remembers, of batch 1. read: the tokens that it has read. last: a token that was generated and
+    is still to be read; None for none.
+    """
+
+    state: State
+    read: int
+    last: int | None = None
+
+
 class Generation:
     """An iterator over what a model generates: pieces of text, or token ids where the prompt was ids.
 
@@ -55,6 +68,11 @@ class Generation:
     def state(self) -> State:
         """What the model remembers of all tokens that it has read, the last one generated not among them."""
         return self._decoder.state
+
+    @property
+    def past(self) -> Past:
+        """What goes on from here: `generate(..., after=generation.past)`. It stays as it is when this goes on."""
+        return Past(self._decoder.state, self._decoder.read, self.tokens[-1] if self.tokens else None)
 
     def __iter__(self) -> "Generation":
         return self
@@ -96,20 +114,26 @@ class TrainedModel:
         top_k: int | None = None,
         top_p: float = 1.0,
         seed: int = 0,
+        after: Past | None = None,
     ) -> Generation:
         """Continues a prompt, token by token: an iterator over pieces of text, or over ids where the prompt is ids.
 
         temperature: 0 takes the likeliest token. top_k, top_p: sample among the k likeliest, and among the likeliest
-        whose probabilities reach p. The seed decides the draws. A piece of text ends with a whole character; what can
-        become none shows as the replacement character. Raises ConfigError for values out of their ranges.
+        whose probabilities reach p. The seed decides the draws. after: where an earlier generation of this model ended;
+        the prompt is read behind it, and may be empty where a token is still to be read. A piece of text ends with a
+        whole character; what can become none shows as the replacement character. Raises ConfigError for values out of
+        their ranges.
         """
         _check(max_new_tokens, temperature, top_k, top_p)
         text = isinstance(prompt, str | bytes)
-        tokens = self._tokens(prompt)
+        tokens = self._tokens(prompt, after)
         generator = torch.Generator().manual_seed(seed)
         with torch.inference_mode():
-            logits, state = read(self.model, tokens[None], CHUNK, self.policy)
-        decoder = Decoder(self.model, state, self.policy, len(tokens))
+            if after is None:
+                logits, state = read(self.model, tokens[None], CHUNK, self.policy)
+            else:
+                logits, state = _read_on(self.model, tokens[None], self.policy, after)
+        decoder = Decoder(self.model, state, self.policy, len(tokens) + (0 if after is None else after.read))
 
         def steps() -> Iterator[int]:
             outputs = logits
@@ -122,8 +146,8 @@ class TrainedModel:
 
         return Generation(steps(), decoder, _Characters() if text else _as_it_is, max_new_tokens)
 
-    def _tokens(self, prompt: Prompt) -> Tensor:
-        """The ids (T,) of a prompt, on the model's device."""
+    def _tokens(self, prompt: Prompt, after: Past | None) -> Tensor:
+        """The ids (T,) of a prompt, behind the one that is still to be read, on the model's device."""
         inputs = self.model.interface.inputs
         if not (self.model.interface.language and isinstance(inputs, Tokens)):
             raise ConfigError(
@@ -140,6 +164,8 @@ class TrainedModel:
                 )
             prompt = list(prompt.encode() if isinstance(prompt, str) else prompt)
         tokens = torch.as_tensor(prompt, dtype=torch.long)
+        if after is not None and after.last is not None and tokens.dim() == 1:
+            tokens = torch.cat([tokens.new_tensor([after.last]), tokens])
         if tokens.dim() != 1 or len(tokens) == 0 or int(tokens.min()) < 0 or int(tokens.max()) >= inputs.vocab_size:
             raise ConfigError(
                 f"A prompt of shape {tuple(tokens.shape)} cannot be continued.",
@@ -219,6 +245,18 @@ def _weights(folder: Path, result: dict) -> dict[str, Tensor]:
             f"make the run again, with weights, below runs/: python -m harness.records.again {folder}",
         )
     return saved["model"]
+
+
+def _read_on(model: LanguageModel, tokens: Tensor, policy: ContextPolicy, past: Past) -> tuple[Tensor, State]:
+    """Reads tokens (1, T) behind `past` as `harness.generation.generate.read` reads a whole prompt, cut where it is."""
+    cuts = ContextPolicy() if model.constant_state else policy
+    state, start, end = past.state, past.read, past.read + tokens.shape[1]
+    while True:
+        stop = int(min(start + CHUNK, end, cuts.next_cut(start + 1)))
+        logits, state = model(tokens[:, start - past.read : stop - past.read], cuts.cut(model, state, start))
+        if stop == end:
+            return logits[:, -1].clone(), state
+        start = stop
 
 
 class _Characters:

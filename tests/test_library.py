@@ -66,6 +66,26 @@ def test_a_stream_is_what_generation_gives(folder):
     assert "".join(model.generate("a", 0)) == ""
 
 
+@pytest.mark.parametrize("model", ["gru", "transformer"])
+def test_a_generation_goes_on_where_another_ended_as_if_it_had_read_all_at_once(model, folder, tmp_path):
+    known = harness.load(
+        folder if model == "gru" else recorded_run.make(tmp_path, f"model={model}", "kernel=reference")
+    )
+    first = known.generate("the quick brown fox jumps", 9, seed=1)
+    said = "".join(first)
+    past = first.past
+    more = "over the lazy dog. " * 8  # beyond the window of a state that is cut
+    assert model == "gru" or known.policy.window < 25 + 9 + len(more)
+    assert (past.read, past.last) == (25 + 8, first.tokens[-1])
+    behind = known.generate(more, 20, temperature=0, after=past)
+    whole = list(known.generate([*b"the quick brown fox jumps", *first.tokens, *more.encode()], 20, temperature=0))
+    assert said
+    assert (list(behind) and behind.tokens) == whole
+    assert known.generate("", 5, seed=2, after=past).past.read == past.read + 1
+    with pytest.raises(ConfigError):
+        known.generate("", 5, after=known.generate("a", 0).past)
+
+
 @pytest.mark.parametrize(
     "bad",
     [{"temperature": -1}, {"temperature": float("nan")}, {"top_p": 0}, {"top_k": 0}, {"max_new_tokens": -1}]
