@@ -60,6 +60,7 @@ bench: peers
 	$(BIN)/python -m bench newton
 	$(BIN)/python -m bench checks
 	$(BIN)/python -m bench gradients
+	$(BIN)/python -m bench sessions
 	$(BIN)/python -m bench references task=sotu
 	$(BIN)/python -m bench references task=stdlib
 

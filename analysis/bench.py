@@ -9,11 +9,11 @@ import pandas as pd
 
 from analysis import figures
 from analysis.curve import Curve
-from analysis.render import Table
+from analysis.render import Table, si_bytes
 from analysis.styles import styles
 from harness.errors import RecordError
 
-SUBJECTS = ("kernels", "models", "newton", "checks", "gradients")
+SUBJECTS = ("kernels", "models", "newton", "checks", "gradients", "sessions")
 FIGURES = (
     "Newton's method over time against the fused sequential scan",
     "Newton's method over time against the fused sequential scan, on a GPU",
@@ -27,7 +27,7 @@ Row = dict[Any, Any]
 
 
 def sections(measured: Path, images: str) -> dict[str, str]:
-    """The generated sections kernels, models, newton, checks and gradients.
+    """The generated sections kernels, models, newton, checks, gradients and sessions.
 
     measured: the bench's folder. images: where the figures stand, as a page names that folder. A device's tables follow
     the CPU's; a subject that was not measured is the command that measures it.
@@ -229,6 +229,18 @@ def gradients(content: dict) -> str:
     return "\n\n".join([title, _markdown(table), _footer(content)]) + "\n"
 
 
+def sessions(content: dict) -> str:
+    """What many sessions hold at once, by model and context."""
+    frame = pd.DataFrame(content["rows"])
+    table = pd.DataFrame({"": frame["contestant"], "context": frame["context"].map("{:,}".format)})
+    table["their states"] = frame["state_bytes"].map(si_bytes)
+    table["after more tokens"] = frame["state_bytes_after"].map(si_bytes)
+    table["the process grew by"] = [si_bytes(None if pd.isna(value) else value) for value in frame["memory_bytes"]]
+    table["ms a token"] = [_number(value) for value in frame["decode_ms"]]
+    title = f"**{frame['sessions'].iloc[0]:,} sessions at once, {content['tokens']} more tokens each**"
+    return "\n\n".join([title, _markdown(table), _footer(content)]) + "\n"
+
+
 def _sizes(frame: pd.DataFrame) -> list[str]:
     return [f"{batch} x {length:,}" for batch, length in zip(frame["batch"], frame["length"], strict=True)]
 
@@ -298,3 +310,4 @@ def _markdown(table: pd.DataFrame) -> str:
 
 
 TABLES = {"kernels": kernels, "models": models, "newton": newton, "checks": checks, "gradients": gradients}
+TABLES |= {"sessions": sessions}

@@ -11,7 +11,7 @@ import yaml
 from analysis.bench import SUBJECTS, TABLES
 from analysis.references import REFERENCES
 from analysis.references import table as references_table
-from bench import checks, gradients, kernels, models, newton, references
+from bench import checks, gradients, kernels, models, newton, references, sessions
 from bench.store import Store
 from bench.targets import Target
 from bench.timing import Limits
@@ -26,6 +26,7 @@ RUN = {
     "newton": newton.run,
     "checks": checks.run,
     "gradients": gradients.run,
+    "sessions": sessions.run,
 }
 
 

@@ -14,7 +14,7 @@ import run
 from analysis import bench as table
 from analysis.__main__ import main as analyse
 from bench import __main__ as command
-from bench import checks, gradients, kernels, liquid, models, timing
+from bench import checks, gradients, kernels, liquid, models, sessions, timing
 from bench.bandwidth import floor_ms
 from bench.comparison import Comparison, layer
 from bench.peers import rwkv_package_decoder
@@ -344,6 +344,17 @@ def test_a_model_is_held_against_its_products_and_those_its_kernels_hide():
     needed = update_flops(racer.model, 8) * 16
     assert needed > seen > 0  # the recurrent products stand inside a kernel
     assert row["limit_us"] == pytest.approx(1e6 * racer.product_seconds[0] / 16 * needed / seen)
+
+
+def test_sessions_hold_their_states_and_no_more(capsys):
+    command.main(["sessions", "--quick"])
+    assert "**4 sessions at once, 2 more tokens each**" in capsys.readouterr().out
+    cached = sessions._model("transformer", CONFIGS["sessions"] | CONFIGS["sessions"]["quick"])
+    a_token = 4 * 2 * cached.model.n_layers * cached.model.width.d_model  # keys and values in float32
+    for context in (5, 10):
+        row = sessions.measured(cached, 3, context, 2)
+        assert (row["state_bytes"], row["state_bytes_after"]) == (3 * context * a_token, 3 * (context + 2) * a_token)
+        assert row["decode_ms"] > 0
 
 
 def test_sections_of_pages_come_from_what_was_measured(tmp_path, monkeypatch):

@@ -74,6 +74,9 @@ class Sessions:
     def __len__(self) -> int:
         return len(self._held)
 
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._held)
+
     @property
     def state_bytes(self) -> int:
         """Of all states that are held."""
