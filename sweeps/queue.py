@@ -227,8 +227,11 @@ class Queue:
 
     def _left(self) -> list[Task]:
         """The runs to be made, each once, those in work included."""
-        left = {task.name: task for task in reversed(self.tasks) if task.name not in self.done | self.failures.keys()}
-        return list(reversed(left.values()))
+        left: dict[str, Task] = {}
+        for task in self.tasks:  # one that several sweeps ask for is as urgent as the first of them has it
+            if task.name not in self.done and task.name not in self.failures:
+                left.setdefault(task.name, task)
+        return list(left.values())
 
     def _next(self) -> Task | None:
         """The most urgent run that nobody makes."""

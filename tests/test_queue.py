@@ -253,13 +253,18 @@ def test_a_queue_says_what_fails_and_what_is_left(tmp_path, tiny):
 
 
 def test_a_queue_begins_with_what_is_urgent(tmp_path, tiny):
+    """A run that a less urgent sweep asks for too keeps its place."""
     urgent = "  urgent:\n    - {sweep: tiny, model: lstm, trainer.learning_rate: 4e-3}\n    - {model: lstm}\n"
-    (tmp_path / "plugins" / "sweeps" / "tiny.yaml").write_text(TINY + urgent)
-    dry = subprocess.run(tiny(tmp_path / "runs", "--dry-run"), cwd=run.ROOT, check=True, capture_output=True, text=True)
+    for name in ("tiny", "later"):
+        (tmp_path / "plugins" / "sweeps" / f"{name}.yaml").write_text(TINY + urgent * (name == "tiny"))
+    command = tiny(tmp_path / "runs", "--dry-run")
+    command.insert(command.index("tiny") + 1, "later")
+    dry = subprocess.run(command, cwd=run.ROOT, check=True, capture_output=True, text=True)
     order = ["lstm 0.004", "lstm 0.001", "gru 0.001", "gru 0.004"]
     runs = [line.replace("model=", "").replace("trainer.learning_rate=", "") for line in dry.stdout.splitlines()[1:]]
-    seed = f" seed={SEEDS[0]} "
-    assert [line.partition(seed)[2].partition(" debug=")[0] for line in runs if seed in line] == order
+    seed = f"  tiny: seed={SEEDS[0]} "
+    assert [line.removeprefix(seed).partition(" debug=")[0] for line in runs if line.startswith(seed)] == order
+    assert len(runs) == RUNS
 
 
 @pytest.mark.slow
