@@ -57,7 +57,7 @@ def tables(standing: dict[str, pd.DataFrame], whole: dict[str, Any], prices: Pri
 def _held(model: str, runs: pd.DataFrame) -> list[Held]:
     """As the runs kept it and, where they cut it, as it is with all of the past; nothing for what was not measured."""
     known = {context: size for context, size in by_context(runs, "state_bytes").items() if context in CONTEXTS}
-    if not known.keys() >= {CONTEXTS[0]}:
+    if CONTEXTS[0] not in known or len(known) < 2:  # one context does not tell how it grows
         return []
     size, span = str(runs["size"].iloc[0]), cost.spanned(runs.iloc[0])
     kept = Held(model, size, policy(runs), known)

@@ -15,7 +15,7 @@ import yaml
 
 import run
 from analysis import __main__ as analysis
-from analysis import models, pages, records, report
+from analysis import models, pages, records, report, search
 from analysis.findings import evidence
 from analysis.findings import pages as findings
 from bench import __main__ as bench
@@ -147,10 +147,11 @@ def test_a_clean_commit_made_every_shared_record():
 def test_the_shared_records_make_a_table_with_every_run(monkeypatch, tmp_path):
     monkeypatch.chdir(run.ROOT)
     recorded = {path.parent.name.rsplit("-", 1)[1] for path in (run.ROOT / "results").glob("*/result.json")}
-    assert recorded
+    compared = recorded - search.keys(run.ROOT / "results")
+    assert compared
     assert analysis.main(["results", "--output", str(tmp_path)]) == 0
     rows = (tmp_path / "runs.csv").read_text().splitlines()[1:]
-    assert {key for key in recorded if any(key in row for row in rows)} == recorded
+    assert {key for key in recorded if any(key in row for row in rows)} == compared
 
 
 def run_commands():

@@ -61,6 +61,17 @@ def test_sessions_and_dollars_are_of_the_state_as_kept_and_as_it_is_uncut(runs):
     assert larger.notes[0].startswith("Extrapolation, not a measurement")
 
 
+def test_a_model_measured_at_one_context_is_not_measured(tmp_path):
+    """Whether its state grows is not known."""
+    path = record(tmp_path / "runs", "ltc", 0, 2.0)
+    result = json.loads((path / "result.json").read_text())
+    result["measurement"]["contexts"] = [{**result["measurement"]["contexts"][0], "context": 1024, "state_bytes": 7}]
+    (path / "result.json").write_text(json.dumps(result))
+    known, even, _ = made(tmp_path / "runs").verdict.serving
+    assert (known.rows, even.rows) == ([], [])
+    assert "Not measured: ltc, " in known.notes[-1]
+
+
 def test_the_command_prints_the_tables_at_the_prices_given_and_writes_nothing(runs, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     prices = yaml.safe_load(cost.FILE.read_text())
