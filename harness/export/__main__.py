@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 
 import harness
-from harness.errors import ConfigError, UserError
+from harness.command import key_values
+from harness.errors import UserError
 from harness.export.formats import export
 
 KEYS = ("run", "format", "to")
@@ -21,13 +22,7 @@ def main(arguments: list[str]) -> None:
     if {"-h", "--help"} & set(arguments):
         print(__doc__)
         return
-    given = dict(argument.partition("=")[::2] for argument in arguments)
-    if "run" not in given or not given.keys() <= set(KEYS) or not all(given.values()):
-        raise ConfigError(
-            f"The command {' '.join(arguments)!r} cannot be read.",
-            f"{', '.join(f'{key}=VALUE' for key in KEYS)}, run= always.",
-            "python -m harness.export --help",
-        )
+    given = key_values(arguments, KEYS, "harness.export")
     run, name = Path(given["run"]), given.get("format", "hf")
     folder = export(harness.load(run), name, Path(given.get("to") or run / f"export-{name}"))
     print(f"Exported to {folder}")

@@ -13,6 +13,7 @@ from ipaddress import ip_address
 from pathlib import Path
 
 import harness
+from harness.command import key_values
 from harness.errors import ConfigError, MachineError, UserError
 from harness.serve.sessions import Limits
 
@@ -26,13 +27,7 @@ def main(arguments: list[str]) -> None:
     if {"-h", "--help"} & set(arguments):
         print(__doc__)
         return
-    given = dict(argument.partition("=")[::2] for argument in arguments)
-    if "run" not in given or not given.keys() <= set(KEYS) or not all(given.values()):
-        raise ConfigError(
-            f"The command {' '.join(arguments)!r} cannot be read.",
-            f"{', '.join(f'{key}=VALUE' for key in KEYS)}, run= always.",
-            "python -m harness.serve --help",
-        )
+    given = key_values(arguments, KEYS, "harness.serve")
     limits = Limits(**{key: _number(key, given[key], 2**40) for key in LIMITS if key in given})
     host, port = given.get("host", "127.0.0.1"), _number("port", given.get("port", "8000"), 65_535)
     if missing := [name for name in NEEDS if find_spec(name) is None]:

@@ -1,0 +1,20 @@
+"""Commands that take KEY=VALUE, as run.py does, but no configuration."""
+
+from collections.abc import Sequence
+
+from harness.errors import ConfigError
+
+
+def key_values(arguments: Sequence[str], keys: Sequence[str], module: str) -> dict[str, str]:
+    """{key: value} of the command line of `python -m MODULE`, whose first key must be given.
+
+    Raises ConfigError for other keys, a key without a value, and where the first one is missing.
+    """
+    given = dict(argument.partition("=")[::2] for argument in arguments)
+    if keys[0] not in given or not given.keys() <= set(keys) or not all(given.values()):
+        raise ConfigError(
+            f"The command {' '.join(arguments)!r} cannot be read.",
+            f"{', '.join(f'{key}=VALUE' for key in keys)}, {keys[0]}= always.",
+            f"python -m {module} --help",
+        )
+    return given
