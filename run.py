@@ -33,8 +33,8 @@ from hydra.types import HydraContext, RunMode  # noqa: E402
 from omegaconf import DictConfig, OmegaConf  # noqa: E402
 from omegaconf.errors import OmegaConfBaseException  # noqa: E402
 
-from harness.configure import build, checked, locate, own_keys  # noqa: E402
-from harness.errors import ConfigError, UserError  # noqa: E402
+from harness.config.configure import build, checked, locate, own_keys  # noqa: E402
+from harness.config.errors import ConfigError, UserError  # noqa: E402
 from sweeps.known import Known  # noqa: E402
 from sweeps.plan import Plan, Planner, Runs  # noqa: E402
 from sweeps.section import Section  # noqa: E402
@@ -74,7 +74,7 @@ def resolve(config: DictConfig) -> dict:
     model = plain.get("model")
     names = model.get("names") if isinstance(model, dict) else None
     composed_only = ("kernel", *(names if isinstance(names, dict) else ()))  # they reach the model by interpolation
-    plain = checked(plain, "", extra=composed_only, annotation=locate("harness.experiment.Experiment", ""))
+    plain = checked(plain, "", extra=composed_only, annotation=locate("harness.config.experiment.Experiment", ""))
     mixers = plain["model"]["mixer"]
     mixers = mixers if isinstance(mixers, list) else [mixers]
     if plain.get("kernel", "auto") != "auto" and not all("kernel" in mixer for mixer in mixers):

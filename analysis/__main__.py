@@ -7,7 +7,7 @@ from pathlib import Path
 from analysis import cost, pages, provenance, records, render, report, sweep
 from analysis.html import page as html
 from analysis.selection import CHOSEN
-from harness.errors import RecordError, UserError
+from harness.config.errors import RecordError, UserError
 
 DESCRIPTION = """Reads recorded runs and writes every table (Markdown, LaTeX, CSV) and figure (PNG, PDF).
 

@@ -11,7 +11,7 @@ from analysis import figures
 from analysis.curve import Curve
 from analysis.render import Table, si_bytes
 from analysis.styles import styles
-from harness.errors import RecordError
+from harness.config.errors import RecordError
 
 SUBJECTS = ("kernels", "models", "newton", "checks", "gradients", "sessions")
 FIGURES = (

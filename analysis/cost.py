@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from analysis.field import by_context, policy
 from analysis.render import NOT_MEASURED, Table, si_bytes
-from harness.errors import RecordError
+from harness.config.errors import RecordError
 
 FILE = Path(__file__).resolve().parents[1] / "docs" / "prices.yaml"
 CONTEXTS = (1024, 32768, 131072)

@@ -3,7 +3,7 @@
 import math
 from pathlib import Path
 
-from harness.errors import RecordError
+from harness.config.errors import RecordError
 from harness.records import curve as recorded
 
 SHOWN = 100

@@ -8,7 +8,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from analysis.render import MISSING, NOT_MEASURED, Table, si_bytes
-from harness.errors import RecordError
+from harness.config.errors import RecordError
 
 FILE = Path(__file__).resolve().parents[1] / "docs" / "implementations.yaml"
 CELL = (8, 512)

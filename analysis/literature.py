@@ -6,7 +6,7 @@ from pathlib import Path
 import yaml
 
 from analysis.render import MISSING
-from harness.errors import RecordError
+from harness.config.errors import RecordError
 
 FILE = Path(__file__).resolve().parents[1] / "docs" / "literature.yaml"
 ASPECTS = ("memory", "speed", "quality")

@@ -9,7 +9,7 @@ import difflib
 import re
 from pathlib import Path
 
-from harness.errors import RecordError
+from harness.config.errors import RecordError
 
 SECTION = re.compile(
     r"(?P<open><!-- generated:(?P<name>[\w-]+) -->\n)(?P<body>.*?)(?P<close><!-- /generated:(?P=name) -->)", re.S

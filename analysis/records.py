@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from analysis import schema
-from harness.errors import RecordError
+from harness.config.errors import RecordError
 from harness.records.curve import CURVE, METRICS
 from harness.records.identity import SCHEMA_VERSION
 

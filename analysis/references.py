@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 from analysis import schema
 from analysis.render import MISSING, Table
 from analysis.tables import QUALITY, groups
-from harness.errors import RecordError
+from harness.config.errors import RecordError
 
 REFERENCES = "references"
 """The folder of the records, beside the bench's measurements."""

@@ -9,7 +9,7 @@ import pandas as pd
 
 from analysis.records import Record
 from analysis.render import MISSING, Table
-from harness.errors import RecordError
+from harness.config.errors import RecordError
 from harness.records import sweep
 
 SWEEPS = ("recipe_batch", "recipe", "recipe_joint")

@@ -9,7 +9,7 @@ import pandas as pd
 from analysis.frame import RECIPE, TUNED, differing_keys, flatten, short
 from analysis.records import Record
 from analysis.statistics import summarise
-from harness.errors import RecordError
+from harness.config.errors import RecordError
 from harness.records.identity import meaning
 
 CHOSEN = (*TUNED, *RECIPE)

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from analysis import records, render, report, selection
-from harness.errors import RecordError
+from harness.config.errors import RecordError
 from harness.records import sweep
 from harness.records.sweep import DONE, Job, State
 

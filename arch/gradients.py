@@ -17,8 +17,8 @@ from torchdiffeq import odeint_adjoint
 
 from arch.field import Field
 from arch.solvers import TABLEAUS, Solver, normalised
-from harness.errors import ConfigError
-from harness.ranges import Length
+from harness.config.errors import ConfigError
+from harness.config.ranges import Length
 
 Cross = Callable[[Field, Tensor, Tensor | None], Tensor]
 

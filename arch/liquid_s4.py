@@ -21,11 +21,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from harness.errors import ConfigError
+from harness.config.errors import ConfigError
+from harness.config.ranges import Dimension, Factor, StepSize
 from harness.model.mixer import UNTIMED, Call, Flops, Mixer
 from harness.model.state import State
 from harness.ops.shapes import expect_tokens
-from harness.ranges import Dimension, Factor, StepSize
 
 CHUNK = 64  # tokens whose outputs one product makes; a power of two
 

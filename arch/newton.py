@@ -19,8 +19,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from harness.config.ranges import Steps, Tolerance
 from harness.ops.linear_scan.scan import Scan
-from harness.ranges import Steps, Tolerance
 
 
 @dataclass(frozen=True)

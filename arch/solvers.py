@@ -16,7 +16,7 @@ from torch import Tensor
 from torchdiffeq import odeint
 
 from arch.field import Field
-from harness.ranges import Steps, Tolerance
+from harness.config.ranges import Steps, Tolerance
 
 
 class Tableau(NamedTuple):

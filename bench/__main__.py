@@ -15,8 +15,8 @@ from bench import checks, gradients, kernels, models, newton, references, sessio
 from bench.store import Store
 from bench.targets import Target
 from bench.timing import Limits
-from harness.configure import locate
-from harness.errors import UserError
+from harness.config.configure import locate
+from harness.config.errors import UserError
 from harness.machine.runtime import one_precision, use_threads
 
 ROOT = Path(__file__).resolve().parents[1]

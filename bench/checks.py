@@ -15,10 +15,10 @@ from bench.timing import Limits
 from harness.checks.conditions import Conditions
 from harness.checks.runner import CheckResults, run_checks
 from harness.checks.trained import Memory, Watch, check_trained
-from harness.configure import locate
+from harness.config.configure import locate
+from harness.config.experiment import CheckError
 from harness.evaluation.evaluate import evaluate
 from harness.evaluation.passage import observing
-from harness.experiment import CheckError
 from harness.machine.runtime import use_threads
 from harness.model import sizing
 
@@ -64,7 +64,7 @@ def _rows(name: str, experiment: Any, config: dict, say: Callable[[str], None]) 
 class Checked:
     """A model as its run builds it, and its checks; the evaluation before the second ones reads a few bytes only.
 
-    experiment: a harness.experiment.Experiment. size: bytes of each split that are evaluated.
+    experiment: a harness.config.experiment.Experiment. size: bytes of each split that are evaluated.
     """
 
     def __init__(self, experiment: Any, size: int):
@@ -79,7 +79,7 @@ class Checked:
             evaluate(self.model, experiment.task, replace(self.evaluation, sample_bytes=1), trainer.length)
 
     def conditions(self) -> Conditions:
-        """Those of the run (harness/experiment.py)."""
+        """Those of the run (harness/config/experiment.py)."""
         task, trainer = self.experiment.task, self.experiment.trainer
         shape = trainer.batch_size, trainer.length
         return Conditions(

@@ -11,7 +11,7 @@ from analysis.liquid import read
 from bench.kernels import present
 from bench.store import Store
 from bench.timing import Call, Contestant, Limits, time_call
-from harness.configure import locate
+from harness.config.configure import locate
 from harness.machine.memory import Increase
 
 

@@ -9,7 +9,7 @@ from bench.bandwidth import copy_rate, floor_ms
 from bench.comparison import Comparison
 from bench.store import Store, absent
 from bench.timing import Contestant, Limits, Times, measure
-from harness.configure import locate
+from harness.config.configure import locate
 
 
 def run(config: dict, store: Store, device: torch.device, limits: Limits, say: Callable[[str], None]) -> None:

@@ -14,7 +14,7 @@ from analysis.bench import Row
 from bench.products import Products, update_flops
 from bench.store import Store, absent
 from bench.timing import LEAST_ROUNDS, Limits, in_turn, undisturbed
-from harness.configure import locate
+from harness.config.configure import locate
 from harness.generation.decode import Decoder
 from harness.measurement.latency import now
 from harness.model import sizing

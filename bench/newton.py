@@ -6,7 +6,7 @@ import torch
 
 from bench.store import Store, absent
 from bench.timing import Limits
-from harness.configure import locate
+from harness.config.configure import locate
 
 
 def run(config: dict, store: Store, device: torch.device, limits: Limits, say: Callable[[str], None]) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 
 from analysis.bench import Row
 from bench.store import absent
-from harness.errors import ConfigError, RecordError
+from harness.config.errors import ConfigError, RecordError
 from harness.machine.environment import environment
 from harness.records import code
 from harness.records.files import replacing

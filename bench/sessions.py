@@ -10,9 +10,9 @@ from analysis.bench import Row
 from bench.models import VOCAB
 from bench.store import Store
 from bench.timing import Limits
-from harness.configure import locate
+from harness.config.configure import locate
 from harness.generation.decode import Decoder
-from harness.library import Past, TrainedModel
+from harness.generation.library import Past, TrainedModel
 from harness.machine.memory import Increase
 from harness.model import sizing
 from harness.model.context import FULL

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from analysis.bench import Row
-from harness.errors import ConfigError
+from harness.config.errors import ConfigError
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-from harness.errors import ConfigError
+from harness.config.errors import ConfigError
 from sweeps import tuning
 from sweeps.section import Choice
 

@@ -5,7 +5,7 @@ import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
-from harness.errors import MachineError
+from harness.config.errors import MachineError
 from harness.records import sweep
 
 RECORDED = (".json", ".jsonl", ".csv")

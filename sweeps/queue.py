@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 
-from harness.errors import UserError
+from harness.config.errors import UserError
 from harness.machine.signals import held_back
 from harness.records import sweep as on_disk
 from harness.records.sweep import DONE, FOLDER, Journal, State

@@ -19,7 +19,7 @@ from typing import Any
 
 import psutil
 
-from harness.errors import UserError
+from harness.config.errors import UserError
 from harness.records import sweep as on_disk
 from harness.records.sweep import Journal
 from harness.training.progress import SweepProgress, clock

@@ -17,7 +17,7 @@ from analysis import figures, frame, memory, models, pages, quality, records, re
 from analysis.__main__ import main
 from analysis.curve import Curve
 from analysis.statistics import Summary, summarise
-from harness.errors import RecordError
+from harness.config.errors import RecordError
 
 ROOT = Path(__file__).resolve().parent.parent
 CONTEXTS = (1024, 32768, 131072)

@@ -23,9 +23,9 @@ from bench.store import Store
 from bench.targets import Target
 from bench.timing import Call, Contestant, Limits
 from harness.checks.runner import CheckResult, CheckResults
-from harness.configure import locate
-from harness.errors import ConfigError, RecordError
-from harness.experiment import CheckError
+from harness.config.configure import locate
+from harness.config.errors import ConfigError, RecordError
+from harness.config.experiment import CheckError
 from harness.model import sizing
 from test_rwkv import language_model, tokens
 

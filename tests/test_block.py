@@ -15,7 +15,7 @@ from baselines.mamba.scan import SELECTIVE_SCAN
 from baselines.recurrent.mixer import GRU, LSTM
 from baselines.transformer.mixer import Attention
 from harness.checks.runner import run_checks
-from harness.errors import ConfigError
+from harness.config.errors import ConfigError
 from harness.model.backbone import ModelSpec, Width
 from harness.model.block import Gated, GatedBlock, ShortConvolution, TransformerBlock
 from harness.model.mlp import SwiGLU

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import tiny
-from harness.errors import CheckpointError, MachineError, RecordError
+from harness.config.errors import CheckpointError, MachineError, RecordError
 from harness.machine.signals import held_back
 from harness.records import code
 from harness.records.record import Run

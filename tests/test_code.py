@@ -70,7 +70,7 @@ def test_a_record_names_all_that_its_run_imported_and_no_more(tmp_path):
     done = subprocess.run(command, cwd=run.ROOT, capture_output=True, text=True, check=True)
     left_out, never_imported = json.loads(done.stdout.splitlines()[-1])
     assert never_imported == []
-    composing = ("harness.configure", "baselines.recurrent.oracle")  # and what an oracle says, which is a check's
+    composing = ("harness.config.configure", "baselines.recurrent.oracle")  # and what an oracle says: a check's
     assert [name for name in left_out if name not in composing and not name.startswith(code.NO_FIGURES)] == []
 
 

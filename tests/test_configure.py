@@ -9,9 +9,9 @@ from pydantic import Field, PositiveInt, TypeAdapter
 
 import configs
 import run
-from harness import ranges
-from harness.configure import STRICT, checked, hints_of, locate, readable
-from harness.errors import ConfigError
+from harness.config import ranges
+from harness.config.configure import STRICT, checked, hints_of, locate, readable
+from harness.config.errors import ConfigError
 
 
 class Part:

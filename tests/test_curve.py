@@ -9,7 +9,7 @@ import pytest
 
 import run
 from analysis.__main__ import main as analyse
-from harness.errors import RecordError
+from harness.config.errors import RecordError
 from harness.records import curve, migrate
 from harness.records.record import Run
 

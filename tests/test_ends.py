@@ -8,7 +8,7 @@ import torch
 
 import configs
 import tiny
-from harness.errors import ConfigError
+from harness.config.errors import ConfigError
 from harness.model.backbone import LanguageModel, ModelSpec, Width
 from harness.model.ends import End
 from harness.model.interface import Classes, Interface, Tokens, Vectors

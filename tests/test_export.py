@@ -13,12 +13,12 @@ import configs
 import harness
 import recorded_run
 from baselines.mamba.oracle import transformers_in_torch
-from harness.errors import UserError
+from harness.config.errors import UserError
 from harness.export import hf
 from harness.export.__main__ import main
 from harness.export.formats import formats
 from harness.generation.generate import generate
-from harness.library import TrainedModel, build_model
+from harness.generation.library import TrainedModel, build_model
 from harness.model.context import FULL
 from harness.model.sizing import SizeConfig, solve
 

@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 import configs
 import run
-from harness.errors import UserError
+from harness.config.errors import UserError
 from harness.model import sizing
 
 EXAMPLES = int(os.environ.get("LIQUIDBENCH_FUZZ", "60"))

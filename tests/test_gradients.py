@@ -9,7 +9,7 @@ import torch
 from arch.field import Field
 from arch.gradients import Adjoint, Backprop, Checkpoint
 from arch.solvers import FIXED, TABLEAUS, Adaptive, RungeKutta, make_solver
-from harness.errors import ConfigError
+from harness.config.errors import ConfigError
 from liquid_calls import EXPLICIT
 
 B, T, D, N = 2, 5, 4, 2

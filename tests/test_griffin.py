@@ -14,7 +14,7 @@ from baselines.transformer.mixer import Attention
 from harness.checks.case import CHECKS
 from harness.checks.oracles import find_oracle
 from harness.checks.runner import run_checks
-from harness.errors import ConfigError
+from harness.config.errors import ConfigError
 from harness.model.backbone import Width
 from harness.model.interface import Interface, Tokens, Vectors
 from harness.model.sizing import SizeConfig, count

@@ -11,7 +11,7 @@ import run
 from arch.gradients import Backprop
 from arch.ltc.mixer import LTC
 from arch.newton import Newton, Sequential
-from harness.errors import ConfigError
+from harness.config.errors import ConfigError
 from harness.generation.decode import Decoder
 from harness.model.backbone import Width
 from harness.model.mixer import Call

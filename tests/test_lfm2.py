@@ -8,7 +8,7 @@ import configs
 from baselines.lfm2.mixer import GatedConvolution
 from baselines.transformer.mixer import Attention
 from harness.checks.oracles import find_oracle
-from harness.errors import ConfigError
+from harness.config.errors import ConfigError
 from harness.model.backbone import LanguageModel, Width
 from harness.model.state import tensors
 from oracles import step_loop

@@ -14,9 +14,9 @@ import torch
 import harness
 import recorded_run
 import run
-from harness.configure import checked, own_keys
-from harness.errors import CheckpointError, ConfigError, RecordError, UserError
-from harness.experiment import Experiment
+from harness.config.configure import checked, own_keys
+from harness.config.errors import CheckpointError, ConfigError, RecordError, UserError
+from harness.config.experiment import Experiment
 from harness.generation.generate import generate
 from harness.records import again, recorded, weights
 from harness.training import checkpoint
@@ -180,7 +180,7 @@ def test_the_command_named_makes_a_record_without_weights_again(copy, folder, mo
 
 def test_the_page_of_the_library_and_its_public_names_agree():
     named = re.findall(r"^### `(\w+)", (run.ROOT / "docs" / "api.md").read_text(), re.MULTILINE)
-    typed = re.findall(r" as (\w+)$", (run.ROOT / "harness" / "__init__.pyi").read_text(), re.MULTILINE)
+    typed = re.findall(r" as (\w+)$", (run.ROOT / "harness" / "__init__.py").read_text(), re.MULTILINE)
     assert sorted(named) == sorted(typed)
     assert 8 <= len(named) <= 12
     for name in named:

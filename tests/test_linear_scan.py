@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.errors import ConfigError
+from harness.config.errors import ConfigError
 from harness.ops.linear_scan import scan_numba as linear_scan_numba
 from harness.ops.linear_scan import scan_triton as linear_scan_triton
 from harness.ops.linear_scan.scan import LINEAR_SCAN, log_depth, reference

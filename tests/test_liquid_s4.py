@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from arch import liquid_s4
 from arch.liquid_s4 import LiquidS4
-from harness.errors import ConfigError
+from harness.config.errors import ConfigError
 from oracles import step_loop
 
 KINDS = pytest.mark.parametrize(("liquid", "degree"), [("pb", 2), ("kb", 2), ("pb", 3), ("kb", 4), ("pb", 1)])

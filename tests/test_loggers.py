@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 from analysis import records
-from harness.configure import checked
-from harness.errors import ConfigError
+from harness.config.configure import checked
+from harness.config.errors import ConfigError
 from harness.records import curve, offline
 from harness.training.loggers import NoLogger, WandbLogger
 

@@ -11,7 +11,7 @@ from arch.ltc.mixer import LTC
 from arch.newton import Newton, Sequential
 from arch.solvers import FIXED, Adaptive, Exponential, RungeKutta, SemiImplicit, make_solver
 from harness.checks.tolerances import ALLOWANCES
-from harness.errors import ConfigError
+from harness.config.errors import ConfigError
 from harness.model.mixer import Call
 from harness.model.state import state_bytes
 from oracles import step_loop

@@ -14,7 +14,7 @@ import golden
 from arch.m1.fast_weight import FastWeight
 from arch.m1.memory import chunked
 from arch.m1.mixer import MTv2s
-from harness.errors import ConfigError
+from harness.config.errors import ConfigError
 from harness.model.backbone import Adapter, Width
 from harness.model.mixer import Call
 from harness.model.state import map_tensors, state_bytes, tensors

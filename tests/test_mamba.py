@@ -13,7 +13,7 @@ import configs
 from baselines.mamba import oracle as mamba_oracle
 from baselines.mamba.mixer import Selective
 from harness.checks.oracles import find_oracle
-from harness.errors import ConfigError
+from harness.config.errors import ConfigError
 from harness.model.block import Gated
 from harness.model.sizing import SizeConfig, count, solve
 from harness.model.state import map_tensors, tensors

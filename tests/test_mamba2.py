@@ -12,7 +12,7 @@ from baselines.mamba.oracle import import_mamba_ssm
 from baselines.mamba2 import scan
 from baselines.mamba2.mixer import Mamba2
 from harness.checks.oracles import find_oracle
-from harness.errors import ConfigError
+from harness.config.errors import ConfigError
 from harness.model.block import GatedBlock, TransformerBlock
 from harness.model.state import map_tensors, tensors
 from harness.ops.samples import Draw

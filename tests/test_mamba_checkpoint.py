@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from baselines.mamba import oracle as mamba_oracle
 from baselines.mamba.mixer import Selective
 from baselines.mamba.weights import export_mamba_ssm, load_mamba_checkpoint, translate, write_mamba_ssm
-from harness.errors import CheckpointError
+from harness.config.errors import CheckpointError
 from harness.model.backbone import ModelSpec, Width
 from harness.model.block import Gated, GatedBlock
 

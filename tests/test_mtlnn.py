@@ -18,7 +18,7 @@ from harness.checks import runner
 from harness.checks.case import CHECKS
 from harness.checks.oracles import find_oracle
 from harness.checks.runner import run_checks
-from harness.errors import ConfigError
+from harness.config.errors import ConfigError
 from harness.model.backbone import ModelSpec, Width
 from harness.model.mixer import Call, Flops, Mixer
 from harness.model.mlp import SwiGLU

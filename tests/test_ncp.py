@@ -11,7 +11,7 @@ from arch.ncp.cfc import WiredCfC
 from arch.ncp.ltc import WiredLTC
 from arch.ncp.wiring import auto_ncp
 from harness.checks.oracles import find_oracle
-from harness.errors import ConfigError
+from harness.config.errors import ConfigError
 from harness.model.mixer import Call
 from oracles import step_loop
 

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 import run
-from harness.errors import MachineError
+from harness.config.errors import MachineError
 from harness.records import curve
 from harness.records.sweep import Sweep
 from started import start, wait_for

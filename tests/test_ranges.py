@@ -6,7 +6,7 @@ from typing import Annotated, get_args, get_origin
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from harness import ranges
+from harness.config import ranges
 
 WHOLE = {
     "Seed": (0, 4_294_967_295),

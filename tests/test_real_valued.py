@@ -7,8 +7,8 @@ import torch
 
 import run
 from analysis import frame, records, tables
+from harness.config.experiment import Experiment
 from harness.evaluation.evaluate import EVALUATION_SEED, EvaluateConfig, by_batches
-from harness.experiment import Experiment
 from harness.model.backbone import Width
 from harness.model.interface import Classes, Interface, Tokens, Vectors
 from harness.tasks.task import SPLITS, Batch, Task

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from harness.errors import RecordError
+from harness.config.errors import RecordError
 from harness.machine.environment import CODE, environment, git_state
 from harness.records import record
 from harness.records.identity import run_key

@@ -15,7 +15,7 @@ from analysis import records as recorded
 from analysis.__main__ import main as analyse
 from bench import __main__ as command
 from bench import references as bench
-from harness.errors import ConfigError, RecordError
+from harness.config.errors import ConfigError, RecordError
 from harness.tasks.parity import Parity
 from harness.tasks.text import TextTask
 from test_analysis import cells, write_run

@@ -17,8 +17,8 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.sweeper import Sweeper
 
 import run
-from harness.errors import RecordError
-from harness.experiment import Experiment
+from harness.config.errors import RecordError
+from harness.config.experiment import Experiment
 from harness.records.summary import show
 from harness.training import checkpoint
 from harness.training.progress import SweepProgress
@@ -435,7 +435,7 @@ def test_a_run_of_older_code_is_told_and_repeated_only_when_asked(monkeypatch, r
     whole = recorded.read_text()
     made = json.loads(whole)["code"]
     assert {"baselines.recurrent.mixer", "baselines.recurrent.step_numba"} <= set(made["modules"])  # a late import
-    assert "harness.experiment" in made["modules"]
+    assert "harness.config.experiment" in made["modules"]
     command(monkeypatch, *recorded_by(recorded), "force=stale")
     assert "force=true runs it again" in capsys.readouterr().out
     assert recorded.read_text() == whole

@@ -11,7 +11,7 @@ import configs
 from baselines.rwkv import scan as rwkv_scan
 from baselines.rwkv.mixer import ChannelMix, TimeMix, auto_rank
 from harness.checks.oracles import find_oracle
-from harness.errors import ConfigError
+from harness.config.errors import ConfigError
 from harness.model.backbone import LanguageModel, ModelSpec, Width
 from harness.model.mixer import Call
 from harness.model.sizing import SizeConfig, count, solve

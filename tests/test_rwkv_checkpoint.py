@@ -8,7 +8,7 @@ import torch
 
 from baselines.rwkv import weights as rwkv_checkpoint
 from baselines.rwkv.oracle import packaged_channel_mix, packaged_time_mix, rwkv_package
-from harness.errors import CheckpointError
+from harness.config.errors import CheckpointError
 from test_library import Malicious
 from test_rwkv import VOCAB, language_model, tokens
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tiny
-from harness.errors import ConfigError
+from harness.config.errors import ConfigError
 from harness.tasks.parity import Parity
 from harness.training.config import TrainerConfig
 from harness.training.schedule import Schedule

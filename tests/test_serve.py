@@ -12,8 +12,8 @@ import safetensors.torch
 
 import harness
 import recorded_run
-from harness.errors import ConfigError, MachineError, RecordError
-from harness.library import Past
+from harness.config.errors import ConfigError, MachineError, RecordError
+from harness.generation.library import Past
 from harness.serve import __main__ as command
 from harness.serve.sessions import Limits, Sessions, serialised
 from test_library import Malicious

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import configs
 import run
 from baselines.transformer.mixer import Attention
-from harness.errors import ConfigError
+from harness.config.errors import ConfigError
 from harness.model.backbone import ModelSpec
 from harness.model.block import GatedBlock
 from harness.model.mlp import SwiGLU

@@ -14,7 +14,7 @@ from arch.ltc.recurrence import Recurrence
 from arch.ltc.scan import LIQUID_SCAN, LIQUID_TOKEN
 from arch.newton import Sequential
 from arch.solvers import SemiImplicit
-from harness.errors import ConfigError
+from harness.config.errors import ConfigError
 from harness.ops.samples import Draw
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")

@@ -18,7 +18,7 @@ from baselines.mamba.scan import reference as selective_reference
 from baselines.recurrent.mixer import GRU, LSTM
 from baselines.rwkv.mixer import TimeMix
 from baselines.transformer.mixer import Attention
-from harness.experiment import Experiment
+from harness.config.experiment import Experiment
 from harness.machine import hardware
 from harness.model.backbone import ModelSpec
 from harness.model.block import Gated, ShortConvolution

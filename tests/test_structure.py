@@ -39,7 +39,8 @@ def imports(path: Path, everywhere: bool = True) -> set[str]:
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
             names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-        if everywhere or not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+        for_types = isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING"
+        if everywhere or not (for_types or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)):
             nodes += ast.iter_child_nodes(node)
     return names
 
@@ -150,6 +151,6 @@ def test_a_long_signature_is_seen(tmp_path):
     assert long_signatures(path) == ["f takes 9 arguments"]
 
 
-def test_the_harness_has_few_rooms():
+def test_the_harness_lists_at_most_fifteen_entries():
     listed = subprocess.run(["git", "ls-files", "harness"], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert len({line.split("/")[1] for line in listed.stdout.splitlines() if line.count("/") > 1}) <= 12
+    assert len({line.split("/")[1] for line in listed.stdout.splitlines()}) <= 15

@@ -9,7 +9,7 @@ import pytest
 
 import analysis.__main__ as analysis
 import run
-from harness.errors import ConfigError, RecordError
+from harness.config.errors import ConfigError, RecordError
 from harness.records import sweep as on_disk
 from harness.records.sweep import Job, Journal, State, Sweep
 from harness.tasks.windows import WindowTask

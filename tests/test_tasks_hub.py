@@ -10,7 +10,7 @@ import datasets
 import pytest
 
 import configs
-from harness.errors import TaskError
+from harness.config.errors import TaskError
 from harness.tasks.archive import ArchiveText
 from harness.tasks.hub import HubText
 from harness.tasks.task import SPLITS

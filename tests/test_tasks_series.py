@@ -8,7 +8,7 @@ import torch
 
 import configs
 import run
-from harness.errors import ConfigError
+from harness.config.errors import ConfigError
 from harness.evaluation.evaluate import EvaluateConfig
 from harness.evaluation.passage import observing
 from harness.model.interface import IGNORE

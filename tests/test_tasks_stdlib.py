@@ -9,7 +9,7 @@ import pytest
 
 import configs
 import run
-from harness.errors import TaskError
+from harness.config.errors import TaskError
 from harness.tasks import stdlib
 from harness.tasks.stdlib import StandardLibrary
 from harness.tasks.task import SPLITS

@@ -9,8 +9,8 @@ import yaml
 from torch import nn
 
 import run
-from harness.configure import locate
-from harness.errors import ConfigError
+from harness.config.configure import locate
+from harness.config.errors import ConfigError
 from harness.model.interface import IGNORE, Tokens
 from harness.tasks.compression import Compression
 from harness.tasks.dyck import Dyck

@@ -5,7 +5,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from harness.errors import TaskError
+from harness.config.errors import TaskError
 from harness.tasks import sotu as sotu_module
 from harness.tasks.local import LocalText
 from harness.tasks.sotu import SHA256, Sotu

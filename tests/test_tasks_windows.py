@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from harness.errors import ConfigError, TaskError
+from harness.config.errors import ConfigError, TaskError
 from harness.tasks.cheetah import Cheetah
 from harness.tasks.occupancy import Occupancy
 from harness.tasks.ozone import Ozone

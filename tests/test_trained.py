@@ -13,9 +13,9 @@ from faults import Decay, Mean
 from harness.checks.conditions import Conditions
 from harness.checks.runner import CheckResults
 from harness.checks.trained import Memory, Watch, _leak_in_training, check_trained
+from harness.config.experiment import CheckError
 from harness.evaluation.evaluate import EvaluateConfig, evaluate
 from harness.evaluation.passage import Passage, observing
-from harness.experiment import CheckError
 from harness.model.backbone import ModelSpec, Width
 from harness.model.mixer import Mixer
 from harness.model.mlp import SwiGLU
@@ -360,7 +360,7 @@ def small_experiment(name, tmp_path, **changes):
     ("mixer", "name"), [(Carried, "evaluation_equals_decoding"), (SixteenMillion, "hidden_memory")]
 )
 def test_a_run_that_fails_afterwards_leaves_evidence_and_no_result(mixer, name, tmp_path, monkeypatch):
-    monkeypatch.setattr("harness.experiment.run_checks", lambda *given: CheckResults([]))  # what passed before
+    monkeypatch.setattr("harness.config.experiment.run_checks", lambda *given: CheckResults([]))  # what passed before
     made, config = small_experiment("gru", tmp_path, mixer=mixer)
     for _ in range(2):  # the same command is refused again, whatever its checkpoint lacks
         with pytest.raises(CheckError, match=name):

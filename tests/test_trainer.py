@@ -11,8 +11,8 @@ import torch
 import yaml
 
 import tiny
-from harness.configure import checked
-from harness.errors import ConfigError, TaskError
+from harness.config.configure import checked
+from harness.config.errors import ConfigError, TaskError
 from harness.machine.runtime import use_threads
 from harness.records.record import Run
 from harness.training import checkpoint, optimizer

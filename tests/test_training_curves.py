@@ -5,7 +5,7 @@ import torch
 
 import configs
 import tiny
-from harness.errors import ConfigError
+from harness.config.errors import ConfigError
 from harness.model.backbone import Width
 
 UPDATES, BATCH, LENGTH = 50, 2, 24

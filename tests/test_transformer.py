@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from baselines.transformer.mixer import Attention
 from harness.checks.oracles import find_oracle
-from harness.errors import ConfigError
+from harness.config.errors import ConfigError
 from harness.model.kv_cache import KVCache
 from harness.model.state import state_bytes, tensors
 from harness.ops.attention import attention as operation

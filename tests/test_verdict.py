@@ -29,7 +29,7 @@ from analysis.__main__ import main
 from analysis.entries import Entry
 from analysis.literature import Claims
 from analysis.statistics import Slope
-from harness.errors import RecordError
+from harness.config.errors import RecordError
 from test_analysis import ROOT, write_run
 
 NOISE = (0.0, 0.03, -0.02, 0.01, -0.03)

@@ -13,7 +13,7 @@ from baselines.xlstm.mlstm_chunks import mlstm_scan
 from baselines.xlstm.scan import MLSTM_SCAN, SLSTM_SCAN, mlstm_sample, read_reference, slstm_sample
 from baselines.xlstm.slstm_numba import slstm_scan
 from harness.checks.oracles import find_oracle
-from harness.errors import ConfigError
+from harness.config.errors import ConfigError
 from harness.model.backbone import ModelSpec, Width
 from harness.model.sizing import SizeConfig, count, solve
 from harness.model.state import state_bytes, tensors

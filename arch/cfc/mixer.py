@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from arch.cfc.scan import CFC_SCAN, CFC_STEP, HEADS, Cell, Mode
+from harness.config.ranges import Dimension, Factor
 from harness.model.mixer import UNTIMED, Call, Flops, ProjectedMixer
 from harness.model.state import State
 from harness.ops.registry import Choice
-from harness.ranges import Dimension, Factor
 
 
 class CfC(ProjectedMixer):

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from arch.lrc.newton import Way, newton_scan
 from arch.lrc.scan import LRC_SCAN, LRC_STEP, Neurons
 from arch.newton import Parallel, Sequential, Tally
+from harness.config.ranges import Factor
 from harness.model.mixer import UNTIMED, Call, Flops, ProjectedMixer
 from harness.model.state import State
 from harness.ops.registry import Choice
-from harness.ranges import Factor
 
 SEQUENTIAL = Sequential()
 

@@ -13,13 +13,13 @@ from arch.ltc.recurrence import Recurrence
 from arch.ltc.scan import Kind
 from arch.newton import Parallel, Sequential
 from arch.solvers import FIXED, SemiImplicit, Solver, make_solver
-from harness.errors import ConfigError
+from harness.config.errors import ConfigError
+from harness.config.ranges import Dimension, Factor, Rate, StepSize, TapsOrNone, TimeConstant
 from harness.model.mixer import UNTIMED, Call, Flops, ProjectedMixer, step_operation
 from harness.model.state import State
 from harness.ops.causal_conv.conv import CAUSAL_CONV, step_reference
 from harness.ops.registry import Choice
 from harness.ops.samples import Draw, Sample, Samples, randomised
-from harness.ranges import Dimension, Factor, Rate, StepSize, TapsOrNone, TimeConstant
 
 DEFAULT_SOLVER, DEFAULT_GRADIENT, SEQUENTIAL = SemiImplicit(), Checkpoint(), Sequential()
 

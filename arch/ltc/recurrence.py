@@ -16,7 +16,7 @@ from arch.ltc import newton
 from arch.ltc.scan import LIQUID_SCAN, LIQUID_TOKEN
 from arch.newton import Parallel, Sequential, Tally  # noqa: F401  # records name Sequential by this module
 from arch.solvers import Solver
-from harness.errors import ConfigError
+from harness.config.errors import ConfigError
 from harness.ops.registry import Choice, Operation
 
 

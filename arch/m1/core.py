@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from arch.m1.scan import SCALES_SCAN
-from harness.errors import ConfigError
+from harness.config.errors import ConfigError
 from harness.model.mixer import Flops
 from harness.ops.registry import Choice
 

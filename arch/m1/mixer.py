@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from arch.m1.core import Selective, StreamingCore
 from arch.m1.fast_weight import FastWeight, Rule
+from harness.config.ranges import Dimension, Length, Scale, StepSize
 from harness.model.mixer import UNTIMED, Call, Flops, Mixer
 from harness.model.state import State
 from harness.ops.registry import Choice
-from harness.ranges import Dimension, Length, Scale, StepSize
 
 
 class MTv2s(Mixer):

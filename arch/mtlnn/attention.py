@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from arch.mtlnn.mixer import FAST, SLOW, STD, own_rate
-from harness.errors import ConfigError
+from harness.config.errors import ConfigError
+from harness.config.ranges import Base, Dimension, Length
 from harness.model.fixed_cache import FixedCache
 from harness.model.kv_cache import KVCache
 from harness.model.mixer import UNTIMED, Call, Flops, Mixer, step_operation
@@ -19,7 +20,6 @@ from harness.ops.attention.attention import ATTENTION, distance_bias, weigh
 from harness.ops.attention.rotary import turned
 from harness.ops.registry import Choice
 from harness.ops.samples import Draw, Sample, Samples, randomised
-from harness.ranges import Base, Dimension, Length
 
 Cache = KVCache | FixedCache
 

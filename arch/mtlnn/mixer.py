@@ -13,13 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from arch.mtlnn.scan import FILAMENTS
-from harness.errors import ConfigError
+from harness.config.errors import ConfigError
+from harness.config.ranges import Dimension, TimeScale
 from harness.model.mixer import UNTIMED, Call, Flops, Mixer, step_operation
 from harness.model.state import State
 from harness.ops.registry import Choice
 from harness.ops.samples import Draw, Sample, Samples, randomised
 from harness.ops.shapes import expect_tokens
-from harness.ranges import Dimension, TimeScale
 
 PERIOD = 256
 """Tokens after which the clock of the lateral coupling begins anew."""

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from arch.cfc.scan import HEADS, Mode
 from arch.ncp.layers import WIRED_CFC_SCAN, WIRED_CFC_STEP, Layers
 from arch.ncp.wiring import auto_ncp
+from harness.config.ranges import Dimension, Fraction, Seed
 from harness.model.mixer import UNTIMED, Call, Flops, ProjectedMixer
 from harness.model.state import State
 from harness.ops.registry import Choice
-from harness.ranges import Dimension, Fraction, Seed
 
 
 class WiredCell(nn.Module):

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from arch.ncp.neurons import NEURON_SCAN, NEURON_STEP, Neurons, Synapses
 from arch.ncp.wiring import auto_ncp
+from harness.config.ranges import Dimension, Fraction, Seed, Steps
 from harness.model.mixer import UNTIMED, Call, Flops, ProjectedMixer
 from harness.model.state import State
 from harness.ops.registry import Choice
-from harness.ranges import Dimension, Fraction, Seed, Steps
 
 
 class WiredSynapses(nn.Module):

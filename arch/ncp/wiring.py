@@ -10,7 +10,7 @@ from functools import cache
 
 import numpy as np
 
-from harness.errors import ConfigError
+from harness.config.errors import ConfigError
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from baselines.gated_deltanet.scan import GATED_DELTA_SCAN, scan_step
+from harness.config.ranges import Dimension, Factor, Taps
 from harness.model.mixer import UNTIMED, Call, Flops, ProjectedMixer, step_operation
 from harness.model.norm import RMSNorm
 from harness.model.state import State
 from harness.ops.causal_conv.conv import CAUSAL_CONV, step_reference
 from harness.ops.registry import Choice
 from harness.ops.samples import Draw, Sample, Samples, randomised
-from harness.ranges import Dimension, Factor, Taps
 
 KEY_RATIO = 0.75
 """Keys of all heads / d_model: with values twice as wide the mixer has 6 d_model^2 parameters."""

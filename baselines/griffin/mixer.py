@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from baselines.griffin.scan import RG_LRU, step
+from harness.config.ranges import Dimension, Ratio, Taps
 from harness.model.mixer import UNTIMED, Call, Flops, ProjectedMixer
 from harness.model.mlp import SwiGLU
 from harness.model.state import State
 from harness.ops.causal_conv.conv import CAUSAL_CONV, step_reference
 from harness.ops.registry import Choice
-from harness.ranges import Dimension, Ratio, Taps
 
 C = 8.0
 RADII = 0.9, 0.999  # of exp(-softplus(a_param)) at the start

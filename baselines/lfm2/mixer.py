@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor, nn
 
+from harness.config.ranges import Taps
 from harness.model.mixer import UNTIMED, Call, Flops, ProjectedMixer
 from harness.model.state import State
 from harness.ops.causal_conv.conv import CAUSAL_CONV
 from harness.ops.registry import Choice
-from harness.ranges import Taps
 
 
 class GatedConvolution(ProjectedMixer):

@@ -14,13 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from baselines.mamba.scan import SELECTIVE_SCAN, scan_step
-from harness.errors import ConfigError
+from harness.config.errors import ConfigError
+from harness.config.ranges import Dimension, StepSize
 from harness.model.block import Gated
 from harness.model.mixer import UNTIMED, Call, Flops, Mixer, ProjectedMixer, step_operation
 from harness.model.state import State
 from harness.ops.registry import Choice
 from harness.ops.samples import Draw, Sample, Samples, randomised
-from harness.ranges import Dimension, StepSize
 
 DT_FLOOR = 1e-4
 

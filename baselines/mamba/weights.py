@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from baselines.mamba.mixer import Selective
-from harness.errors import CheckpointError, ConfigError
+from harness.config.errors import CheckpointError, ConfigError
 from harness.model.backbone import LanguageModel
 from harness.model.block import Gated
 from harness.records import weights

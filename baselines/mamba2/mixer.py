@@ -12,14 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from baselines.mamba2.scan import SSD_SCAN, scan_step
-from harness.errors import ConfigError
+from harness.config.errors import ConfigError
+from harness.config.ranges import Dimension, Factor, StepSize, Taps
 from harness.model.mixer import UNTIMED, Call, Flops, ProjectedMixer, step_operation
 from harness.model.norm import RMSNorm
 from harness.model.state import State
 from harness.ops.causal_conv.conv import CAUSAL_CONV, step_reference
 from harness.ops.registry import Choice
 from harness.ops.samples import Draw, Sample, Samples, randomised
-from harness.ranges import Dimension, Factor, StepSize, Taps
 
 DT_FLOOR = 1e-4
 A_RANGE = 1.0, 16.0

@@ -3,12 +3,12 @@
 import torch
 from torch import Tensor, nn
 
+from harness.config.ranges import Factor, TapsOrNone
 from harness.model.mixer import UNTIMED, Call, Flops, ProjectedMixer
 from harness.model.state import State
 from harness.ops.causal_conv.conv import CAUSAL_CONV, step_reference
 from harness.ops.linear_scan.scan import LINEAR_SCAN
 from harness.ops.registry import Choice
-from harness.ranges import Factor, TapsOrNone
 
 
 class MinGRU(ProjectedMixer):

@@ -7,10 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from baselines.recurrent.scan import GRU_SCAN, GRU_STEP, LSTM_SCAN, LSTM_STEP, gru_cell, lstm_cell
+from harness.config.ranges import Factor
 from harness.model.mixer import UNTIMED, Call, Flops, ProjectedMixer
 from harness.model.state import State
 from harness.ops.registry import Choice, Operation
-from harness.ranges import Factor
 
 
 class Recurrent(ProjectedMixer):

@@ -12,13 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from baselines.rwkv import scan as rwkv_scan
-from harness.errors import ConfigError
+from harness.config.errors import ConfigError
+from harness.config.ranges import Dimension
 from harness.model.mixer import UNTIMED, Call, Flops, Mixer, step_operation
 from harness.model.state import State
 from harness.ops.registry import Choice
 from harness.ops.samples import Draw, Sample, Samples, randomised
 from harness.ops.shapes import expect_tokens
-from harness.ranges import Dimension
 
 DECAY_SCALE = math.exp(-0.5)
 """The decay is exp(-DECAY_SCALE sigmoid(.)): no channel forgets faster than 0.545 a token."""

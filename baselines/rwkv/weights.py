@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from baselines.rwkv.mixer import ChannelMix, TimeMix
-from harness.errors import CheckpointError
+from harness.config.errors import CheckpointError
 from harness.model.backbone import LanguageModel, ModelSpec, Width
 
 OUTSIDE = {"embedding": "emb", "embedding_norm": "blocks.0.ln0", "norm": "ln_out", "head": "head"}

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from baselines.transformer.ring_cache import RingCache
-from harness.errors import ConfigError
+from harness.config.errors import ConfigError
+from harness.config.ranges import Base, Dimension, Length
 from harness.model.fixed_cache import FixedCache
 from harness.model.kv_cache import KVCache
 from harness.model.mixer import UNTIMED, Call, Flops, ProjectedMixer, step_operation
@@ -16,7 +17,6 @@ from harness.ops.attention.attention import ATTENTION, weigh
 from harness.ops.attention.rotary import turned
 from harness.ops.registry import Choice
 from harness.ops.samples import Draw, Sample, Samples, randomised
-from harness.ranges import Base, Dimension, Length
 
 Cache = KVCache | FixedCache | RingCache
 NORM_EPS = 1e-5

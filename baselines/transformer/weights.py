@@ -6,7 +6,7 @@ from pathlib import Path
 from torch import Tensor
 
 from baselines.transformer.mixer import Attention
-from harness.errors import ConfigError
+from harness.config.errors import ConfigError
 from harness.model.backbone import LanguageModel
 from harness.model.mlp import SwiGLU
 from harness.records import weights

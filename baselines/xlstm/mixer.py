@@ -22,13 +22,13 @@ from baselines.xlstm.scan import (
     recurrent,
     slstm_step,
 )
-from harness.errors import ConfigError
+from harness.config.errors import ConfigError
+from harness.config.ranges import Dimension, Factor, Taps
 from harness.model.mixer import UNTIMED, Call, Flops, Mixer, ProjectedMixer, step_operation
 from harness.model.state import State
 from harness.ops.causal_conv.conv import CAUSAL_CONV, step_reference
 from harness.ops.registry import Choice
 from harness.ops.samples import Draw, Sample, Samples, randomised
-from harness.ranges import Dimension, Factor, Taps
 
 
 def small_init(weight: Tensor, d_model: int) -> None:

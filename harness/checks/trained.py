@@ -20,7 +20,7 @@ from harness.checks.runner import CheckResults, tried
 from harness.checks.running import judged
 from harness.checks.tolerances import distance, worst
 from harness.checks.trial import Calls
-from harness.errors import TaskError
+from harness.config.errors import TaskError
 from harness.evaluation.evaluate import EVALUATION_SEED
 from harness.evaluation.passage import Passage
 from harness.evaluation.text import token_losses

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
+from harness.config.ranges import Batch, Count, Factors, Probability, ScoredBytes, Temperature, Tokens
 from harness.evaluation.passage import Passage, observe
 from harness.model.context import Context, ContextPolicy
-from harness.ranges import Batch, Count, Factors, Probability, ScoredBytes, Temperature, Tokens
 
 EVALUATION_SEED = 0
 """Every run is evaluated on the same examples, whatever its own seed."""

@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 
 import harness
-from harness.command import key_values
-from harness.errors import UserError
+from harness.config.command import key_values
+from harness.config.errors import UserError
 from harness.export.formats import export
 
 KEYS = ("run", "format", "to")

@@ -11,8 +11,8 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
-from harness.errors import ConfigError, RecordError
-from harness.library import TrainedModel
+from harness.config.errors import ConfigError, RecordError
+from harness.generation.library import TrainedModel
 from harness.model.backbone import LanguageModel
 
 Writer = Callable[[TrainedModel, Path], None]

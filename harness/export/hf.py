@@ -15,7 +15,7 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
 
-from harness.library import TrainedModel, build_model
+from harness.generation.library import TrainedModel, build_model
 from harness.model.backbone import Width
 from harness.model.interface import Tokens
 from harness.model.state import State, map_tensors, state_bytes

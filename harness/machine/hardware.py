@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from harness.errors import MachineError
+from harness.config.errors import MachineError
 
 OUT_OF_MEMORY = ("not enough memory", "can't allocate memory", "cannot allocate memory", "out of memory")
 """How torch's CPU allocator and the libraries below it say so, in errors of no type of their own."""

@@ -8,6 +8,7 @@ from time import perf_counter
 
 import torch
 
+from harness.config.ranges import Batch, Count, CountOrNone, Dollars, Length, Lengths, Seconds
 from harness.generation.decode import Decoder
 from harness.generation.generate import read
 from harness.machine.hardware import available_bytes, device_name, is_out_of_memory
@@ -19,7 +20,6 @@ from harness.measurement.resident import Generation, generation_memory
 from harness.model.backbone import LanguageModel
 from harness.model.context import FULL, ContextPolicy
 from harness.model.state import state_bytes, tensors
-from harness.ranges import Batch, Count, CountOrNone, Dollars, Length, Lengths, Seconds
 
 STEP_COPIES = 3
 """Memory a step may need, in states: the old one, the new one, and as much again for slack."""

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from harness.config.ranges import Dimension, Layers, Name, Ratio
 from harness.model.block import Factory, GatedBlock, NoMixer, TransformerBlock
 from harness.model.ends import EMBEDDING, HEAD, End
 from harness.model.interface import Interface, interface
@@ -18,7 +19,6 @@ from harness.model.mixer import Call, Flops, Mixer
 from harness.model.norm import RMSNorm
 from harness.model.state import State
 from harness.ops.registry import Choice
-from harness.ranges import Dimension, Layers, Name, Ratio
 
 
 class Width(NamedTuple):

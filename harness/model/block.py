@@ -13,12 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from harness.errors import ConfigError
+from harness.config.errors import ConfigError
+from harness.config.ranges import DepthFactor, Factor, Taps, TapsOrNone
 from harness.model.mixer import UNTIMED, Call, Flops, Mixer, ProjectedMixer
 from harness.model.state import State
 from harness.ops.causal_conv.conv import CAUSAL_CONV, step_reference
 from harness.ops.registry import Choice
-from harness.ranges import DepthFactor, Factor, Taps, TapsOrNone
 
 Factory = Callable[..., Mixer]
 """Makes a mixer from d_model, layer and n_layers."""

@@ -4,8 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from harness.config.ranges import Length
 from harness.model.state import State
-from harness.ranges import Length
 
 Context = Literal["train", "full"] | Length
 """The policy as a configuration says it: the training length, all the past, or a number of tokens."""

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from harness.ranges import Scale
+from harness.config.ranges import Scale
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,12 @@ from functools import cache, partial
 
 import torch
 
-from harness.errors import ConfigError
+from harness.config.errors import ConfigError
+from harness.config.ranges import BudgetTolerance, Layers, Parameters
 from harness.machine.hardware import available_bytes
 from harness.model.backbone import LanguageModel, ModelSpec, Width
 from harness.model.interface import Interface
 from harness.model.inventory import irreproducible
-from harness.ranges import BudgetTolerance, Layers, Parameters
 
 TOLERANCE = 0.02
 FURTHER = 4

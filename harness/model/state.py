@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from harness.errors import UserError
+from harness.config.errors import UserError
 
 State = Any
 

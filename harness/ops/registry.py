@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from harness.errors import ConfigError
+from harness.config.errors import ConfigError
 from harness.ops.samples import Samples
 
 Choice = Literal["auto", "reference", "fused"]

@@ -8,9 +8,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from harness.configure import build, checked, own_keys
-from harness.errors import UserError
-from harness.experiment import Experiment
+from harness.config.configure import build, checked, own_keys
+from harness.config.errors import UserError
+from harness.config.experiment import Experiment
 from harness.records import recorded
 from harness.records.summary import show
 

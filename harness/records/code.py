@@ -2,8 +2,8 @@
 
 A run is made of the modules that its configuration names, what they import, and the kernels that served it. They are
 found from the sources and not from what the process has loaded: in a sweep, one process holds several architectures.
-Modules are compared by their syntax trees, so comments, docstrings and formatting change nothing, and nor does a
-module's `__getattr__`, which gives names to whoever uses the library (harness/__init__.py).
+Modules are compared by their syntax trees, so comments, docstrings and formatting change nothing, and nor does what
+gives names to whoever uses the library (harness/__init__.py): a module's `__getattr__`, and imports for type checkers.
 """
 
 import ast
@@ -28,7 +28,7 @@ NO_FIGURES = (
     "harness.training.progress",
 )
 """Rooms that a run imports and that change none of its figures: they check, keep or show what others computed."""
-ENTRY = "harness.experiment"
+ENTRY = "harness.config.experiment"
 DIGITS = 16
 
 
@@ -104,8 +104,13 @@ def _parsed(path: Path, modified: int, size: int) -> Source:
         tree = ast.parse(path.read_bytes())
     except (SyntaxError, ValueError):  # half edited: nobody's code
         return Source("", frozenset(), frozenset())
-    tree.body = [node for node in tree.body if getattr(node, "name", "") != "__getattr__"]
+    tree.body = [node for node in tree.body if getattr(node, "name", "") != "__getattr__" and not _for_types(node)]
     return Source(_short("".join(_written(tree))), *map(frozenset, _imports(tree)))
+
+
+def _for_types(node: ast.AST) -> bool:
+    """Whether a statement is `if TYPE_CHECKING:`, which is never run."""
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
 
 
 _remembered: dict[Path, Source] = {}

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from harness.errors import RecordError
+from harness.config.errors import RecordError
 from harness.records.files import replacing
 from harness.records.identity import to_json
 

@@ -20,7 +20,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from harness.errors import RecordError, UserError
+from harness.config.errors import RecordError, UserError
 from harness.records import curve
 from harness.records.files import replacing
 from harness.records.identity import SCHEMA_VERSION, run_key, to_json

@@ -17,7 +17,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from harness.errors import RecordError, UserError
+from harness.config.errors import RecordError, UserError
 from harness.records import curve
 from harness.records.files import replacing
 from harness.records.identity import to_json

@@ -19,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
-from harness.errors import RecordError, UserError
+from harness.config.errors import RecordError, UserError
 from harness.machine.environment import environment
 from harness.records import curve, weights
 from harness.records.files import replacing

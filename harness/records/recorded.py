@@ -6,13 +6,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from harness.errors import RecordError
+from harness.config.errors import RecordError
 from harness.records import code, curve
+
+MOVED = {"harness.experiment.Experiment": "harness.config.experiment.Experiment"}
+"""What configurations of records name and where it stands today."""
 
 
 def config(folder: Path) -> dict:
     """The configuration of the run in `folder`; raises RecordError where it cannot be read or is not to be trusted."""
-    found = _json(folder, "config.json")
+    found = _moved(_json(folder, "config.json"))
     trust(found, str(folder / "config.json"))
     return found
 
@@ -56,6 +59,17 @@ def _json(folder: Path, name: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise curve.unreadable(path, "it is no JSON object")
     return value
+
+
+def _moved(node: Any) -> Any:
+    """The configuration with every `_target_` by its name of today."""
+    if isinstance(node, list):
+        return [_moved(part) for part in node]
+    if not isinstance(node, dict):
+        return node
+    target = node.get("_target_")
+    known = {"_target_": MOVED[target]} if isinstance(target, str) and target in MOVED else {}
+    return {key: _moved(part) for key, part in node.items()} | known
 
 
 def _targets(node: Any) -> Iterator[Any]:

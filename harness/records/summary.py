@@ -4,7 +4,7 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
 
-from harness.errors import RecordError
+from harness.config.errors import RecordError
 
 
 def show(result: dict, console: Console | None = None) -> None:

@@ -14,7 +14,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import IO, Any
 
-from harness.errors import RecordError
+from harness.config.errors import RecordError
 from harness.records.files import replacing
 from harness.records.identity import to_json
 

@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from harness.errors import CheckpointError
+from harness.config.errors import CheckpointError
 from harness.records.files import replacing
 from harness.training import checkpoint
 

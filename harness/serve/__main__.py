@@ -13,8 +13,8 @@ from ipaddress import ip_address
 from pathlib import Path
 
 import harness
-from harness.command import key_values
-from harness.errors import ConfigError, MachineError, UserError
+from harness.config.command import key_values
+from harness.config.errors import ConfigError, MachineError, UserError
 from harness.serve.sessions import Limits
 
 NEEDS = ("starlette", "uvicorn")

@@ -22,9 +22,9 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from harness.errors import CheckpointError, UserError
-from harness.library import Generation, TrainedModel
-from harness.ranges import Seed
+from harness.config.errors import CheckpointError, UserError
+from harness.config.ranges import Seed
+from harness.generation.library import Generation, TrainedModel
 from harness.serve.sessions import Limits, RefusedError, Session, Sessions
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")

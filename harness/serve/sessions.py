@@ -15,8 +15,8 @@ import safetensors.torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from harness.errors import CheckpointError, UserError
-from harness.library import Past, TrainedModel
+from harness.config.errors import CheckpointError, UserError
+from harness.generation.library import Past, TrainedModel
 from harness.model.backbone import LanguageModel
 from harness.model.state import State, map_tensors, state_bytes, tensors
 from harness.records.files import replacing

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pooch
 
-from harness.errors import TaskError
-from harness.ranges import Name, PathName, Sha256, Sizes, Text
+from harness.config.errors import TaskError
+from harness.config.ranges import Name, PathName, Sha256, Sizes, Text
 from harness.tasks.text import TextTask, by_size
 
 TIMEOUT_S = 30

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
+from harness.config.ranges import Name, PathName
 from harness.model.interface import Vectors
-from harness.ranges import Name, PathName
 from harness.tasks.series import Elapsed, TimeUnit, Window
 from harness.tasks.windows import DropShare, Series, Source, WindowTask
 

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from harness.errors import ConfigError
+from harness.config.errors import ConfigError
+from harness.config.ranges import Count, Name
 from harness.model.interface import Classes
-from harness.ranges import Count, Name
 from harness.tasks.synthetic import SyntheticTask, Vocabulary
 
 SequenceLength = Annotated[int, Field(ge=2, le=4096)]

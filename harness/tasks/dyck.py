@@ -7,7 +7,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from harness.ranges import Length, Name
+from harness.config.ranges import Length, Name
 from harness.tasks.state_tracking import Asks, StateTracking
 
 Kinds = Annotated[int, Field(ge=1, le=1024)]

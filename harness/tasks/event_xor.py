@@ -13,8 +13,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from harness.config.ranges import Count, Name
 from harness.model.interface import IGNORE, Tokens
-from harness.ranges import Count, Name
 from harness.tasks.series import Drawn, Elapsed, SeriesTask, TimeUnit
 
 SEEDS = {"train": 1234984, "test": 48736, "validation": 20_231}

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from harness.errors import TaskError
-from harness.ranges import HeldOut, Name, PathName, Sizes, Text, Tokens
+from harness.config.errors import TaskError
+from harness.config.ranges import HeldOut, Name, PathName, Sizes, Text, Tokens
 from harness.tasks.task import SPLITS
 from harness.tasks.text import TextTask, by_fraction, by_size
 

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness.errors import ConfigError
+from harness.config.errors import ConfigError
+from harness.config.ranges import Count, Fraction, Length, Name, Taps
 from harness.model.interface import IGNORE
-from harness.ranges import Count, Fraction, Length, Name, Taps
 from harness.tasks.synthetic import SyntheticTask, Vocabulary, distinct
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from harness.errors import TaskError
-from harness.ranges import Glob, HeldOut, HeldOutEvery, Name, PathName
+from harness.config.errors import TaskError
+from harness.config.ranges import Glob, HeldOut, HeldOutEvery, Name, PathName
 from harness.tasks.text import JOIN, TextTask, by_document, by_fraction
 
 NAMED_IN_RECORD = 100

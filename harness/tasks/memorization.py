@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from harness.config.ranges import Count, Length, Name
 from harness.model.interface import IGNORE
-from harness.ranges import Count, Length, Name
 from harness.tasks.synthetic import SyntheticTask, Vocabulary
 
 FACTS_SEED = 12345

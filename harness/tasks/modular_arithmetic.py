@@ -7,8 +7,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from harness.config.ranges import Length, Name
 from harness.model.interface import IGNORE
-from harness.ranges import Length, Name
 from harness.tasks.state_tracking import Asks, StateTracking
 
 Modulus = Annotated[int, Field(ge=2, le=1024)]

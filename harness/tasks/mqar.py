@@ -8,9 +8,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from harness.errors import ConfigError
+from harness.config.errors import ConfigError
+from harness.config.ranges import Count, Dimension, Exponent, Length, Name
 from harness.model.interface import IGNORE
-from harness.ranges import Count, Dimension, Exponent, Length, Name
 from harness.tasks.synthetic import SyntheticTask, Vocabulary, distinct
 
 Mixture = Annotated[Sequence[Annotated[list[Count], Field(min_length=3, max_length=3)]], Field(min_length=1)]

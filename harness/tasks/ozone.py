@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from harness.config.ranges import Name, PathName
 from harness.model.interface import Tokens
-from harness.ranges import Name, PathName
 from harness.tasks.series import Elapsed, TimeUnit, Window
 from harness.tasks.task import Batch
 from harness.tasks.windows import DropShare, Series, Source, Split, WindowTask

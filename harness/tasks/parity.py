@@ -3,7 +3,7 @@
 import numpy as np
 from torch import Tensor
 
-from harness.ranges import Length, Name
+from harness.config.ranges import Length, Name
 from harness.tasks.state_tracking import Asks, StateTracking
 
 

@@ -17,7 +17,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from harness.errors import ConfigError, TaskError
+from harness.config.errors import ConfigError, TaskError
 from harness.evaluation.evaluate import EVALUATION_SEED, EvaluateConfig
 from harness.evaluation.passage import Passage, observe
 from harness.model.interface import Vectors

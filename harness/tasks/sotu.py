@@ -5,8 +5,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from harness.errors import TaskError
-from harness.ranges import Name
+from harness.config.errors import TaskError
+from harness.config.ranges import Name
 from harness.tasks.text import JOIN, TextTask, by_document
 
 SHA256 = "b2023cac2b1df6e6c9cc445546403bc9ddeb4e27a5ea4b651548a0feb583a60a"

@@ -4,8 +4,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from harness.config.ranges import Length, Name
 from harness.model.interface import IGNORE
-from harness.ranges import Length, Name
 from harness.tasks.synthetic import SyntheticTask
 
 Asks = Literal["every", "last"]

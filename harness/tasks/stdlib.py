@@ -6,8 +6,8 @@ import sysconfig
 from pathlib import Path
 from typing import Any
 
-from harness.errors import TaskError
-from harness.ranges import HeldOutEvery, Name
+from harness.config.errors import TaskError
+from harness.config.ranges import HeldOutEvery, Name
 from harness.tasks.local import Survey, distinct_texts
 from harness.tasks.text import JOIN, TextTask
 

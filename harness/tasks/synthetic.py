@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from harness.errors import ConfigError
+from harness.config.errors import ConfigError
 from harness.tasks.task import SPLITS, Batch, Task
 
 Vocabulary = Annotated[int, Field(ge=4, le=2**20)]

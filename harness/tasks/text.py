@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from harness.errors import TaskError
+from harness.config.errors import TaskError
 from harness.evaluation.evaluate import EvaluateConfig
 from harness.evaluation.text import text_figures
 from harness.tasks.task import SPLITS, Batch, Task

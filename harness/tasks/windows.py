@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from harness.errors import ConfigError, TaskError
+from harness.config.errors import ConfigError, TaskError
 from harness.tasks.series import DROP, Drawn, Elapsed, SeriesTask, generator
 
 DropShare = Annotated[float, Field(ge=0, le=0.9)]

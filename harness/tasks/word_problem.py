@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness.ranges import Length, Name
+from harness.config.ranges import Length, Name
 from harness.tasks.state_tracking import Asks, StateTracking
 
 Group = Literal["S3", "A5", "S5"]

@@ -9,7 +9,7 @@ from typing import BinaryIO, cast
 import numpy as np
 import torch
 
-from harness.errors import CheckpointError
+from harness.config.errors import CheckpointError
 from harness.records.files import replacing
 
 NAME = "checkpoint.pt"

@@ -6,8 +6,8 @@ from typing import Literal
 
 import torch
 
-from harness.errors import ConfigError
-from harness.ranges import (
+from harness.config.errors import ConfigError
+from harness.config.ranges import (
     Batch,
     Count,
     CountOrNone,

@@ -4,9 +4,9 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-from harness.errors import ConfigError
+from harness.config.errors import ConfigError
+from harness.config.ranges import PathName, Text
 from harness.machine.environment import environment
-from harness.ranges import PathName, Text
 from harness.records.identity import to_json
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from harness.errors import ConfigError
+from harness.config.errors import ConfigError
 
 EMBEDDINGS = (nn.Embedding,)
 NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)

@@ -1,8 +1,8 @@
 """The ranges that a configuration's values keep: every number is finite and lies between two stated bounds.
 
-Constructors name them in their annotations, and harness/configure.py holds a configuration to them. The bounds are far
-beyond any use: they keep a slip of the keyboard from becoming a crash, a run of a century, or a number that means
-nothing. What depends on two keys at once (heads that divide a width) is left to the constructors.
+Constructors name them in their annotations, and harness/config/configure.py holds a configuration to them. The bounds
+are far beyond any use: they keep a slip of the keyboard from becoming a crash, a run of a century, or a number that
+means nothing. What depends on two keys at once (heads that divide a width) is left to the constructors.
 """
 
 from collections.abc import Sequence

@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from harness.configure import build, checked
-from harness.errors import CheckpointError, ConfigError, RecordError
+from harness.config.configure import build, checked
+from harness.config.errors import CheckpointError, ConfigError, RecordError
 from harness.generation.decode import Decoder
 from harness.generation.generate import choose, read
 from harness.model.backbone import LanguageModel, ModelSpec, Width

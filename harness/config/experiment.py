@@ -10,7 +10,8 @@ import torch
 from harness.checks.conditions import Conditions
 from harness.checks.runner import CheckResults, run_checks
 from harness.checks.trained import Memory, Watch, check_trained
-from harness.errors import UserError
+from harness.config.errors import UserError
+from harness.config.ranges import PathName, Seed
 from harness.evaluation.evaluate import EvaluateConfig, evaluate
 from harness.evaluation.passage import observing
 from harness.machine.hardware import memory_errors_told
@@ -20,7 +21,6 @@ from harness.model import sizing
 from harness.model.backbone import LanguageModel, ModelSpec
 from harness.model.sizing import SizeConfig
 from harness.ops.registry import OPERATIONS, recording
-from harness.ranges import PathName, Seed
 from harness.records import code, curve, record
 from harness.tasks.task import Batch, Task
 from harness.training import checkpoint

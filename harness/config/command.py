@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from harness.errors import ConfigError
+from harness.config.errors import ConfigError
 
 
 def key_values(arguments: Sequence[str], keys: Sequence[str], module: str) -> dict[str, str]:
