@@ -36,19 +36,22 @@ def generate(
     return torch.stack(tokens, dim=1) if tokens else prompt[:, :0]
 
 
-def read(model, tokens: Tensor, chunk: int, policy: ContextPolicy = FULL) -> tuple[Tensor, State]:
+def read(
+    model, tokens: Tensor, chunk: int, policy: ContextPolicy = FULL, state: State | None = None, before: int = 0
+) -> tuple[Tensor, State]:
     """Reads tokens (B, T) in chunks that carry the state; returns the last outputs (B, ...) and the state.
 
-    Chunks end where the policy cuts the state, so that every token sees what it sees in evaluation.
+    state: what was left by the `before` tokens that were read earlier. Chunks end where the policy cuts the state, so
+    that every token sees what it sees in evaluation.
     """
     cuts = FULL if model.constant_state else policy
-    state, start = None, 0
+    start, end = before, before + tokens.shape[1]
     while True:
-        stop = int(min(start + chunk, tokens.shape[1], cuts.next_cut(start + 1)))
-        logits, state = model(tokens[:, start:stop], cuts.cut(model, state, start))
+        stop = int(min(start + chunk, end, cuts.next_cut(start + 1)))
+        logits, state = model(tokens[:, start - before : stop - before], cuts.cut(model, state, start))
         last = logits[:, -1].clone()  # keeps one position, not the chunk's
         del logits
-        if stop == tokens.shape[1]:
+        if stop == end:
             return last, state
         start = stop
 

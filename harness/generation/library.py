@@ -128,12 +128,10 @@ class TrainedModel:
         text = isinstance(prompt, str | bytes)
         tokens = self._tokens(prompt, after)
         generator = torch.Generator().manual_seed(seed)
+        before, known = (0, None) if after is None else (after.read, after.state)
         with torch.inference_mode():
-            if after is None:
-                logits, state = read(self.model, tokens[None], CHUNK, self.policy)
-            else:
-                logits, state = _read_on(self.model, tokens[None], self.policy, after)
-        decoder = Decoder(self.model, state, self.policy, len(tokens) + (0 if after is None else after.read))
+            logits, state = read(self.model, tokens[None], CHUNK, self.policy, known, before)
+        decoder = Decoder(self.model, state, self.policy, before + len(tokens))
 
         def steps() -> Iterator[int]:
             outputs = logits
@@ -245,18 +243,6 @@ def _weights(folder: Path, result: dict) -> dict[str, Tensor]:
             f"make the run again, with weights, below runs/: python -m harness.records.again {folder}",
         )
     return saved["model"]
-
-
-def _read_on(model: LanguageModel, tokens: Tensor, policy: ContextPolicy, past: Past) -> tuple[Tensor, State]:
-    """Reads tokens (1, T) behind `past` as `harness.generation.generate.read` reads a whole prompt, cut where it is."""
-    cuts = ContextPolicy() if model.constant_state else policy
-    state, start, end = past.state, past.read, past.read + tokens.shape[1]
-    while True:
-        stop = int(min(start + CHUNK, end, cuts.next_cut(start + 1)))
-        logits, state = model(tokens[:, start - past.read : stop - past.read], cuts.cut(model, state, start))
-        if stop == end:
-            return logits[:, -1].clone(), state
-        start = stop
 
 
 class _Characters:
