@@ -35,6 +35,7 @@ from omegaconf.errors import OmegaConfBaseException  # noqa: E402
 
 from harness.config.configure import build, checked, locate, own_keys  # noqa: E402
 from harness.config.errors import ConfigError, UserError  # noqa: E402
+from harness.machine import processes  # noqa: E402
 from sweeps.known import Known  # noqa: E402
 from sweeps.plan import Plan, Planner, Runs  # noqa: E402
 from sweeps.section import Section  # noqa: E402
@@ -190,6 +191,12 @@ def preflight(arguments: list[str]) -> Plan | None:
         )
     for overrides in [*plan.jobs, *(job for job, _ in plan.waiting)]:
         RUNS.config(overrides)
+    if plan.sweeps and processes.count() > 1:
+        raise ConfigError(
+            f"A sweep was given to {processes.count()} processes that train together.",
+            "one run for all of them; a sweep starts its own workers.",
+            "start the sweep by python alone with hydra/launcher=joblib, or each of its runs by torchrun.",
+        )
     if plan.sweeps:
         check_writable(plan.folder)  # the sweep is noted there before its first job
     return plan
@@ -272,7 +279,7 @@ def errors_reported() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        sys.exit(error.paragraph())
+        sys.exit(error.paragraph() if processes.rank() == 0 else 1)  # several processes say it once
 
 
 def main() -> None:

@@ -3,7 +3,7 @@
 import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import torch
 
@@ -14,17 +14,18 @@ from harness.config.errors import UserError
 from harness.config.ranges import PathName, Seed
 from harness.evaluation.evaluate import EvaluateConfig, evaluate
 from harness.evaluation.passage import observing
+from harness.machine import processes
 from harness.machine.hardware import memory_errors_told
 from harness.machine.load import LoadMeter
 from harness.measurement.measure import MeasureConfig, cost, measure
 from harness.model import sizing
 from harness.model.backbone import LanguageModel, ModelSpec
-from harness.model.sizing import SizeConfig
+from harness.model.sizing import SizeConfig, Width
 from harness.ops.registry import OPERATIONS, recording
 from harness.records import code, curve, record
 from harness.tasks.task import Batch, Task
 from harness.training import checkpoint
-from harness.training.loggers import Logger
+from harness.training.loggers import Logger, NoLogger
 from harness.training.trainer import TrainerConfig, train
 
 TRAIN_ANEW = "mend the mixer and give force=true, for its checkpoint was trained by what failed"
@@ -66,14 +67,17 @@ class Experiment:
         code.remember()
         width = sizing.solve(self.model, self.task.interface, self.size)
         self.trainer.check(self.task)
-        for remark in self.task.remarks():
+        for remark in [*processes.remarks(), *self.task.remarks()]:
             say(remark)
         names = self._names(config)
+        if processes.rank() > 0:
+            self._train_along(width)
         with record.Run.open(Path(self.records), names["name"], config, self.task.digest) as run:
             if self.force is True or (self.force == "stale" and _is_stale(run)):
                 run.clear()
             if run.is_finished():
                 recorded = run.result()
+                processes.from_first(False, self.trainer.device_type)
                 say(_already_recorded(run.path, recorded))
                 return recorded
             if (run.path / record.REFUSED).exists():
@@ -89,6 +93,7 @@ class Experiment:
             }
             run.code = code.describe(config, _modules_of_kernels(_candidates(config), self.trainer.device_type))
             self.logger.start(names["name"], run.key, config)
+            processes.from_first(True, self.trainer.device_type)
             with recording(say) as served:
                 result = self._measured(model, run, result, say)
             device = model.head.weight.device
@@ -98,6 +103,14 @@ class Experiment:
             result = run.finish(result)
             self.logger.finish(result)
             return result
+
+    def _train_along(self, width: Width) -> NoReturn:
+        """The part of a process that trains with another one, which records: it waits for that one, and then ends."""
+        if processes.from_first(False, self.trainer.device_type):
+            torch.manual_seed(self.seed)
+            model = self.model.build(self.task.interface, self.size.n_layers, width)
+            train(model, self.task, self.trainer, self.seed, None, NoLogger(), progress=False)
+        raise SystemExit
 
     def _names(self, config: dict) -> dict[str, Any]:
         chosen = {group: config[group]["name"] for group in self.model.names if group in config}

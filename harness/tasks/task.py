@@ -30,6 +30,11 @@ class Batch:
         elapsed = None if self.elapsed is None else self.elapsed.to(device)
         return Batch(self.inputs.to(device), self.targets.to(device), elapsed)
 
+    def rows(self, chosen: slice) -> "Batch":
+        """Returns the batch of these rows alone."""
+        elapsed = None if self.elapsed is None else self.elapsed[chosen]
+        return Batch(self.inputs[chosen], self.targets[chosen], elapsed)
+
 
 class Task:
     """A source of batches with the loss that trains on them and the figure that judges a model.

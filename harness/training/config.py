@@ -23,6 +23,7 @@ from harness.config.ranges import (
     Tokens,
     TokensPerParameter,
 )
+from harness.machine import processes
 from harness.tasks.task import Task
 from harness.training.schedule import Schedule, Shape
 
@@ -150,4 +151,5 @@ class TrainerConfig:
                 "a GPU with a driver, and a torch built for it.",
                 "set trainer.device=cpu or trainer.device=auto.",
             )
+        processes.check(self.batch_size)
         task.check(self.batch_size, self.length)

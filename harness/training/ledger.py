@@ -91,12 +91,14 @@ class Ledger:
 class TrainingResult:
     """The record's training block. seconds: of updates alone. tokens_per_second: at the median update's pace.
 
-    load: how busy others kept the machine meanwhile. final_loss: nats per token, mean over the last updates.
-    flops_per_token: forward and backward, by hand. lost_lines: of metrics.jsonl, which the curve then lacks.
-    peak_memory_bytes: beyond what was in use before training; None where the system does not let the peak be reset.
+    processes: that trained together; what follows is the first one's, and tokens are of all. load: how busy others kept
+    the machine meanwhile. final_loss: nats per token, mean over the last updates. flops_per_token: forward and
+    backward, by hand. lost_lines: of metrics.jsonl, which the curve then lacks. peak_memory_bytes: beyond what was in
+    use before training; None where the system does not let the peak be reset.
     """
 
     status: Literal["finished", "diverged"]
+    processes: int
     updates: int
     tokens: int
     epochs: float | None

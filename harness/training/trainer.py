@@ -2,10 +2,13 @@
 
 import math
 import time
+from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from harness.config.errors import UserError
+from harness.machine import processes
 from harness.machine.energy import EnergyMeter
 from harness.machine.hardware import memory_errors_told
 from harness.machine.load import LoadMeter
@@ -34,19 +37,21 @@ def train(
     task: Task,
     config: TrainerConfig,
     seed: int,
-    run: Run,
+    run: Run | None,
     logger: Logger,
     progress: bool = True,
 ) -> TrainingResult:
     """Trains `model` in place, from the run's checkpoint where it has one, and leaves it on the training device.
 
-    Divergence is a result, not an error. A signal to stop (SIGINT, SIGTERM) takes effect once the update is made and
-    its checkpoint is on the disk. Raises UserError (see TrainerConfig.check), CheckpointError, and MachineError where
+    run: None where another process records, with which this one trains (harness/machine/processes.py). Divergence is a
+    result, not an error. A signal to stop (SIGINT, SIGTERM) takes effect once the update is made and its checkpoint is
+    on the disk. Raises UserError (see TrainerConfig.check), CheckpointError, and MachineError where
     memory does not suffice.
     """
     config.check(task)
     use_threads(config.threads)
-    run.describe()
+    if run is not None:
+        run.describe()
     trainer = Trainer(model, task, config, seed, run, logger)
     ledger = trainer.resume()
     with (
@@ -66,6 +71,7 @@ def train(
                 if signals.number is not None:
                     display.note(f"Told to stop: update {ledger.update:,} of {config.updates:,} is on the disk.")
             signals.deliver()
+    trainer.accelerator.end_training()  # several processes part here
     model.zero_grad()  # what comes next needs the weights alone
     return trainer.result()
 
@@ -73,18 +79,22 @@ def train(
 class Trainer:
     """The parts of training; `train` says in which order they run."""
 
-    def __init__(self, model: LanguageModel, task: Task, config: TrainerConfig, seed: int, run: Run, logger: Logger):
+    def __init__(
+        self, model: LanguageModel, task: Task, config: TrainerConfig, seed: int, run: Run | None, logger: Logger
+    ):
         self.task, self.config, self.seed, self.run, self.logger = task, config, seed, run, logger
         self.accelerator = make_accelerator(config.device, config.precision, config.accumulate)
         self.device = self.accelerator.device
         self.model = model.to(self.device).train()
+        self.rows = processes.rows(config.batch_size)
         groups = optimizer.parameter_groups(model, config.weight_decay)
         self.group_reports = optimizer.report(groups)
         betas = (config.beta1, config.beta2)
         adamw = torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, eps=config.epsilon, fused=True)
         self.optimizer = self.accelerator.prepare(adamw)
+        # what averages the gradients of several processes; it is the model itself where there is one
+        self.shared_model = self.accelerator.prepare(self.model) if processes.count() > 1 else self.model
         self.parameters = [p for group in groups for p in group["params"]]
-        self.checkpoint_path = run.path / checkpoint.NAME
         self.ledger = Ledger()
         self.lost_lines = 0
 
@@ -94,12 +104,14 @@ class Trainer:
         Raises CheckpointError where the checkpoint cannot be read, or was made by code that is another today: half a
         training by each would be nobody's figures.
         """
-        saved = checkpoint.load(self.checkpoint_path, self.run.key)
+        run = self.run
+        saved = None if run is None else checkpoint.load(run.path / checkpoint.NAME, run.key)
+        saved = processes.from_first(saved, self.device.type)
         if saved is None:
             seed_all(self.seed)
         elif changed := changed_modules(saved.get("code")):
             why = f"it was made by older code, for {listed(changed)} changed since"
-            raise checkpoint.unusable(self.checkpoint_path, why)
+            raise self.unusable(why)
         else:
             try:
                 self.model.load_state_dict(saved["model"])
@@ -108,19 +120,26 @@ class Trainer:
                 checkpoint.restore_random_state(saved["random"])
             except (KeyError, RuntimeError, TypeError, ValueError) as error:
                 why = f"it does not fit this model ({' '.join(str(error).split())[:120]})"
-                raise checkpoint.unusable(self.checkpoint_path, why) from error
-        self.lost_lines = max(0, self.ledger.lines - self.run.truncate_metrics(self.ledger.update))
+                raise self.unusable(why) from error
+        if run is not None:
+            self.lost_lines = max(0, self.ledger.lines - run.truncate_metrics(self.ledger.update))
         return self.ledger
+
+    def unusable(self, why: str) -> UserError:
+        """The error for a checkpoint that training cannot go on from."""
+        return checkpoint.unusable((Path() if self.run is None else self.run.path) / checkpoint.NAME, why)
 
     def save(self) -> None:
         """Writes the checkpoint."""
+        if self.run is None:
+            return
         content = {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "ledger": self.ledger.to_dict(),
             "code": self.run.code,
         }
-        checkpoint.save(self.checkpoint_path, self.run.key, content)
+        checkpoint.save(self.run.path / checkpoint.NAME, self.run.key, content)
 
     def advance(self, display: TrainingProgress, signals: Held) -> None:
         """Makes updates up to the next checkpoint, to divergence or to a signal; validates and logs where it is due."""
@@ -143,6 +162,7 @@ class Trainer:
                 shown = f"{loss / math.log(2):.3f} bits/token" if self.task.targets.in_nats else f"loss {loss:.4g}"
                 display.note(f"update {ledger.update:,}: validation {shown}")
                 self.log({"update": ledger.update, "validation_loss": loss})
+            signals.number = self.stop_signal(signals.number)
             if ledger.update % config.checkpoint_every == 0 or signals.number is not None:
                 return None
         return None
@@ -159,23 +179,24 @@ class Trainer:
         total = 0.0
         self.optimizer.zero_grad()
         for batch in batches:
-            with self.accelerator.accumulate(self.model):
-                loss = self.loss_sum(batch) / scored
-                self.accelerator.backward(loss * config.accumulate)  # which divides by the number of batches
+            with self.accelerator.accumulate(self.shared_model):
+                loss = self.loss_sum(self.shared_model, batch) / scored
+                # which divides by the number of batches, and averages over the processes
+                self.accelerator.backward(loss * config.accumulate * processes.count())
             total += loss.item()
         norm = self.accelerator.clip_grad_norm_(self.parameters, config.clip_norm or math.inf)
-        return total, norm.item()
+        return self.gathered(total).sum().item(), norm.item()
 
     def apply(self, rate: float) -> None:
         """Makes the update at this learning rate of the schedule."""
         optimizer.set_rate(self.optimizer.param_groups, rate)
         self.optimizer.step()
 
-    def loss_sum(self, batch: Batch) -> Tensor:
-        """The task's loss, summed over what it scores."""
-        batch = batch.to(self.device)
+    def loss_sum(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The task's loss, summed over what it scores in the rows of this process."""
+        batch = batch.rows(self.rows).to(self.device)
         with self.accelerator.autocast():
-            outputs, _ = self.model(batch.inputs, elapsed=batch.elapsed)  # (B, T, out_width)
+            outputs, _ = model(batch.inputs, elapsed=batch.elapsed)  # (B, T, out_width)
         return self.task.loss(outputs, batch)
 
     def validate(self) -> float:
@@ -185,10 +206,19 @@ class Trainer:
         with torch.no_grad():
             for index in range(config.validation_batches):
                 batch = self.task.batch("validation", index, config.batch_size, config.length, self.seed)
-                total += self.loss_sum(batch).item()
+                total += self.loss_sum(self.model, batch).item()
                 scored += self.task.scored(batch)
         self.model.train()
-        return total / max(1, scored)
+        return self.gathered(total).sum().item() / max(1, scored)
+
+    def gathered(self, value: float) -> Tensor:
+        """Every process's value: (processes,)."""
+        own = torch.tensor([value], dtype=torch.float64, device=self.device)
+        return self.accelerator.gather(own) if processes.count() > 1 else own
+
+    def stop_signal(self, number: int | None) -> int | None:
+        """A signal that any of the processes was sent, if one was: all of them stop behind the same update."""
+        return number if processes.count() == 1 else int(self.gathered(number or 0).max()) or None
 
     def figures(self) -> dict:
         """The training figures since the last logged line."""
@@ -206,6 +236,8 @@ class Trainer:
 
     def log(self, line: dict) -> None:
         """Sends one line of metrics to the record and to the logger."""
+        if self.run is None:
+            return
         self.run.log(line)
         self.ledger.lines += 1
         self.logger.log({key: value for key, value in line.items() if key != "update"}, line["update"])
@@ -217,6 +249,7 @@ class Trainer:
         pace = ledger.median_seconds()
         return TrainingResult(
             status="finished" if ledger.divergence is None else "diverged",
+            processes=processes.count(),
             updates=ledger.update,
             tokens=tokens,
             epochs=self.task.epochs(tokens),

@@ -1,0 +1,74 @@
+"""python trained_together.py ROOT: trains a tiny model by one process and by two, which share every batch.
+
+ROOT/one: by one process. ROOT/two: by two. ROOT/stopped: by two until the second is sent SIGTERM, then by one.
+Prints {"statuses": of the two that were stopped, "at": the update behind which they stopped}.
+The processes are forked, so that the imports are paid for once; no backward pass ran before, so forking is safe.
+"""
+
+import json
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+
+import torch
+
+import tiny
+from harness.machine import processes
+from harness.training import checkpoint
+from harness.training.loggers import NoLogger
+from harness.training.trainer import train
+
+SETTINGS = {"batch_size": 4, "accumulate": 2, "tokens": 1920, "checkpoint_every": 100}  # 30 updates
+
+
+class Stopping(tiny.Counting):
+    """Sends its own process a signal to stop when the last process draws its 27th batch."""
+
+    def batch(self, split, index, batch_size, length, seed):
+        if (split, index, processes.rank()) == ("train", 26, 1):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().batch(split, index, batch_size, length, seed)
+
+
+def start(root: Path, count: int, task: tiny.Counting) -> list[int]:
+    """The processes, which train under `root`; the first one records."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    children = []
+    for rank in range(count):
+        child = os.fork()
+        if child == 0:
+            names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_PORT": port}
+            if count > 1:
+                os.environ |= {name: str(value) for name, value in names.items()} | {"MASTER_ADDR": "127.0.0.1"}
+            net = tiny.model().double()
+            if rank == 0:
+                tiny.run_once(root, net, task, **SETTINGS)
+            else:
+                train(net, task, tiny.config(**SETTINGS), 0, None, NoLogger(), progress=False)
+            os._exit(0)
+        children.append(child)
+    return children
+
+
+def wait(children: list[int]) -> list[int]:
+    """Their exit statuses, negative where a signal ended one."""
+    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+
+
+def main(root: Path) -> None:
+    torch.optim.AdamW(tiny.model().parameters())  # imports what torch puts off
+    assert wait(start(root / "one", 1, tiny.Counting())) == [0]
+    assert wait(start(root / "two", 2, tiny.Counting())) == [0, 0]
+    statuses = wait(start(root / "stopped", 2, Stopping()))
+    (path,) = (root / "stopped").glob("*/")
+    at = checkpoint.load(path / checkpoint.NAME, path.name.removeprefix("tiny-"))["ledger"]["update"]
+    assert wait(start(root / "stopped", 1, tiny.Counting())) == [0]
+    print(json.dumps({"statuses": statuses, "at": at}))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
