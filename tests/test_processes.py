@@ -40,7 +40,7 @@ def weights(root: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("other", ["two", "stopped"])
+@pytest.mark.parametrize("other", ["two", "sharded", "stopped", "sharded and stopped"])
 def test_two_processes_train_as_one_does(trained, other):
     """Losses, gradient norms, validation and weights, where rows have different numbers of scored targets."""
     root, _ = trained
@@ -55,8 +55,10 @@ def test_two_processes_train_as_one_does(trained, other):
 
 @pytest.mark.slow
 def test_a_signal_to_one_process_stops_all_behind_the_same_update(trained):
-    _, stopped = trained
-    assert stopped == {"statuses": [-signal.SIGTERM, -signal.SIGTERM], "at": 14}
+    _, stops = trained
+    assert len(stops) == 2
+    for stop in stops.values():
+        assert stop == {"statuses": [-signal.SIGTERM, -signal.SIGTERM], "at": 14}
 
 
 def test_a_batch_that_cannot_be_shared_is_told(monkeypatch):

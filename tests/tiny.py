@@ -1,5 +1,6 @@
 """A language model and a task small enough to train in a test, and a run of them."""
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -9,6 +10,7 @@ from harness.model.backbone import LanguageModel, ModelSpec, Width
 from harness.model.interface import IGNORE
 from harness.model.mixer import Flops, Mixer
 from harness.model.mlp import SwiGLU
+from harness.ops.registry import Choice
 from harness.records.record import Run
 from harness.tasks.task import Batch, Task
 from harness.training.loggers import NoLogger
@@ -76,9 +78,10 @@ def config(**changes) -> TrainerConfig:
     return TrainerConfig(**CONFIG | changes)
 
 
-def model(dropout: float = 0.0, tie_embeddings: bool = False, seed: int = 0) -> LanguageModel:
+def model(dropout: float = 0.0, tie_embeddings: bool = False, seed: int = 0, kernel: Choice = "auto") -> LanguageModel:
     torch.manual_seed(seed)
-    spec = ModelSpec("tiny", lambda **size: LeakySum(**size, dropout=dropout), SwiGLU, tie_embeddings=tie_embeddings)
+    parts = partial(LeakySum, dropout=dropout), partial(SwiGLU, kernel=kernel)
+    spec = ModelSpec("tiny", *parts, tie_embeddings=tie_embeddings, kernel=kernel)
     return spec.build(VOCAB, 2, Width(8, 12))
 
 

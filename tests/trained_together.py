@@ -1,7 +1,8 @@
 """python trained_together.py ROOT: trains a tiny model by one process and by two, which share every batch.
 
-ROOT/one: by one process. ROOT/two: by two. ROOT/stopped: by two until the second is sent SIGTERM, then by one.
-Prints {"statuses": of the two that were stopped, "at": the update behind which they stopped}.
+ROOT/one: by one process. ROOT/two: by two. ROOT/sharded: by two that hold a part of every weight each. ROOT/stopped: by
+two until the second is sent SIGTERM, then by one. ROOT/sharded and stopped: the same in parts, then by two.
+Prints {name: {"statuses": of the two that were stopped, "at": the update behind which they stopped}}.
 The processes are forked, so that the imports are paid for once; no backward pass ran before, so forking is safe.
 """
 
@@ -32,8 +33,9 @@ class Stopping(tiny.Counting):
         return super().batch(split, index, batch_size, length, seed)
 
 
-def start(root: Path, count: int, task: tiny.Counting) -> list[int]:
+def start(root: Path, count: int, task: tiny.Counting, **changes) -> list[int]:
     """The processes, which train under `root`; the first one records."""
+    settings = SETTINGS | changes
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -44,11 +46,11 @@ def start(root: Path, count: int, task: tiny.Counting) -> list[int]:
             names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_PORT": port}
             if count > 1:
                 os.environ |= {name: str(value) for name, value in names.items()} | {"MASTER_ADDR": "127.0.0.1"}
-            net = tiny.model().double()
+            net = tiny.model(tie_embeddings=True, kernel="reference").double()
             if rank == 0:
-                tiny.run_once(root, net, task, **SETTINGS)
+                tiny.run_once(root, net, task, **settings)
             else:
-                train(net, task, tiny.config(**SETTINGS), 0, None, NoLogger(), progress=False)
+                train(net, task, tiny.config(**settings), 0, None, NoLogger(), progress=False)
             os._exit(0)
         children.append(child)
     return children
@@ -63,11 +65,15 @@ def main(root: Path) -> None:
     torch.optim.AdamW(tiny.model().parameters())  # imports what torch puts off
     assert wait(start(root / "one", 1, tiny.Counting())) == [0]
     assert wait(start(root / "two", 2, tiny.Counting())) == [0, 0]
-    statuses = wait(start(root / "stopped", 2, Stopping()))
-    (path,) = (root / "stopped").glob("*/")
-    at = checkpoint.load(path / checkpoint.NAME, path.name.removeprefix("tiny-"))["ledger"]["update"]
-    assert wait(start(root / "stopped", 1, tiny.Counting())) == [0]
-    print(json.dumps({"statuses": statuses, "at": at}))
+    assert wait(start(root / "sharded", 2, tiny.Counting(), shard=True)) == [0, 0]
+    stops = {}
+    for name, shard, then in (("stopped", False, 1), ("sharded and stopped", True, 2)):
+        statuses = wait(start(root / name, 2, Stopping(), shard=shard))
+        (path,) = (root / name).glob("*/")
+        at = checkpoint.load(path / checkpoint.NAME, path.name.removeprefix("tiny-"))["ledger"]["update"]
+        stops[name] = {"statuses": statuses, "at": at}
+        assert wait(start(root / name, then, tiny.Counting(), shard=shard)) == [0] * then
+    print(json.dumps(stops))
 
 
 if __name__ == "__main__":

@@ -58,6 +58,7 @@ class TrainerConfig:
     precision: Literal["fp32", "bf16"] = "fp32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: Threads | None = None
+    shard: bool = False
     divergence_norm: Norm = 1e3
     divergence_patience: Count = 20
     checkpoint_every: Count = 50

@@ -20,7 +20,7 @@ from harness.model.flops import train_flops_per_token
 from harness.records.code import changed_modules, listed
 from harness.records.record import Run
 from harness.tasks.task import Batch, Task
-from harness.training import checkpoint, optimizer
+from harness.training import checkpoint, optimizer, sharing
 from harness.training.config import TrainerConfig
 from harness.training.ledger import FINAL_UPDATES, Ledger, TrainingResult
 from harness.training.loggers import Logger
@@ -87,16 +87,20 @@ class Trainer:
         self.device = self.accelerator.device
         self.model = model.to(self.device).train()
         self.rows = processes.rows(config.batch_size)
-        groups = optimizer.parameter_groups(model, config.weight_decay)
+        self.ledger = Ledger()
+        self.lost_lines = 0
+
+    def prepare(self) -> None:
+        """Makes of the model as it stands what is trained, and its optimizer."""
+        config = self.config
+        groups = optimizer.parameter_groups(self.model, config.weight_decay)
         self.group_reports = optimizer.report(groups)
+        self.trained = sharing.shared(self.model, self.accelerator, config.shard)
+        groups = sharing.matching(groups, self.model, self.trained)
         betas = (config.beta1, config.beta2)
         adamw = torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, eps=config.epsilon, fused=True)
         self.optimizer = self.accelerator.prepare(adamw)
-        # what averages the gradients of several processes; it is the model itself where there is one
-        self.shared_model = self.accelerator.prepare(self.model) if processes.count() > 1 else self.model
         self.parameters = [p for group in groups for p in group["params"]]
-        self.ledger = Ledger()
-        self.lost_lines = 0
 
     def resume(self) -> Ledger:
         """Takes up the run's checkpoint, or starts from the seed; later lines of metrics.jsonl are dropped.
@@ -108,6 +112,7 @@ class Trainer:
         saved = None if run is None else checkpoint.load(run.path / checkpoint.NAME, run.key)
         saved = processes.from_first(saved, self.device.type)
         if saved is None:
+            self.prepare()
             seed_all(self.seed)
         elif changed := changed_modules(saved.get("code")):
             why = f"it was made by older code, for {listed(changed)} changed since"
@@ -115,7 +120,8 @@ class Trainer:
         else:
             try:
                 self.model.load_state_dict(saved["model"])
-                self.optimizer.load_state_dict(saved["optimizer"])
+                self.prepare()
+                self.optimizer.load_state_dict(sharing.in_parts(saved["optimizer"], self.parameters))
                 self.ledger = Ledger(**saved["ledger"])
                 checkpoint.restore_random_state(saved["random"])
             except (KeyError, RuntimeError, TypeError, ValueError) as error:
@@ -130,15 +136,12 @@ class Trainer:
         return checkpoint.unusable((Path() if self.run is None else self.run.path) / checkpoint.NAME, why)
 
     def save(self) -> None:
-        """Writes the checkpoint."""
+        """Writes the checkpoint; the model has the weights of this moment."""
+        sharing.gather(self.trained, self.model)
+        kept = {"model": self.model.state_dict(), "optimizer": sharing.whole(self.optimizer.state_dict())}
         if self.run is None:
             return
-        content = {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "ledger": self.ledger.to_dict(),
-            "code": self.run.code,
-        }
+        content = kept | {"ledger": self.ledger.to_dict(), "code": self.run.code}
         checkpoint.save(self.run.path / checkpoint.NAME, self.run.key, content)
 
     def advance(self, display: TrainingProgress, signals: Held) -> None:
@@ -179,13 +182,13 @@ class Trainer:
         total = 0.0
         self.optimizer.zero_grad()
         for batch in batches:
-            with self.accelerator.accumulate(self.shared_model):
-                loss = self.loss_sum(self.shared_model, batch) / scored
+            with self.accelerator.accumulate(self.trained):
+                loss = self.loss_sum(self.trained, batch) / scored
                 # which divides by the number of batches, and averages over the processes
                 self.accelerator.backward(loss * config.accumulate * processes.count())
             total += loss.item()
         norm = self.accelerator.clip_grad_norm_(self.parameters, config.clip_norm or math.inf)
-        return self.gathered(total).sum().item(), norm.item()
+        return self.gathered(total).sum().item(), sharing.number(norm)
 
     def apply(self, rate: float) -> None:
         """Makes the update at this learning rate of the schedule."""
@@ -202,13 +205,13 @@ class Trainer:
     def validate(self) -> float:
         """Returns the loss (per scored target) over the first batches of the validation split."""
         config, total, scored = self.config, 0.0, 0
-        self.model.eval()
+        self.trained.eval()
         with torch.no_grad():
             for index in range(config.validation_batches):
                 batch = self.task.batch("validation", index, config.batch_size, config.length, self.seed)
-                total += self.loss_sum(self.model, batch).item()
+                total += self.loss_sum(self.trained, batch).item()
                 scored += self.task.scored(batch)
-        self.model.train()
+        self.trained.train()
         return self.gathered(total).sum().item() / max(1, scored)
 
     def gathered(self, value: float) -> Tensor:
