@@ -14,7 +14,8 @@ import torch
 import run
 import tiny
 from harness.config.errors import ConfigError
-from harness.training import checkpoint
+from harness.machine.runtime import make_accelerator
+from harness.training import checkpoint, sharing
 
 TESTS = Path(__file__).parent
 
@@ -66,6 +67,23 @@ def test_a_batch_that_cannot_be_shared_is_told(monkeypatch):
     tiny.config(batch_size=4).check(tiny.Counting())
     with pytest.raises(ConfigError, match=r"trainer\.batch_size=3 cannot be shared by 2 processes"):
         tiny.config(batch_size=3).check(tiny.Counting())
+
+
+def a_single_number(net):
+    net.blocks[0].mixer.factor = torch.nn.Parameter(torch.ones(()))
+
+
+def kernels(net):
+    net.norm.kernel = "auto"
+
+
+@pytest.mark.parametrize(("change", "said"), [(a_single_number, "factor is a single number"), (kernels, "has numba")])
+def test_a_model_that_cannot_be_held_in_parts_is_told(change, said, monkeypatch):
+    net, accelerator = tiny.model(kernel="reference"), make_accelerator("cpu", "fp32", 1)
+    change(net)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match=said):
+        sharing.shared(net, accelerator, shard=True)
 
 
 def test_a_sweep_is_not_started_by_several_processes(monkeypatch, tmp_path):

@@ -25,23 +25,34 @@ def shared(model: LanguageModel, accelerator: Accelerator, shard: bool) -> nn.Mo
     """What several processes train in place of `model`: the model itself where there is one process.
 
     shard: whether each holds a part of every weight alone. The parts are those of a copy, and `model` keeps whole
-    weights for what comes after training. Raises ConfigError for kernels that cannot compute with parts.
+    weights for what comes after training. Raises ConfigError for a model that cannot be held so.
     """
     if processes.count() == 1:
         return model
     if not shard:
         return accelerator.prepare(model)
-    if accelerator.device.type == "cpu" and any(getattr(m, "kernel", REFERENCE) != REFERENCE for m in model.modules()):
-        raise ConfigError(
-            "trainer.shard=true was given on a CPU, and the model has numba kernels, which keep hold of weights.",
-            f"kernel={REFERENCE} on a CPU; on a GPU any.",
-            f"add kernel={REFERENCE}, or leave trainer.shard out: on a CPU it saves little.",
-        )
+    _check(model, accelerator.device.type)
     copied = copy.deepcopy(model)
     mesh = init_device_mesh(accelerator.device.type, (processes.count(),))
     for mixer in copied.mixers:  # gathered for its own forward and backward pass, and let go of behind each
         fully_shard(mixer, mesh=mesh)
     return cast(nn.Module, fully_shard(copied, mesh=mesh))
+
+
+def _check(model: LanguageModel, device_type: str) -> None:
+    """Raises ConfigError where fully_shard would fail."""
+    if scalars := [name for name, parameter in model.named_parameters() if parameter.ndim == 0]:
+        raise ConfigError(
+            f"trainer.shard=true was given, and {scalars[0]} is a single number, which cannot be held in parts.",
+            "a model whose parameters all have a dimension.",
+            "leave trainer.shard out.",
+        )
+    if device_type == "cpu" and any(getattr(m, "kernel", REFERENCE) != REFERENCE for m in model.modules()):
+        raise ConfigError(
+            "trainer.shard=true was given on a CPU, and the model has numba kernels, which keep hold of weights.",
+            f"kernel={REFERENCE} on a CPU, where the model takes it; on a GPU any.",
+            f"add kernel={REFERENCE}, or leave trainer.shard out: on a CPU it saves little.",
+        )
 
 
 def matching(groups: list[dict], model: nn.Module, other: nn.Module) -> list[dict]:
