@@ -78,3 +78,24 @@ def test_building_is_a_function_of_the_seed(architecture):
         models.append(spec.build(256, 2, width))
     for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_what_is_computed_again_gives_the_same_gradients_and_keeps_less(architecture):
+    """Also where a block reads what another one shares with it, as RWKV-7's values do."""
+    spec = configs.spec(architecture)
+    size = SizeConfig(125_000 * max(2, len(spec.pattern)), max(2, len(spec.pattern)))
+    torch.manual_seed(0)
+    model = spec.build(32, size.n_layers, solve(spec, 32, size)).train()
+    tokens, figures = torch.randint(32, (2, 24)), []
+    for model.recompute in (False, True):
+        kept = []
+        model.zero_grad()
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: kept.append(t.numel()) or t, lambda t: t):
+            loss = model(tokens)[0].logsumexp(-1).sum()
+        loss.backward()
+        figures.append((loss.item(), sum(kept), [parameter.grad.clone() for parameter in model.parameters()]))
+    (loss, all_kept, gradients), (again, few_kept, same) = figures
+    assert again == loss
+    assert few_kept < all_kept / 2
+    for a, b in zip(gradients, same, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)

@@ -5,11 +5,13 @@ import inspect
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from harness.config.ranges import Dimension, Layers, Name, Ratio
 from harness.model.block import Factory, GatedBlock, NoMixer, TransformerBlock
@@ -170,8 +172,11 @@ class LanguageModel(nn.Module):
     """Tokens or vectors in, an output for each out, with the state that generation must keep.
 
     interface: its inputs and targets, which decide the encoder (`embedding`) and the head. Beside language models it
-    serves tasks of real vectors and of classes; shapes below are those of a language model.
+    serves tasks of real vectors and of classes; shapes below are those of a language model. recompute: whether training
+    keeps of each block its inputs alone, and computes the rest again in the backward pass.
     """
+
+    recompute = False
 
     def __init__(self, spec: ModelSpec, interface: Interface, n_layers: int, width: Width):
         super().__init__()
@@ -209,8 +214,10 @@ class LanguageModel(nn.Module):
     def _run(self, method: str, tokens: Tensor, state: State, elapsed: Tensor | None) -> tuple[Tensor, State]:
         x = self.embedding_norm(self.embedding(self._as_read(tokens)))
         call, new_state = Call(elapsed, shared={}), []
+        recompute = self.recompute and self.training and torch.is_grad_enabled()
         for block, old in zip(self.blocks, state or [None] * self.n_layers, strict=True):
-            x, new = block.run(method, x, old, call)
+            run = partial(checkpoint, block.run, use_reentrant=False) if recompute else block.run
+            x, new = run(method, x, old, call)
             new_state.append(new)
         return self.head(self.norm(x)), new_state
 

@@ -59,6 +59,7 @@ class TrainerConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: Threads | None = None
     shard: bool = False
+    recompute: bool = False
     divergence_norm: Norm = 1e3
     divergence_patience: Count = 20
     checkpoint_every: Count = 50

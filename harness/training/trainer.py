@@ -86,6 +86,7 @@ class Trainer:
         self.accelerator = make_accelerator(config.device, config.precision, config.accumulate)
         self.device = self.accelerator.device
         self.model = model.to(self.device).train()
+        self.model.recompute = config.recompute
         self.rows = processes.rows(config.batch_size)
         self.ledger = Ledger()
         self.lost_lines = 0
