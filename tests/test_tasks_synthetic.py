@@ -1,5 +1,6 @@
 """Synthetic tasks: an oracle solves each, splits share no stream, and each follows its definition."""
 
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -8,11 +9,14 @@ import torch
 import yaml
 from torch import nn
 
+import configs
 import run
 from harness.config.configure import locate
 from harness.config.errors import ConfigError
+from harness.model.backbone import Width
 from harness.model.interface import IGNORE, Tokens
 from harness.tasks.compression import Compression
+from harness.tasks.cross_window import CrossWindowRecall
 from harness.tasks.dyck import Dyck
 from harness.tasks.in_context_recall import InContextRecall
 from harness.tasks.memorization import Memorization
@@ -220,6 +224,41 @@ def test_mqar_has_the_published_form():
         assert sorted(inputs[row, asked]) == sorted(keys[row])
         assert [pairs[key] for key in inputs[row, asked]] == list(targets[row, asked])
         assert not inputs[row, 8:][targets[row, 8:] == IGNORE].any()
+
+
+def test_across_windows_all_is_asked_again_and_three_training_batches_of_four_are_cut():
+    task = CrossWindowRecall(keys=40)
+    inputs, targets = (getattr(task.batch("test", 0, 64, 32, seed=0), part).numpy() for part in ("inputs", "targets"))
+    assert [len(set(row)) for row in inputs[:, 0:16:2]] == [8] * 64
+    assert (inputs[:, 0::2] <= 40).all()
+    assert (inputs[:, 1::2] > 40).all()
+    first, second = (np.sort(part.reshape(64, 8, 2), axis=1) for part in (inputs[:, :16], inputs[:, 16:]))
+    assert (first == second).all()
+    assert (targets[:, 16::2] == inputs[:, 17::2]).all()
+    assert (targets[:, 1::2] == IGNORE).all()
+    cuts = {split: [task.batch(split, index, 2, 32, 0).cut for index in range(8)] for split in SPLITS}
+    assert cuts == {"train": [None, 16, 16, 16] * 2, "validation": [16] * 8, "test": [16] * 8}
+    with pytest.raises(ConfigError, match=r"do not fit trainer\.length=30"):
+        task.check(1, 30)
+
+
+@pytest.mark.parametrize("name", ["transformer", "mamba", "m1"])
+def test_at_a_cut_a_cache_is_forgotten_and_a_state_goes_on_with_its_gradient(name):
+    torch.manual_seed(0)
+    spec, task = configs.spec(name), CrossWindowRecall(keys=15)
+    model = spec.build(task.interface, 2, Width(32, 32))
+    batch = task.batch("test", 0, 2, 16, seed=0)
+    told = []
+    model.embedding.register_forward_hook(lambda module, given, made: told.append(made) or made.retain_grad())
+    outputs = batch.read(model)
+    alone = model(batch.inputs[:, batch.cut :])[0]
+    outputs[:, batch.cut :].sum().backward()
+    forgotten = name == "transformer"
+    assert torch.allclose(outputs[:, batch.cut :], alone, atol=1e-5) == forgotten
+    assert (told[0].grad is None or not told[0].grad.any()) == forgotten
+    whole = replace(batch, cut=None).read(model)
+    assert torch.allclose(whole[:, : batch.cut], outputs[:, : batch.cut], atol=1e-5)
+    assert torch.allclose(whole, model(batch.inputs)[0])
 
 
 def test_mqar_gaps_follow_the_power_law():

@@ -19,6 +19,7 @@ from harness.evaluation.passage import Passage, observing
 from harness.model.backbone import ModelSpec, Width
 from harness.model.mixer import Mixer
 from harness.model.mlp import SwiGLU
+from harness.tasks.cross_window import CrossWindowRecall
 from harness.tasks.mqar import MQAR
 from harness.tasks.parity import Parity
 from harness.tasks.text import TextTask
@@ -95,7 +96,10 @@ def test_an_inexact_solver_and_a_block_pass(override):
     assert checks.passed, [check for check in checks.results if not check.passed]
 
 
-@pytest.mark.parametrize("task", [Parity(), MQAR(vocab_size=32, num_kv_pairs=4), Waves(), Fast()], ids=lambda t: t.name)
+KINDS = [Parity(), MQAR(vocab_size=32, num_kv_pairs=4), CrossWindowRecall(keys=32), Waves(), Fast()]
+
+
+@pytest.mark.parametrize("task", KINDS, ids=lambda t: t.name)
 @pytest.mark.parametrize("name", ["ltc", "transformer", "gru"])
 def test_every_kind_of_task_is_checked(name, task):
     checks = checked(build(configs.spec(name), task), task)

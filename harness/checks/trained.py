@@ -140,16 +140,22 @@ def _decoded(model: LanguageModel, passages: list[Passage]) -> Iterator[tuple[Pa
 
 
 def _stepper(model: LanguageModel, passage: Passage, rows: int) -> Callable[[Tensor, Tensor | None], Tensor]:
-    """Reads one token after the other; the decoder knows no elapsed times, so with these the plain `step` does."""
-    state = passage.state
+    """Reads one token after the other: the decoder, or plain `step` where it lacks what the batch has.
+
+    The decoder knows no elapsed times, and no cut but those of its policy.
+    """
+    state, batch, read = passage.state, passage.batch, 0
     if state is None:
-        state = model.init_state(min(rows, len(passage.batch.inputs)))
-    if passage.batch.elapsed is None:
+        state = model.init_state(min(rows, len(batch.inputs)))
+    if batch.elapsed is None and batch.cut is None:
         decoder = Decoder(model, state, passage.policy, passage.read)
         return lambda token, _: decoder.step(token).clone()
 
     def step(token: Tensor, elapsed: Tensor | None) -> Tensor:
-        nonlocal state
+        nonlocal state, read
+        if read == batch.cut:
+            state = model.truncate_state(state, 0)
+        read += 1
         output, state = model.step(token, state, elapsed)
         return output
 

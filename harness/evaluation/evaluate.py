@@ -77,7 +77,7 @@ def _figures(model, task: Any, split: str, config: EvaluateConfig, train_length:
     count = math.ceil(config.synthetic_examples / batch_size)
     for index in range(count):
         batch = task.batch(split, index, batch_size, length, EVALUATION_SEED).to(device)
-        outputs, _ = model(batch.inputs, None, batch.elapsed)
+        outputs = batch.read(model)
         if (split, factor) == ("test", 1):
             observe(Passage(index, count, batch, outputs))
         loss += task.loss(outputs, batch).double()

@@ -18,6 +18,7 @@ class Reading:
     inputs: Tensor
     targets: Tensor
     elapsed: Tensor | None = None
+    cut: int | None = None
 
 
 @dataclass(frozen=True)

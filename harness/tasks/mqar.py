@@ -115,17 +115,24 @@ class MQAR(SyntheticTask):
         return inputs, targets
 
     def oracle(self, inputs: Tensor) -> Tensor:
-        """A value is remembered under the key before it, once; 0, which is no value, stands for an unknown one."""
-        half, rows = self.vocab_size // 2, torch.arange(len(inputs))
-        memory = torch.zeros(len(inputs), self.vocab_size, dtype=torch.long)
-        answers, before = [], torch.zeros_like(inputs[:, 0])
-        for token in inputs.unbind(1):
-            known = memory[rows, before]
-            stated = (before > 0) & (before < half) & (token >= half) & (known == 0)
-            memory[rows, before] = torch.where(stated, token, known)
-            answers.append(memory[rows, token])
-            before = token
-        return torch.stack(answers, 1)
+        return recalled(inputs, self.vocab_size // 2)
+
+
+def recalled(inputs: Tensor, first_value: int) -> Tensor:
+    """The value that stood behind each token (B, T), where that is a key, when it first stood behind it: (B, T).
+
+    Keys are the tokens from 1 to first_value - 1, values those above; 0 stands for an unknown one.
+    """
+    rows = torch.arange(len(inputs))
+    memory = torch.zeros(len(inputs), int(inputs.max()) + 1, dtype=torch.long)
+    answers, before = [], torch.zeros_like(inputs[:, 0])
+    for token in inputs.unbind(1):
+        known = memory[rows, before]
+        stated = (before > 0) & (before < first_value) & (token >= first_value) & (known == 0)
+        memory[rows, before] = torch.where(stated, token, known)
+        answers.append(memory[rows, token])
+        before = token
+    return torch.stack(answers, 1)
 
 
 def _weighted(generator: np.random.Generator, log_weights: np.ndarray, batch_size: int, count: int) -> np.ndarray:

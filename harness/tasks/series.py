@@ -128,7 +128,7 @@ class SeriesTask(Task):
         values = drawn.values.astype(np.float32)
         if self.time_feature:
             values = np.concatenate([values, np.log1p(elapsed)[..., None]], axis=-1)
-        return Batch(*map(torch.from_numpy, (values, drawn.targets, elapsed)))
+        return Batch(torch.from_numpy(values), torch.from_numpy(drawn.targets), torch.from_numpy(elapsed))
 
     def _told(self, split: str, drawn: Drawn, positions: np.ndarray, seed: int) -> np.ndarray:
         """The elapsed times (B, T) as they are told: in the unit, and true, constant or permuted; float32."""

@@ -200,7 +200,7 @@ class Trainer:
         """The task's loss, summed over what it scores in the rows of this process."""
         batch = batch.rows(self.rows).to(self.device)
         with self.accelerator.autocast():
-            outputs, _ = model(batch.inputs, elapsed=batch.elapsed)  # (B, T, out_width)
+            outputs = batch.read(model)  # (B, T, out_width)
         return self.task.loss(outputs, batch)
 
     def validate(self) -> float:
