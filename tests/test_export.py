@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.numpy import load_file
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
@@ -13,8 +14,8 @@ import configs
 import harness
 import recorded_run
 from baselines.mamba.oracle import transformers_in_torch
-from harness.config.errors import UserError
-from harness.export import hf
+from harness.config.errors import ConfigError, UserError
+from harness.export import hf, onnx_step
 from harness.export.__main__ import main
 from harness.export.formats import formats
 from harness.generation.generate import generate
@@ -22,11 +23,15 @@ from harness.generation.library import TrainedModel, build_model
 from harness.model.context import FULL
 from harness.model.sizing import SizeConfig, solve
 
+LATER = [pytest.param(name, marks=pytest.mark.long) for name in configs.MODELS if name not in ("ltc", "transformer")]
+TRACED = ["ltc", "transformer", *LATER]
+"""Every model; tracing one takes seconds, so `make test` traces two."""
 
-def model_of(architecture: str) -> TrainedModel:
+
+def model_of(architecture: str, *overrides: str) -> TrainedModel:
     """A small model of an architecture whose weights are all random, in plain torch where it has kernels."""
     plain = [] if configs.is_torch_alone(architecture) else ["kernel=reference"]
-    config, spec = configs.resolved(f"model={architecture}", *plain), configs.spec(architecture)
+    config, spec = configs.resolved(f"model={architecture}", *plain, *overrides), configs.spec(architecture)
     layers = max(2, len(spec.pattern))
     width = solve(spec, 256, SizeConfig(75_000 * layers, layers))
     model = build_model(config["model"], 256, layers * spec.block.depth_factor, width, seed=3).eval()
@@ -109,7 +114,55 @@ def test_a_mask_that_is_no_padding_on_the_left_is_refused():
 )
 def test_an_architecture_has_the_formats_that_its_folder_lists(model, own):
     config = configs.resolved(f"model={model}")
-    assert set(formats(TrainedModel(None, config, {}, FULL, reads_text=True, path=Path("nowhere")))) == {"hf"} | own
+    found = formats(TrainedModel(None, config, {}, FULL, reads_text=True, path=Path("nowhere")))
+    assert set(found) == {"hf", "onnx", "onnx_int8"} | own
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", TRACED)
+@torch.no_grad()
+def test_a_graph_of_one_token_is_our_step(model, tmp_path):
+    pytest.importorskip("onnxruntime")
+    ours = model_of(model)
+    onnx_step.write(ours, tmp_path)
+    tokens = torch.randint(256, (1, 40))
+    expected, past = ours.model.scan(tokens)
+
+    def logits(tokens: torch.Tensor, state: dict) -> tuple[torch.Tensor, dict]:
+        step, read = onnx_step.OnnxStep(tmp_path / onnx_step.GRAPH), []
+        assert set(step.names) == set(state)
+        for token in tokens[0]:
+            logit, state = step(token[None].numpy(), state)
+            read.append(torch.from_numpy(logit))
+        return torch.cat(read), state
+
+    close = {"rtol": 0, "atol": 1e-5 * float(expected.abs().max())}
+    first = load_file(tmp_path / onnx_step.STATE)
+    found, state = logits(tokens, first)
+    assert_close(found, expected[0], **close)
+    grown = {name for name, array in state.items() if array.shape != first[name].shape}
+    assert bool(grown) != ours.model.constant_state
+
+    kept = onnx_step.cut(state, first, 8)
+    assert {name for name, array in kept.items() if array.shape != state[name].shape} == grown
+    after, _ = ours.model.step(tokens[:, 3], ours.model.truncate_state(past, 8))
+    assert_close(logits(tokens[:, 3:4], kept)[0], after, **close)
+
+    size = (tmp_path / onnx_step.GRAPH).stat().st_size
+    onnx_step.quantize(tmp_path, tmp_path)
+    assert (tmp_path / onnx_step.GRAPH).stat().st_size < 0.75 * size
+    assert_close(logits(tokens, first)[0], expected[0], rtol=0, atol=0.1 * float(expected.abs().max()))
+
+
+def test_a_step_that_is_no_fixed_graph_is_refused_with_its_reason(tmp_path, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    with pytest.raises(ConfigError, match=r"model=ltc cannot be an ONNX graph: .+\w"):
+        onnx_step.write(model_of("ltc", "solver=dopri5"), tmp_path)
+    with pytest.raises(ConfigError, match="Python integer"):
+        list(onnx_step.named(onnx_step._as_tensors([{"length": 3}])))
+    monkeypatch.setattr(onnx_step, "PACKAGES", ("no_such_package",))
+    with pytest.raises(ConfigError, match=r"no_such_package.+liquidbench\[edge\]"):
+        onnx_step.write(model_of("gru"), tmp_path)
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,8 @@
 
 format=hf (the default): for transformers; import harness.export.hf there, then AutoModelForCausalLM.from_pretrained.
 format=transformers: Transformers and Mamba-1 as its own Llama, Mistral or Mamba. format=rwkv: RWKV-7 as a .pth file of
-the rwkv package. format=mamba_ssm: Mamba-1 as a folder for its from_pretrained.
+the rwkv package. format=mamba_ssm: Mamba-1 as a folder for its from_pretrained. format=onnx: one token of any model
+as a graph for onnxruntime, its state among the inputs and outputs. format=onnx_int8: the same with weights of 8 bits.
 to: the folder to write, RUN/export-FORMAT where it is not given.
 """
 

@@ -1,7 +1,8 @@
 """Writes a trained model in a format of others.
 
-`hf` serves every model. Any other format is an architecture's own: its module `weights`, beside its mixer, lists in
-FORMATS what writes it, a function of the model and of the folder.
+`hf` serves every model, `onnx` and `onnx_int8` every one whose step is a fixed graph. Any other format is an
+architecture's own: its module `weights`, beside its mixer, lists in FORMATS what writes it, a function of the model and
+of the folder.
 """
 
 import importlib
@@ -59,7 +60,7 @@ def formats(trained: TrainedModel) -> dict[str, Writer]:
     """The formats that this model has, by name."""
     mixer = trained.config["model"]["mixer"]
     modules = {node["_target_"].rpartition(".")[0] for node in (mixer if isinstance(mixer, list) else [mixer])}
-    found: dict[str, Writer] = {"hf": _hf}
+    found: dict[str, Writer] = {"hf": _hf, "onnx": _onnx, "onnx_int8": _onnx_int8}
     folders = {module.rpartition(".")[0] for module in modules}
     if len(folders) == 1 and (folder := folders.pop()) and find_spec(f"{folder}.weights") is not None:
         for name, write in getattr(importlib.import_module(f"{folder}.weights"), "FORMATS", {}).items():
@@ -69,6 +70,18 @@ def formats(trained: TrainedModel) -> dict[str, Writer]:
 
 def _own(write: Callable[[LanguageModel, Path], None], trained: TrainedModel, folder: Path) -> None:
     write(trained.model, folder)
+
+
+def _onnx(trained: TrainedModel, folder: Path) -> None:
+    from harness.export.onnx_step import write
+
+    write(trained, folder)
+
+
+def _onnx_int8(trained: TrainedModel, folder: Path) -> None:
+    from harness.export.onnx_step import write_int8
+
+    write_int8(trained, folder)
 
 
 def _hf(trained: TrainedModel, folder: Path) -> None:
