@@ -8,9 +8,12 @@ a dynamic axis, `past`, and leaves a step longer by one; it may be cut on that a
 """
 
 import logging
+import warnings
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from importlib.util import find_spec
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ import torch
 from safetensors.numpy import load_file
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from harness.config.errors import ConfigError
 from harness.generation.library import TrainedModel, build_model
@@ -116,19 +120,16 @@ def write(trained: TrainedModel, folder: Path) -> None:
     growing = {id(tensor) for cache in _growing(template) for tensor in (cache.keys, cache.values)}
     past = torch.export.Dim("past")
     axes = tuple({2: past} if id(tensor) in growing else {} for tensor in tensors(template))
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    step = _Step(model, template).eval()
+    arguments = (torch.tensor([1]), *tensors(template))
+    outputs = [LOGITS, *(NEW + name for name in names)]
     try:
-        step = _Step(model, template).eval()
-        arguments = (torch.tensor([1]), *tensors(template))
-        # not strict: Python runs as it is, and what depends on the numbers of a tensor is an error
-        traced = torch.export.export(step, arguments, dynamic_shapes=({}, axes), strict=False)
-        program = torch.onnx.export(
-            traced,
-            dynamo=True,
-            input_names=[TOKEN, *names],
-            output_names=[LOGITS, *(NEW + name for name in names)],
-            verbose=False,
-        )
+        with _quiet():
+            # not strict: Python runs as it is, and what depends on the numbers of a tensor is an error
+            traced = torch.export.export(step, arguments, dynamic_shapes=({}, axes), strict=False)
+            program = torch.onnx.export(
+                traced, dynamo=True, input_names=[TOKEN, *names], output_names=outputs, verbose=False
+            )
     except Exception as error:  # torch's own and those of its libraries, of any class
         raise ConfigError(
             f"The step of model={name} cannot be an ONNX graph: {_reason(error)}.",
@@ -166,12 +167,9 @@ def quantize(exact: Path, folder: Path) -> None:
     """
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    logging.getLogger().disabled, before = True, logging.getLogger().disabled  # it advises on the root logger
-    try:
-        made = folder / f"int8-{GRAPH}"
+    made = folder / f"int8-{GRAPH}"
+    with _quiet():
         quantize_dynamic(exact / GRAPH, made, weight_type=QuantType.QUInt8, per_channel=True)
-    finally:
-        logging.getLogger().disabled = before
     made.replace(folder / GRAPH)
     if folder != exact:
         (folder / STATE).write_bytes((exact / STATE).read_bytes())
@@ -231,6 +229,18 @@ def difference(model: LanguageModel, folder: Path, tokens: int) -> float:
     return worst / largest
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Logs, warns and prints nothing: torch shows at length what is refused here, and onnxruntime advises."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(action="ignore"), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+            yield
+    finally:
+        logging.disable(before)
+
+
 def check_packages() -> None:
     """Raises ConfigError where the packages of the extra `edge` are not installed."""
     missing = [name for name in PACKAGES if find_spec(name) is None]
@@ -280,5 +290,7 @@ def _reason(error: BaseException) -> str:
     """What went wrong in one line, of the error that was first."""
     while error.__cause__ is not None:
         error = error.__cause__
+    if isinstance(error, GuardOnDataDependentSymNode):
+        return "what it does next depends on the numbers of a tensor, as in a solver of adaptive steps"
     line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     return f"{type(error).__name__}: {line}"[:300].rstrip(".")
