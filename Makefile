@@ -50,7 +50,7 @@ peers: $(VENV)/.installed-peers
 
 # pararnn-torch asks for another Triton than torch's CUDA build does; on a CPU it needs none.
 $(VENV)/.installed-peers: $(VENV)/.installed
-	$(PIP) --editable .[peers,reference]
+	$(PIP) --editable .[edge,peers,reference]
 	$(PIP) --no-deps pararnn-torch
 	touch $@
 
@@ -61,6 +61,7 @@ bench: peers
 	$(BIN)/python -m bench checks
 	$(BIN)/python -m bench gradients
 	$(BIN)/python -m bench sessions
+	$(BIN)/python -m bench edge
 	$(BIN)/python -m bench references task=sotu
 	$(BIN)/python -m bench references task=stdlib
 

@@ -253,24 +253,29 @@ def hydra_main(name: str = "") -> None:
     hydra.main(config_path=str(ROOT / "conf"), config_name="config", version_base="1.3")(job)()
 
 
-RUNS = Runs(lambda overrides: resolve(compose(overrides)), build)
+def configuration(overrides: list[str]) -> dict:
+    """The checked configuration of the run that a command with these overrides would make."""
+    return resolve(compose(overrides))
+
+
+RUNS = Runs(configuration, build)
 """The runs that overrides ask for."""
 
 
 def experiment(overrides: list[str]):
     """The Experiment that a command with these overrides would run."""
-    return build(own_keys(resolve(compose(overrides))))
+    return build(own_keys(configuration(overrides)))
 
 
 def model_and_size(overrides: list[str]):
     """The ModelSpec and the SizeConfig that a command with these overrides would build."""
-    plain = resolve(compose(overrides))
+    plain = configuration(overrides)
     return build(plain["model"]), build(plain["size"])
 
 
 def task(overrides: list[str]):
     """The task that a command with these overrides would train on."""
-    return build(resolve(compose(overrides))["task"])
+    return build(configuration(overrides)["task"])
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from analysis.render import Table, si_bytes
 from analysis.styles import styles
 from harness.config.errors import RecordError
 
-SUBJECTS = ("kernels", "models", "newton", "checks", "gradients", "sessions")
+SUBJECTS = ("kernels", "models", "newton", "checks", "gradients", "sessions", "edge")
 FIGURES = (
     "Newton's method over time against the fused sequential scan",
     "Newton's method over time against the fused sequential scan, on a GPU",
@@ -27,7 +27,7 @@ Row = dict[Any, Any]
 
 
 def sections(measured: Path, images: str) -> dict[str, str]:
-    """The generated sections kernels, models, newton, checks, gradients and sessions.
+    """The generated sections kernels, models, newton, checks, gradients, sessions and edge.
 
     measured: the bench's folder. images: where the figures stand, as a page names that folder. A device's tables follow
     the CPU's; a subject that was not measured is the command that measures it.
@@ -241,6 +241,47 @@ def sessions(content: dict) -> str:
     return "\n\n".join([title, _markdown(table), _footer(content)]) + "\n"
 
 
+def edge(content: dict) -> str:
+    """One token under onnxruntime beside our step, what 8 bits cost, and which models can be graphs."""
+    by_what: dict[str, list[Row]] = {}
+    for row in content["rows"]:
+        by_what.setdefault(row["what"], []).append(row)
+    kinds = {"ours": "ours", "onnx": "onnxruntime", "int8": "int8"}
+    tokens = [
+        {"": row["contestant"], "context": f"{row['context']:,}", "state": si_bytes(row["state_bytes"])}
+        | {f"ms a token, {title}": _number(row[f"{kind}_ms"]) for kind, title in kinds.items()}
+        | {f"process, {title}": si_bytes(row[f"{kind}_resident_bytes"]) for kind, title in kinds.items()}
+        for row in by_what.get("token", [])
+    ]
+    losses = [
+        {"run": f"`{row['contestant']}`", "bytes read": f"{row['bytes']:,}"}
+        | {title: f"{row[f'{kind}_bits']:.4f}" for kind, title in kinds.items()}
+        | {"int8 costs": f"{row['int8_bits'] - row['onnx_bits']:+.4f}"}
+        | {f"file, {kinds[kind]}": si_bytes(row[f"{kind}_graph_bytes"]) for kind in ("onnx", "int8")}
+        for row in by_what.get("loss", [])
+    ]
+    graphs = [
+        {"": row["contestant"], "largest difference, or why there is no graph": row.get("reason") or _exponent(row)}
+        for row in by_what.get("graph", [])
+    ]
+    missing = "Not measured: `python -m bench edge runs/RUN`, with weights."
+    parts = [
+        *("**One token at batch 1, and a process that generates**", _table(tokens, "Not measured.")),
+        *("**Bits per byte on the beginning of the test split**", _table(losses, missing)),
+        *("**Which models can be a graph**", _table(graphs, "Not measured.")),
+    ]
+    runtimes = ", ".join(_unique(row["onnxruntime"] for row in content["rows"]))
+    return "\n\n".join([*parts, f"onnxruntime {runtimes}; {_footer(content)}"]) + "\n"
+
+
+def _table(rows: list[Row], otherwise: str) -> str:
+    return _markdown(pd.DataFrame(rows)) if rows else otherwise
+
+
+def _exponent(row: Row) -> str:
+    return f"{row['difference']:.0e}"
+
+
 def _sizes(frame: pd.DataFrame) -> list[str]:
     return [f"{batch} x {length:,}" for batch, length in zip(frame["batch"], frame["length"], strict=True)]
 
@@ -310,4 +351,4 @@ def _markdown(table: pd.DataFrame) -> str:
 
 
 TABLES = {"kernels": kernels, "models": models, "newton": newton, "checks": checks, "gradients": gradients}
-TABLES |= {"sessions": sessions}
+TABLES |= {"sessions": sessions, "edge": edge}

@@ -11,7 +11,7 @@ import yaml
 from analysis.bench import SUBJECTS, TABLES
 from analysis.references import REFERENCES
 from analysis.references import table as references_table
-from bench import checks, gradients, kernels, models, newton, references, sessions
+from bench import checks, edge, gradients, kernels, models, newton, references, sessions
 from bench.store import Store
 from bench.targets import Target
 from bench.timing import Limits
@@ -20,6 +20,7 @@ from harness.config.errors import UserError
 from harness.machine.runtime import one_precision, use_threads
 
 ROOT = Path(__file__).resolve().parents[1]
+EDGE = "edge"
 RUN = {
     "kernels": kernels.run,
     "models": models.run,
@@ -40,16 +41,24 @@ def arguments(given: list[str] | None) -> argparse.Namespace:
         "model.",
     )
     parser.add_argument("subject", choices=[*SUBJECTS, REFERENCES])
-    parser.add_argument("task", nargs="*", help="references alone: the text, as run.py takes it (default: task=sotu)")
+    parser.add_argument(
+        "given",
+        nargs="*",
+        metavar="task|run",
+        help="references: the text, as run.py takes it (default: task=sotu); edge: folders of trained runs of texts",
+    )
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--out", type=Path, help="where to keep them (default: results/bench; with --quick nowhere)")
     parser.add_argument("--force", action="store_true", help="repeat the measurements that are kept")
     parser.add_argument("--quick", action="store_true", help="one small cell, to see that everything runs")
     options = parser.parse_args(given)
-    if options.task and options.subject != REFERENCES:
-        parser.error(f"{' '.join(options.task)}: only `references` takes a task")
+    if options.given and options.subject not in (REFERENCES, EDGE):
+        parser.error(f"{' '.join(options.given)}: only `references` takes a task, and `edge` runs")
+    if options.subject == EDGE and options.device != "cpu":
+        parser.error("edge: onnxruntime is measured on the CPU")
     if options.out is None and not options.quick:
-        options.out = ROOT / "results" / "bench"
+        home = ROOT if (ROOT / "results").is_dir() else Path()  # a wheel has no records beside it
+        options.out = home / "results" / "bench"
     return options
 
 
@@ -67,7 +76,7 @@ def main(given: list[str] | None = None) -> None:
 
 def _references(options: argparse.Namespace, config: dict) -> str:
     """Measures the reference lines of a text; returns their table. With --quick they are of its beginning: not kept."""
-    task = locate(config["compose"], "compose")(options.task or ["task=sotu"])
+    task = locate(config["compose"], "compose")(options.given or ["task=sotu"])
     folder = None if options.quick else options.out / REFERENCES
     return references_table(references.run(task, config, folder, options.force, _say))
 
@@ -83,7 +92,10 @@ def _timed(options: argparse.Namespace, config: dict) -> str:
     if store.aside:
         print(f"measurements of another machine or of other packages moved to {store.aside}; measuring again")
     torch.manual_seed(0)
-    RUN[options.subject](config, store, torch.device(options.device), limits, _say)
+    if options.subject == EDGE:
+        edge.run(config, store, [Path(run) for run in options.given], _say)
+    else:
+        RUN[options.subject](config, store, torch.device(options.device), limits, _say)
     store.note(targets=[target.verdict(store.rows) for target in targets], limits=asdict(limits))
     return TABLES[options.subject](store.content)
 

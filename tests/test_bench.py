@@ -3,6 +3,7 @@
 import copy
 import importlib.util
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,11 +11,13 @@ import pytest
 import torch
 import yaml
 
+import harness
+import recorded_run
 import run
 from analysis import bench as table
 from analysis.__main__ import main as analyse
 from bench import __main__ as command
-from bench import checks, gradients, kernels, liquid, models, sessions, timing
+from bench import checks, edge, gradients, kernels, liquid, models, sessions, timing
 from bench.bandwidth import floor_ms
 from bench.comparison import Comparison, layer
 from bench.peers import rwkv_package_decoder
@@ -27,6 +30,7 @@ from harness.config.configure import locate
 from harness.config.errors import ConfigError, RecordError
 from harness.config.experiment import CheckError
 from harness.model import sizing
+from harness.model.context import FULL
 from test_rwkv import language_model, tokens
 
 CPU = torch.device("cpu")
@@ -355,6 +359,34 @@ def test_sessions_hold_their_states_and_no_more(capsys):
         row = sessions.measured(cached, 3, context, 2)
         assert (row["state_bytes"], row["state_bytes_after"]) == (3 * context * a_token, 3 * (context + 2) * a_token)
         assert row["decode_ms"] > 0
+
+
+@pytest.mark.slow
+def test_a_graph_is_timed_beside_our_step_and_a_step_that_is_none_says_why(capsys):
+    pytest.importorskip("onnxruntime")
+    command.main(["edge", "--quick"])
+    shown = capsys.readouterr().out
+    (row,) = re.findall(r"^\| gru .*", shown, re.MULTILINE)
+    assert len(set(re.findall(r"[\d.]+ MB", row))) == 3  # of three processes
+    assert "| ltc solver=dopri5 | The step of model=ltc cannot be an ONNX graph: " in shown
+
+
+@pytest.mark.slow
+def test_what_8_bits_cost_is_of_the_bytes_that_evaluation_reads(tmp_path):
+    pytest.importorskip("onnxruntime")
+    trained = harness.load(recorded_run.make(tmp_path, "model=transformer", "trainer.length=32"))
+    assert trained.policy.window == 32
+    row = edge.loss_row(trained, 100)
+    assert row["bytes"] == 100
+    assert row["onnx_bits"] == pytest.approx(row["ours_bits"], abs=1e-5)  # caches cut alike
+    uncut = edge.loss_row(replace(trained, policy=FULL), 100)
+    assert abs(uncut["ours_bits"] - row["ours_bits"]) > 1e-4
+    assert 1e-7 < abs(row["int8_bits"] - row["onnx_bits"]) < 0.1
+    assert row["int8_graph_bytes"] < row["onnx_graph_bytes"]
+    store = Store(None)
+    store.add([row | {"what": "loss", "contestant": "a run", "onnxruntime": "1"}])
+    (shown,) = re.findall(r"^\| `a run` .*", table.edge(store.content), re.MULTILINE)
+    assert f"| {row['int8_bits'] - row['onnx_bits']:+.4f} " in shown
 
 
 def test_sections_of_pages_come_from_what_was_measured(tmp_path, monkeypatch):
