@@ -1,5 +1,7 @@
 """Generation from the cached state: one prefill, then one `step` per token."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -39,20 +41,29 @@ def generate(
 def read(
     model, tokens: Tensor, chunk: int, policy: ContextPolicy = FULL, state: State | None = None, before: int = 0
 ) -> tuple[Tensor, State]:
-    """Reads tokens (B, T) in chunks that carry the state; returns the last outputs (B, ...) and the state.
+    """Reads tokens (B, T), T at least 1, as `chunks` does; returns the last outputs (B, ...) and the state."""
+    last = tokens
+    for outputs, state in chunks(model, tokens, chunk, policy, state, before):
+        last = outputs[:, -1].clone()  # keeps one position, not the chunk's
+        del outputs
+    return last, state
+
+
+def chunks(
+    model, tokens: Tensor, chunk: int, policy: ContextPolicy = FULL, state: State | None = None, before: int = 0
+) -> Iterator[tuple[Tensor, State]]:
+    """Reads tokens (B, T) in chunks that carry the state; yields the outputs (B, t, ...) of each and the state behind.
 
     state: what was left by the `before` tokens that were read earlier. Chunks end where the policy cuts the state, so
     that every token sees what it sees in evaluation.
     """
     cuts = FULL if model.constant_state else policy
     start, end = before, before + tokens.shape[1]
-    while True:
+    while start < end:
         stop = int(min(start + chunk, end, cuts.next_cut(start + 1)))
-        logits, state = model(tokens[:, start - before : stop - before], cuts.cut(model, state, start))
-        last = logits[:, -1].clone()  # keeps one position, not the chunk's
-        del logits
-        if stop == end:
-            return last, state
+        outputs, state = model(tokens[:, start - before : stop - before], cuts.cut(model, state, start))
+        yield outputs, state
+        del outputs
         start = stop
 
 
