@@ -18,3 +18,19 @@ def key_values(arguments: Sequence[str], keys: Sequence[str], module: str) -> di
             f"python -m {module} --help",
         )
     return given
+
+
+def whole_number(key: str, text: str, least: int = 1, most: int = 2**40) -> int:
+    """The value of a key that is a number from `least` to `most`; raises ConfigError for any other."""
+    if not (text.isascii() and text.isdecimal() and least <= int(text[:16]) <= most):
+        raise ConfigError(
+            f"{key}={text[:40]} cannot be used.", f"a number from {least:,} to {most:,}.", f"correct {key}."
+        )
+    return int(text)
+
+
+def flag(key: str, text: str) -> bool:
+    """The value of a key that is true or false; raises ConfigError for any other."""
+    if text not in ("true", "false"):
+        raise ConfigError(f"{key}={text[:40]} cannot be used.", "true or false.", f"correct {key}.")
+    return text == "true"

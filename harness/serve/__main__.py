@@ -13,7 +13,7 @@ from ipaddress import ip_address
 from pathlib import Path
 
 import harness
-from harness.config.command import key_values
+from harness.config.command import key_values, whole_number
 from harness.config.errors import ConfigError, MachineError, UserError
 from harness.serve.sessions import Limits
 
@@ -28,8 +28,8 @@ def main(arguments: list[str]) -> None:
         print(__doc__)
         return
     given = key_values(arguments, KEYS, "harness.serve")
-    limits = Limits(**{key: _number(key, given[key], 2**40) for key in LIMITS if key in given})
-    host, port = given.get("host", "127.0.0.1"), _number("port", given.get("port", "8000"), 65_535)
+    limits = Limits(**{key: whole_number(key, given[key]) for key in LIMITS if key in given})
+    host, port = given.get("host", "127.0.0.1"), whole_number("port", given.get("port", "8000"), most=65_535)
     if missing := [name for name in NEEDS if find_spec(name) is None]:
         raise MachineError(
             f"The server needs {' and '.join(missing)}, which cannot be imported.",
@@ -46,12 +46,6 @@ def main(arguments: list[str]) -> None:
     )
     print(f"Serving {given['run']} at http://{host}:{port}" + ("" if local else ", to whoever reaches it"), flush=True)
     uvicorn.run(served, host=host, port=port, log_level="warning", timeout_graceful_shutdown=5)
-
-
-def _number(key: str, text: str, most: int) -> int:
-    if not (text.isascii() and text.isdecimal() and 0 < int(text[:16]) <= most):
-        raise ConfigError(f"{key}={text[:40]} cannot be used.", f"a number from 1 to {most:,}.", f"correct {key}.")
-    return int(text)
 
 
 def _is_loopback(host: str) -> bool:
