@@ -7,18 +7,23 @@ from pathlib import Path
 
 from analysis import schema
 from harness.config.errors import RecordError
+from harness.records import scores
 from harness.records.curve import CURVE, METRICS
 from harness.records.identity import SCHEMA_VERSION
 
 
 @dataclass(frozen=True)
 class Record:
-    """One recorded run: its result, the configuration that made it and the machine it ran on."""
+    """One recorded run: its result, the configuration that made it and the machine it ran on.
+
+    scores: of published tasks, by the name of the task.
+    """
 
     path: Path
     result: dict
     config: dict
     environment: dict
+    scores: dict[str, dict] = field(default_factory=dict)
 
     @property
     def code(self) -> str:
@@ -94,7 +99,8 @@ def read(path: Path) -> Record:
             f"schema_version {SCHEMA_VERSION}.",
             f"bring it to today's: {migrate}." if older else "repeat the run with this version of LiquidBench.",
         )
-    record = Record(path, result, _json(path / "config.json"), _json(path / "environment.json"))
+    beside = (_json(path / "config.json"), _json(path / "environment.json"), scores.read(path, result))
+    record = Record(path, result, *beside)
     parts: dict[str, type[schema.Part]] = {
         "result": schema.Result,
         "config": schema.Config,
@@ -103,6 +109,8 @@ def read(path: Path) -> Record:
     for name, part in parts.items():
         if wrong := schema.problem(getattr(record, name), part):
             raise _broken(path / f"{name}.json", f"cannot be used ({wrong})")
+    if wrong := schema.problem({"tasks": record.scores}, schema.Scores):
+        raise _broken(path / scores.NAME, f"cannot be used ({wrong})")
     for name in (METRICS, CURVE):
         if (path / name).is_dir():
             raise _broken(path / name, "is a folder")

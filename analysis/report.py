@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from analysis import (
     bench,
     cost,
+    downstream,
     example,
     figures,
     frame,
@@ -53,7 +54,8 @@ class Report:
     headline: the comparison of the most seeds, with the best reference line of each method. synthetic: of tasks scored
     otherwise. tuning: what was chosen, among what. search: for the recipe that all share, whose runs no other table
     has. figures: by the stem of their files. example: one run's summary. models: the table of models, in Markdown.
-    verdict: what docs/comparison.md shows. measured: the bench's folder. findings: what all that says, a sentence each.
+    verdict: what docs/comparison.md shows. downstream: scores of published tasks. measured: the bench's folder.
+    findings: what all that says, a sentence each.
     """
 
     runs: pd.DataFrame
@@ -67,6 +69,7 @@ class Report:
     example: str
     models: str
     verdict: verdict.Verdict
+    downstream: list[Table]
     measured: Path
     findings: list[Finding]
 
@@ -124,6 +127,7 @@ def build(
         example.summary(chosen),
         models.table(records.runs),
         judged,
+        downstream.build(chosen, shown),
         measured,
         findings.build(known),
     )
@@ -211,6 +215,7 @@ def write(report: Report, output: Path) -> list[Path]:
         *report.tuning,
         *report.search,
         *report.memory,
+        *report.downstream,
         *verdict.everything(report.verdict)[0],
     ]:
         paths += render.write(table, output)
@@ -233,7 +238,8 @@ EXPLAINED = ("Context:", "State:", "No model:", "Where runs differ", "Speeds mea
 def sections(report: Report, output: Path, page: Path) -> dict[str, str]:
     """The sections that a page may show, by name.
 
-    example, architectures (the table of models), comparison, synthetic, tuning, search, memory, figures; headline and
+    example, architectures (the table of models), comparison, synthetic, tuning, search, memory, downstream (scores of
+    published tasks), figures; headline and
     figure, the comparison of the most seeds and the figure of their states; findings, and verdict, the foremost of
     them; quality, scaling, learning-rates, field, liquid, cost and serving; the bench's kernels, models and newton;
     mtlnn, from the formula of its recurrence.
@@ -253,6 +259,7 @@ def sections(report: Report, output: Path, page: Path) -> dict[str, str]:
         "synthetic": [render.markdown(table) for table in report.synthetic],
         "tuning": [render.markdown(table) for table in report.tuning],
         "search": [render.markdown(table) for table in report.search],
+        "downstream": [render.markdown(table) for table in report.downstream],
         "memory": [render.markdown(table) for table in report.memory],
         "figures": [image for name, image in images.items() if name not in judged],
         "findings": [findings.markdown(report.findings)],

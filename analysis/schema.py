@@ -1,6 +1,6 @@
 """What tables and figures need of a record: a result that lacks it, or has it in another form, is damaged."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -193,6 +193,39 @@ class Environment(Part):
     gpu: str | None = None
     threads: int | None = None
     git: Git | None = None
+
+
+class Score(Part):
+    """A score of a published task; values: of each document, a number or [sum, weight]."""
+
+    value: float | None
+    higher_is_better: bool | None = None
+    aggregation: Literal["mean", "perplexity", "bits_per_byte"] | None = None
+    values: list[float | Annotated[list[float], Field(min_length=2, max_length=2)]] | None = None
+
+    @model_validator(mode="after")
+    def _values_of_what_is_aggregated(self) -> "Score":
+        if (self.aggregation is None) != (self.values is None):
+            raise ValueError("values are there where the score is an aggregation of them")
+        return self
+
+
+class ScoredTask(Part):
+    documents: list[str]
+    scores: dict[str, Score]
+
+    @model_validator(mode="after")
+    def _a_value_for_each_document(self) -> "ScoredTask":
+        for score in self.scores.values():
+            if score.values is not None and len(score.values) != len(self.documents):
+                raise ValueError("each document has a value")
+        return self
+
+
+class Scores(Part):
+    """What harness/records/scores.py reads."""
+
+    tasks: dict[str, ScoredTask]
 
 
 def problem(content: dict, part: type[Part]) -> str | None:

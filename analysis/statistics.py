@@ -13,6 +13,8 @@ ALPHA = 0.05
 LEAST_SEEDS = 3
 """Fewer pairs are not tested."""
 RESAMPLES = 9999
+BATCH = 100
+"""Resamples that are drawn at once."""
 ROUNDING = 1e-12
 """Values that differ by less than this part of their size count as equal."""
 
@@ -165,6 +167,41 @@ def paired(ours: Mapping[int, float], theirs: Mapping[int, float], noise: Residu
     reach = float(stats.t.ppf(0.5 + CONFIDENCE / 2, freedom)) * error
     p = float(2 * stats.t.sf(abs(mean) / error, freedom)) if len(seeds) >= LEAST_SEEDS else None
     return Difference(len(seeds), mean, mean - reach, mean + reach, p, unpaired, freedom)
+
+
+def resampled_means(totals: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """The mean of each model over documents that are drawn with replacement, the same ones for all models: (R, models).
+
+    totals: (documents, models), of which a mean is the sum over that of the weights (documents,). So the differences
+    between columns are a paired bootstrap (Efron 1979; Koehn 2004): what makes a document hard or easy for all models
+    leaves them. Drawn under one fixed seed.
+    """
+    columns, count = np.column_stack([totals, weights]), len(totals)
+    rng, sums = np.random.default_rng(0), []
+    for first in range(0, RESAMPLES, BATCH):
+        drawn = rng.integers(count, size=(min(BATCH, RESAMPLES - first), count))
+        drawn += count * np.arange(len(drawn))[:, None]
+        times = np.bincount(drawn.ravel(), minlength=len(drawn) * count).reshape(len(drawn), count)
+        sums.append(times @ columns)
+    found = np.concatenate(sums)
+    return found[:, :-1] / found[:, -1:]
+
+
+@dataclass(frozen=True)
+class Resampled:
+    """A figure with the 95 % percentile interval of its resamples, and the p of its being zero: two-sided."""
+
+    value: float
+    low: float
+    high: float
+    p: float
+
+
+def resampled(value: float, resamples: np.ndarray) -> Resampled:
+    """The interval and the p of a figure from its resamples (R,); p is no less than 2 / (R + 1)."""
+    low, high = np.quantile(resamples, [0.5 - CONFIDENCE / 2, 0.5 + CONFIDENCE / 2])
+    tail = min((resamples <= 0).sum(), (resamples >= 0).sum())
+    return Resampled(value, float(low), float(high), min(1.0, 2 * (int(tail) + 1) / (len(resamples) + 1)))
 
 
 def holm(ps: Sequence[float | None]) -> list[float | None]:

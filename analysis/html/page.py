@@ -123,6 +123,7 @@ def page(made: Report, known: Records) -> str:
     kinds = {
         "Quality and cost": made.comparison,
         "Tasks scored otherwise": made.synthetic,
+        "Published tasks": made.downstream,
         "Tuning, on validation": made.tuning,
         "State": made.memory,
         "Speeds of the bench": bench.speeds(made.measured),

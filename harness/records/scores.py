@@ -49,7 +49,7 @@ def read(folder: Path, result: dict) -> dict[str, dict[str, Any]]:
         raise unreadable(path, str(error)) from error
     if not isinstance(found, dict) or found.get("schema_version") != VERSION:
         raise unreadable(path, f"it is no file of scores of schema version {VERSION}")
-    return found["tasks"] if {name: found.get(name) for name in _scored(result)} == _scored(result) else {}
+    return found.get("tasks", {}) if {name: found.get(name) for name in _scored(result)} == _scored(result) else {}
 
 
 def add(folder: Path, result: dict, entries: dict[str, dict[str, Any]]) -> None:
