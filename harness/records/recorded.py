@@ -20,6 +20,11 @@ def config(folder: Path) -> dict:
     return found
 
 
+def environment(folder: Path) -> dict:
+    """The environment that the run in `folder` was made in; raises RecordError where it cannot be read."""
+    return _json(folder, "environment.json")
+
+
 def trust(node: Any, source: str) -> None:
     """Raises RecordError where a configuration, which came from `source`, names code that is not ours.
 

@@ -87,15 +87,15 @@ class WandbLogger(Logger):
     def log(self, metrics: dict, step: int) -> None:
         self._run.log(metrics, step=step)
 
-    def finish(self, result: dict) -> None:
-        """Returns once wandb's files are on the disk.
+    def finish(self, result: dict, made_on: dict | None = None) -> None:
+        """Returns once wandb's files are on the disk. made_on: the environment of the run; None for this process's.
 
         Offline, wandb's own `finish` returns while its service still writes them. So the end of the service is waited
         for, and then the system's own write to the disk.
         """
         import wandb
 
-        self._run.summary.update(result | {"environment": environment()})
+        self._run.summary.update(result | {"environment": made_on or environment()})
         self._keep(result, wandb.Artifact(f"record-{self._run.id}", type="record"))
         folder = Path(self._run.dir).parent  # .../wandb/offline-run-DATE-KEY/files
         self._run.finish()
