@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: run test test-long check lint tables peers bench mutation clean
+.PHONY: run test test-long check lint tables peers bench gpu mutation clean
 
 run: $(VENV)/.installed
 	$(BIN)/python run.py model=ltc solver=rk4
@@ -64,6 +64,15 @@ bench: peers
 	$(BIN)/python -m bench edge
 	$(BIN)/python -m bench references task=sotu
 	$(BIN)/python -m bench references task=stdlib
+
+# All that a CUDA device is for, in steps that go on where they were stopped: make gpu CORPUS=PATH. What it needs is
+# installed first; the steps themselves, scripts/gpu.sh, need no network.
+gpu: $(VENV)/.installed-gpu
+	PYTHON=$(BIN)/python scripts/gpu.sh all
+
+$(VENV)/.installed-gpu: $(VENV)/.installed-test
+	$(PIP) --editable .[cuda]
+	touch $@
 
 # A seeded sample of small changes to the code, each tried against the tests of its module, into docs/mutation.md. It
 # takes an hour or more, and goes on where it was stopped.

@@ -63,8 +63,13 @@ def _drawn(measured: Path) -> list[tuple[Path, str]]:
 
 
 def files(folder: Path, subject: str) -> list[Path]:
-    """Where a subject's measurements are, by device, there or not."""
-    return [folder / f"{subject}.json", folder / f"{subject}-cuda.json"]
+    """Where a subject's measurements are, by device, there or not.
+
+    Those of a CUDA device may stand in a folder of its name (scripts/gpu.sh); of several the first by name is shown.
+    """
+    cuda = folder / f"{subject}-cuda.json"
+    named = sorted(folder.glob(f"*/{cuda.name}"))
+    return [folder / f"{subject}.json", named[0] if named and not cuda.exists() else cuda]
 
 
 def content(measured: Path, subject: str) -> dict[str, Any]:
