@@ -5,7 +5,8 @@
                       refused.json (in place of a result: a run that failed the checks after training),
                       weights.safetensors (of a finished run, its sha256 in the result),
                       result.json (where it lies, the run is finished),
-                      curve.csv (then takes the place of metrics.jsonl, and checks.json is in the result)
+                      curve.csv (then takes the place of metrics.jsonl, and checks.json is in the result),
+                      lm_eval.json (scores of published tasks, whenever they were made: records/scores.py)
 """
 
 import fcntl
