@@ -1,6 +1,6 @@
 """Published tasks by lm-evaluation-harness: a trained model of bytes behind its interface, and a task's scores.
 
-Needs the package lm_eval 0.4.13, which harness/evaluate_lm.py asks for.
+Needs the package lm_eval 0.4.13, which harness/evaluation/__main__.py asks for.
 """
 
 import math

@@ -42,11 +42,11 @@ def read(
     model, tokens: Tensor, chunk: int, policy: ContextPolicy = FULL, state: State | None = None, before: int = 0
 ) -> tuple[Tensor, State]:
     """Reads tokens (B, T), T at least 1, as `chunks` does; returns the last outputs (B, ...) and the state."""
-    last = tokens
-    for outputs, state in chunks(model, tokens, chunk, policy, state, before):
-        last = outputs[:, -1].clone()  # keeps one position, not the chunk's
+    last, known = tokens, state
+    for outputs, behind in chunks(model, tokens, chunk, policy, state, before):
+        last, known = outputs[:, -1].clone(), behind  # keeps one position, not the chunk's
         del outputs
-    return last, state
+    return last, known
 
 
 def chunks(

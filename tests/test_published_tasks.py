@@ -8,8 +8,8 @@ import yaml
 
 import harness
 import recorded_run
-from harness import evaluate_lm
 from harness.config.errors import ConfigError, MachineError, RecordError, TaskError
+from harness.evaluation import __main__ as evaluation
 from harness.records import scores
 
 DOCUMENTS = [
@@ -79,7 +79,7 @@ def test_local_tasks_are_scored_beside_the_record(folder, tasks, tmp_path, monke
     run = shutil.copytree(folder, tmp_path / "run")
     before = (run / "result.json").read_bytes()
     command = [f"run={run}", f"include_path={tasks}"]
-    evaluate_lm.main([*command, "tasks=both,written,whole"])
+    evaluation.main([*command, "tasks=both,written,whole"])
     known = harness.load(run)
     entries = scores.read(run, known.result)
     assert (run / "result.json").read_bytes() == before
@@ -105,13 +105,13 @@ def test_local_tasks_are_scored_beside_the_record(folder, tasks, tmp_path, monke
     assert entries["written"]["scores"]["exact_match,none"]["values"] == [0] * 6
 
     capsys.readouterr()
-    evaluate_lm.main([*command, "tasks=both"])
+    evaluation.main([*command, "tasks=both"])
     assert "both: scored already" in capsys.readouterr().out
-    evaluate_lm.main([*command, "tasks=both", "limit=2"])
+    evaluation.main([*command, "tasks=both", "limit=2"])
     assert len(scores.read(run, known.result)["both"]["documents"]) == 4
     for wrong, said in (("nowhere", "has no task 'nowhere'"), ("unsafe", "marked as unsafe.*run_code=true")):
         with pytest.raises(TaskError, match=said):
-            evaluate_lm.main([*command, f"tasks={wrong}", "limit=1"])
+            evaluation.main([*command, f"tasks={wrong}", "limit=1"])
 
 
 def test_a_context_is_continued_until_an_end_comes(folder, monkeypatch):
@@ -179,9 +179,9 @@ def test_scores_lie_beside_the_result_of_the_run_and_weights_that_they_are_of(tm
     ],
 )
 def test_a_command_that_cannot_be_read_is_told(arguments, said, monkeypatch):
-    monkeypatch.setattr(evaluate_lm, "find_spec", lambda name: name)
+    monkeypatch.setattr(evaluation, "find_spec", lambda name: name)
     with pytest.raises(ConfigError, match=said):
-        evaluate_lm.main(arguments.split())
-    monkeypatch.setattr(evaluate_lm, "find_spec", lambda name: None)
+        evaluation.main(arguments.split())
+    monkeypatch.setattr(evaluation, "find_spec", lambda name: None)
     with pytest.raises(MachineError, match=r"liquidbench\[lm_eval\]"):
-        evaluate_lm.main(["run=r", "tasks=a"])
+        evaluation.main(["run=r", "tasks=a"])

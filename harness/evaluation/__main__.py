@@ -1,4 +1,4 @@
-"""Published tasks of a trained run: `python -m harness.evaluate_lm run=runs/RUN tasks=lambada_openai,hellaswag`.
+"""Published tasks of a trained run: `python -m harness.evaluation run=runs/RUN tasks=lambada_openai,hellaswag`.
 
 tasks: names that lm-evaluation-harness 0.4.13 knows, such as mmlu, gsm8k, humaneval, lambada_openai, hellaswag; their
 data comes from Hugging Face, or from its cache. include_path: a folder of more tasks, whose YAML may name local JSON
@@ -31,7 +31,7 @@ def main(arguments: list[str]) -> None:
     if {"-h", "--help"} & set(arguments):
         print(__doc__)
         return
-    given = key_values(arguments, KEYS, "harness.evaluate_lm")
+    given = key_values(arguments, KEYS, "harness.evaluation")
     tasks = [name for name in given.get("tasks", "").split(",") if name]
     if not tasks:
         raise ConfigError("tasks= was not given.", "names of tasks, with commas.", "tasks=lambada_openai, for one.")

@@ -1,4 +1,4 @@
-"""Publishes finished runs later: `python -m harness.publish runs/RUN ...`, to W&B, or with --to tensorboard.
+"""Publishes finished runs later: `python -m harness.records.publish runs/RUN ...`, to W&B, or with --to tensorboard.
 
 W&B gets what `logger=wandb` sends while a run is made: its configuration, its curve and, as the summary and as an
 artifact, its result, under the run's key. Offline, the default, needs neither a key nor a network: `wandb sync` uploads
@@ -83,7 +83,7 @@ PUBLISH: dict[str, Callable[[Path, argparse.Namespace], bool]] = {"wandb": to_wa
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns 1 where a run could not be published, and publishes the others."""
-    made = argparse.ArgumentParser("python -m harness.publish", description=__doc__.splitlines()[0])
+    made = argparse.ArgumentParser("python -m harness.records.publish", description=__doc__.splitlines()[0])
     made.add_argument("runs", type=Path, nargs="+", help="folders of finished runs")
     made.add_argument("--to", choices=list(PUBLISH), default="wandb")
     made.add_argument("--mode", choices=("offline", "online"), default="offline", help="of W&B")
