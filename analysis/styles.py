@@ -9,6 +9,7 @@ MODELS = (
     *("ltc_published", "transformer_window", "transformer_gqa", "mtlnn", "m1"),
     *("m1_arr", "mamba2", "gated_deltanet", "griffin", "hawk", "mingru", "lfm2", "mlstm", "xlstm"),
     *("ltc_ncp", "cfc_ncp", "lrcssm", "liquid_s4", "hybrid_window", "ltc_signed"),
+    *("ctrnn", "neural_ode", "ctgru"),
 )
 """Models by their place among the styles. Append only: a model that moves changes its colour in every figure."""
 COLOURS = ("#0072b2", "#d55e00", "#000000", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31")

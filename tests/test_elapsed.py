@@ -8,7 +8,7 @@ from harness.model.backbone import Width
 from harness.tasks.event_xor import EventXOR
 
 TIMED = {
-    *("ltc", "ltc_published", "ltc_signed", "ltc_ncp", "cfc", "cfc_ncp", "lrcssm"),
+    *("ltc", "ltc_published", "ltc_signed", "ltc_ncp", "cfc", "cfc_ncp", "lrcssm", "ctrnn", "neural_ode", "ctgru"),
     *("hybrid", "hybrid_window", "m1", "m1_arr"),
 }
 """The models that integrate the time, and hybrids of them. MT-LNN can (timed), and its authors' does not; Liquid-S4's
