@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from analysis import (
     bench,
+    claims,
     cost,
     downstream,
     example,
@@ -55,7 +56,7 @@ class Report:
     otherwise. tuning: what was chosen, among what. search: for the recipe that all share, whose runs no other table
     has. figures: by the stem of their files. example: one run's summary. models: the table of models, in Markdown.
     verdict: what docs/comparison.md shows. downstream: scores of published tasks. measured: the bench's folder.
-    findings: what all that says, a sentence each.
+    findings: what all that says, a sentence each. claims: what was published, beside what the records say of it.
     """
 
     runs: pd.DataFrame
@@ -72,6 +73,7 @@ class Report:
     downstream: list[Table]
     measured: Path
     findings: list[Finding]
+    claims: Table
 
 
 @dataclass(frozen=True)
@@ -130,6 +132,7 @@ def build(
         downstream.build(chosen, shown),
         measured,
         findings.build(known),
+        claims.table(claims.answer(claims.read(), records.runs, measured)),
     )
 
 
@@ -216,6 +219,7 @@ def write(report: Report, output: Path) -> list[Path]:
         *report.search,
         *report.memory,
         *report.downstream,
+        report.claims,
         *verdict.everything(report.verdict)[0],
     ]:
         paths += render.write(table, output)
@@ -242,7 +246,7 @@ def sections(report: Report, output: Path, page: Path) -> dict[str, str]:
     published tasks), figures; headline and
     figure, the comparison of the most seeds and the figure of their states; findings, and verdict, the foremost of
     them; quality, scaling, learning-rates, field, liquid, cost and serving; the bench's kernels, models and newton;
-    mtlnn, from the formula of its recurrence.
+    claims, of docs/claims.yaml; mtlnn, from the formula of its recurrence.
     """
     folder = Path(os.path.relpath(output, page.parent)).as_posix()
     images = {name: f"![{plot.title}]({folder}/{name}.png)" for name, plot in report.figures.items()}
@@ -264,6 +268,7 @@ def sections(report: Report, output: Path, page: Path) -> dict[str, str]:
         "figures": [image for name, image in images.items() if name not in judged],
         "findings": [findings.markdown(report.findings)],
         "verdict": [findings.headline(report.findings)],
+        "claims": [render.markdown(report.claims)],
         "mtlnn": [render.markdown(mtlnn.table())],
     } | verdict.sections(report.verdict, images)
     made = {name: "\n".join(parts) or NOTHING for name, parts in texts.items()}

@@ -79,7 +79,7 @@ def _starts(known: sweep.Sweep) -> dict[str, dict[str, str]]:
     """What each model's first run was given: what it differs by, another run tries."""
     starts: dict[str, dict[str, str]] = {}
     for job in known.jobs:
-        starts.setdefault(_overrides(job).get("model", ""), _overrides(job))
+        starts.setdefault(overrides(job).get("model", ""), overrides(job))
     return starts
 
 
@@ -87,7 +87,7 @@ def _shared(known: sweep.Sweep) -> dict[str, dict[str, str]]:
     """What all runs of a model were given."""
     shared: dict[str, dict[str, str]] = {}
     for job in known.jobs:
-        given = _overrides(job)
+        given = overrides(job)
         before = shared.setdefault(given.get("model", ""), given)
         shared[given.get("model", "")] = dict(before.items() & given.items())
     return shared
@@ -97,13 +97,13 @@ def _varied(known: sweep.Sweep) -> bool:
     """Whether the sweep tuned the learning rate itself, and was not given one."""
     rates: dict[str, set[str]] = {}
     for job in known.jobs:
-        rates.setdefault(_changed(job, {}, (*UNTOLD, RATE)), set()).add(_overrides(job).get(RATE, ""))
+        rates.setdefault(_changed(job, {}, (*UNTOLD, RATE)), set()).add(overrides(job).get(RATE, ""))
     return any(len(found) > 2 for found in rates.values())  # two models may have one each
 
 
 def _changed(job: sweep.Job, starts: Mapping[str, Mapping[str, str]], untold: Collection[str]) -> str:
     """What a run was given beside what its model starts from."""
-    given = _overrides(job)
+    given = overrides(job)
     start = starts.get(given.get("model", ""), {})
     return _words({key: value for key, value in given.items() if key not in untold and start.get(key) != value})
 
@@ -112,7 +112,8 @@ def _words(choices: Mapping[str, str]) -> str:
     return ", ".join(f"{key.partition('.')[2]}={value}" for key, value in choices.items()) or "as it stands"
 
 
-def _overrides(job: sweep.Job) -> dict[str, str]:
+def overrides(job: sweep.Job) -> dict[str, str]:
+    """The values that a run was given, by key."""
     pairs = (override.lstrip("+~").partition("=") for override in job.overrides)
     return {key: value for key, _, value in pairs}
 
