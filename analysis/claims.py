@@ -221,13 +221,13 @@ def _figure(claim: Claim, result: dict) -> float | None:
     contexts = measurement.get("contexts") or []
     if claim.figure == "state exponent":
         grows = power({row["context"]: row["state_bytes"] for row in contexts if row.get("state_bytes")})
-        return grows and grows.value
+        return None if grows is None else grows.value
     if claim.figure == "slowest token in ms":
         busy = (measurement.get("load") or {}).get("busy") is True
         return max((row["decode_ms_p50"] for row in contexts if row.get("decode_ms_p50") and not busy), default=None)
-    longer = evaluation.get("extrapolation") or []
-    at = next((one for one in longer if one["length"] == claim.length), {}) if claim.length else evaluation.get("test")
-    return (at or {}).get(_metric(result) or "")
+    known = evaluation.get("extrapolation") or [] if claim.length else [evaluation.get("test") or {}]
+    scored = next((one for one in known if one.get("length") == claim.length), {})
+    return scored.get(_metric(result) or "")
 
 
 def _timed(timing: Timing, measured: Path) -> tuple[float, float, float] | None:
