@@ -422,6 +422,9 @@ def test_a_growing_state_costs_more_with_the_context_until_it_does_not_fit():
     dollars = [grows.decoding_dollars(context, 0.5) for context in (1024, 32768, 131072)]
     assert dollars[0] < dollars[1] < dollars[2]
     assert grows.decoding_dollars(10**7, 0.5) is None
+    beside_weights = inputs.memory_bytes - inputs.bytes_per_number * inputs.parameters
+    state = inputs.bytes_per_number * grows.numbers_at(16384)
+    assert 0 < grows.together(16384) == beside_weights // state < inputs.memory_bytes // state < inputs.sequences
     assert cost.span([None, None, None]) == "does not fit"
     attends = cost.Larger(shape(window=512, flops=7.0 * 950_000), inputs)
     assert attends.training_flops > cost.Larger(shape(flops=7.0 * 950_000), inputs).training_flops
