@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -146,17 +147,22 @@ def answer(claims: Iterable[Claim], records: Iterable[Record], measured: Path) -
     measured: the bench's folder, beside which the runs of each sweep are listed.
     """
     by_key = {record.result["key"]: record.result for record in records}
-    found = [_answer(claim, by_key, measured) for claim in claims]
+    listed = cache(partial(_jobs, measured.parent))
+    found = [_answer(claim, by_key, measured, listed(claim.sweep)) for claim in claims]
     adjusted = holm([None if one.diverged else one.difference.p for one in found])
     return [replace(one, p=p) for one, p in zip(found, adjusted, strict=True)]
 
 
-def _answer(claim: Claim, by_key: Mapping[str, dict], measured: Path) -> Answer:
+def _jobs(results: Path, sweep: str) -> list[on_disk.Job]:
+    """The runs that a sweep is listed with; none of one that has not started."""
+    with suppress(RecordError):
+        return on_disk.read([results], sweep).jobs if sweep else []
+    return []
+
+
+def _answer(claim: Claim, by_key: Mapping[str, dict], measured: Path, jobs: Sequence[on_disk.Job]) -> Answer:
     if claim.timing is not None:
         return Answer(claim, Side({}), Side({}), Difference(0), _timed(claim.timing, measured))
-    jobs: list[on_disk.Job] = []
-    with suppress(RecordError):  # not started
-        jobs = on_disk.read([measured.parent], claim.sweep).jobs if claim.sweep else []
     ours = _side(claim, claim.ours, jobs, by_key)
     if isinstance(claim.against, dict):
         against = _side(claim, claim.against, jobs, by_key)
@@ -337,5 +343,7 @@ def _cost(sweep: str, sweeps: Path) -> float:
     return section["cost"]["hours"] + (_section(chosen["sweep"], sweeps)["cost"]["hours"] if chosen else 0.0)
 
 
+@cache
 def _section(sweep: str, sweeps: Path) -> dict[str, Any]:
+    """What a sweep's file says of itself: many claims ask for few files."""
     return yaml.safe_load((sweeps / f"{sweep}.yaml").read_text(encoding="utf-8"))["sweep"]

@@ -372,6 +372,7 @@ def test_a_graph_is_timed_beside_our_step_and_a_step_that_is_none_says_why(capsy
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_what_8_bits_cost_is_of_the_bytes_that_evaluation_reads(tmp_path):
     pytest.importorskip("onnxruntime")
     trained = harness.load(recorded_run.make(tmp_path, "model=transformer", "trainer.length=32"))

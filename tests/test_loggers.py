@@ -52,8 +52,9 @@ def test_wandb_offline_keeps_config_metrics_and_result(tmp_path):
 def test_wandb_offline_has_stopped_writing_when_finish_returns(tmp_path):
     """A file that its service still holds open may lack what was logged last."""
     logger = WandbLogger(directory=str(tmp_path))
+    before = psutil.Process().children(recursive=True)  # of other tests in this process
     logger.start("name", "key", {})
-    service = {child.pid for child in psutil.Process().children(recursive=True)}
+    service = {child.pid for child in psutil.Process().children(recursive=True) if child not in before}
     assert service
     logger.finish({"status": "finished"})
     assert not service & set(psutil.pids())

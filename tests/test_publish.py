@@ -1,13 +1,11 @@
 """Finished runs published later, and the records that come back from what was published."""
 
-import json
 import shutil
 from pathlib import Path
 
 import pytest
 
-from harness import publish
-from harness.records import curve, offline
+from harness.records import curve, offline, publish, recorded
 
 ROOT = Path(__file__).parents[1]
 (SOURCE,) = sorted((ROOT / "results").glob("ltc-rk4-checkpoint-1m-sotu-*"))
@@ -30,8 +28,8 @@ def test_a_published_run_comes_back_as_the_same_record(tmp_path, capsys):
     assert offline.main([str(tmp_path / "out"), str(tmp_path / "restored")]) == 0
     (made,) = (tmp_path / "restored").iterdir()
     assert made.name == SOURCE.name
-    for name in ("result.json", "config.json", "environment.json"):
-        assert json.loads((made / name).read_text()) == json.loads((SOURCE / name).read_text())
+    for read in (recorded.result, recorded.config, recorded.environment):
+        assert read(made) == read(SOURCE)
     assert curve.read(made) == curve.read(SOURCE)
     (file,) = (tmp_path / "out").rglob("run-*.wandb")
     assert all(part in file.read_bytes() for part in (b"ladder", b"a-tag", f"record-{SOURCE.name[-16:]}".encode()))

@@ -125,7 +125,7 @@ class Trainer:
                 self.optimizer.load_state_dict(sharing.in_parts(saved["optimizer"], self.parameters))
                 self.ledger = Ledger(**saved["ledger"])
                 checkpoint.restore_random_state(saved["random"])
-            except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            except (IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
                 why = f"it does not fit this model ({' '.join(str(error).split())[:120]})"
                 raise self.unusable(why) from error
         if run is not None:
