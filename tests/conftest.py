@@ -25,12 +25,17 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("architecture", configs.MODELS if every else configs.mostly_long(configs.MODELS))
 
 
+WHOLE = re.compile(
+    r"test_(analysis|architectures|bench|checkpoint|checks|code|gradients|html|kernels|loggers|mtlnn|mutation|newton|"
+    r"operations|pages|queue|references|run|sweeps|trained|verdict|workers)\.py"
+)
+"""Files that make whole runs, checks, sweeps or reports, or kernels of every operation: more than a minute holds."""
 ESSENTIAL = re.compile(r"-(?:numba|triton)-results-float32|-torch-")
 """What `make test` asks of every kernel, by the ids of the conformance tests: values and gradients."""
 
 
 def pytest_collection_modifyitems(config, items):
-    """Marks whatever names Triton as slow: its interpreter and its compiler take seconds for the smallest call.
+    """Marks as slow the files of WHOLE, and whatever names Triton, whose interpreter and compiler take seconds a call.
 
     What is slow goes first, so that the workers end together. What is long waits until LIQUIDBENCH_LONG asks for it, or
     `pytest -m oracles` for all architectures.
@@ -40,7 +45,7 @@ def pytest_collection_modifyitems(config, items):
     for item in items:
         if "test_a_kernel_conforms" in item.nodeid and not ESSENTIAL.search(item.nodeid):
             item.add_marker(pytest.mark.long)
-        if "triton" in item.nodeid.lower():
+        if "triton" in item.nodeid.lower() or WHOLE.search(item.nodeid):
             item.add_marker(pytest.mark.slow)
         if item.get_closest_marker("long") and not all_wanted:
             item.add_marker(later)
