@@ -22,11 +22,6 @@ CHECKS = {
 }
 
 
-def _marks(name: str) -> list[pytest.MarkDecorator]:
-    """`make check` looks at results in float64; the rest of the checks takes a minute."""
-    return [] if "-results-float64" in name else [pytest.mark.slow]
-
-
 def test_every_operation_brings_samples():
     assert {name for name, operation in OPERATIONS.items() if operation.samples is None} == set()
 
@@ -45,7 +40,7 @@ def test_every_cpu_kernel_is_checked():
 
 
 @pytest.mark.filterwarnings("ignore:overflow encountered", "ignore:invalid value encountered")
-@pytest.mark.parametrize("name", [pytest.param(name, marks=_marks(name)) for name in CHECKS])
+@pytest.mark.parametrize("name", CHECKS)
 def test_a_kernel_conforms(name):
     CHECKS[name]()
 
