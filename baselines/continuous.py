@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from harness.config.ranges import Dimension, Factor, Steps, StepSize, TimeScale
 from harness.model.mixer import UNTIMED, Call, Flops, ProjectedMixer
 from harness.model.state import State
+from harness.ops.shapes import expect_tokens
 
 
 class Continuous(ProjectedMixer):
@@ -49,6 +50,7 @@ class Continuous(ProjectedMixer):
         return self.out
 
     def mix(self, x: Tensor, state: State = None, call: Call = UNTIMED) -> tuple[Tensor, State]:
+        expect_tokens(type(self).__name__, x.shape[1])
         state = state or self.init_state(x.shape[0], 0, x.device, self.recurrent.dtype)
         h, outputs = state["h"], []
         with torch.autocast(x.device.type, enabled=False):  # the recurrence keeps its weights' precision

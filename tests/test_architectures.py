@@ -10,8 +10,11 @@ from harness.checks.case import CHECKS
 from harness.checks.conditions import Conditions
 from harness.model.sizing import SizeConfig, solve
 
+REFUSED_IN_BF16 = {"neural_ode": ["precision"]}
+"""What fails in bf16: a state without a leak gathers the rounding of 1,231 tokens, and such a run is refused."""
 
-def assert_it_passes(spec, precision="fp32", layers=None):
+
+def assert_it_passes(spec, precision="fp32", layers=None, but=()):
     """The checks at a small size, with every mixer of its pattern; under bf16 those that its precision can change."""
     layers = layers or max(2, len(spec.pattern))
     size = SizeConfig(125_000 * layers, layers)
@@ -20,7 +23,8 @@ def assert_it_passes(spec, precision="fp32", layers=None):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runner, "CHECKS", {check.__name__: check for check in ours})
         checks = runner.run_checks(model, spec, 256, size, conditions=Conditions(256, 3, precision))
-    assert checks.passed, [check for check in checks.results if check.passed is False]
+    failed = [check for check in checks.results if check.passed is False]
+    assert [check.name for check in failed] == list(but), failed
 
 
 @pytest.mark.slow
@@ -30,7 +34,7 @@ def test_every_architecture_passes_the_checks(architecture):
 
 @pytest.mark.slow
 def test_an_architecture_passes_the_checks_in_bfloat16(architecture):
-    assert_it_passes(configs.spec(architecture), "bf16")
+    assert_it_passes(configs.spec(architecture), "bf16", but=REFUSED_IN_BF16.get(architecture, ()))
 
 
 EXPERIMENTS = sorted(
