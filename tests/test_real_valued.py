@@ -66,8 +66,8 @@ class AbsoluteWaves(Waves):
 
 def test_a_task_owns_its_metric():
     class Zero(torch.nn.Linear):
-        def forward(self, inputs, elapsed):
-            return torch.zeros_like(inputs), None
+        def forward(self, inputs, state, elapsed):
+            return torch.zeros_like(inputs), state
 
     task = AbsoluteWaves()
     found = by_batches(Zero(1, 1), task, EvaluateConfig(synthetic_examples=4, length_factors=[1]), 6)["test"]

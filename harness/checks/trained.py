@@ -110,7 +110,7 @@ def _evaluation(model: LanguageModel, task: Any, watch: Watch) -> Outcome:
     differences, total, scored = 0.0, 0.0, 0
     for passage, outputs in _decoded(model, watch.kept):
         rows = slice(len(outputs))
-        batch, given = _rows(passage.batch, rows), passage.outputs[rows]
+        batch, given = passage.batch.rows(rows), passage.outputs[rows]
         found, expected = (_losses(task, each, batch).double() for each in (given, outputs))
         alike = (found == expected) | (found.isnan() & expected.isnan())
         differences += torch.where(alike, 0.0, (found - expected).abs()).sum().item()
@@ -134,7 +134,7 @@ def _decoded(model: LanguageModel, passages: list[Passage]) -> Iterator[tuple[Pa
         if step is None or passage.index != place or not passage.read:
             rows = ROWS if passage.state is None else len(passage.batch.inputs)
             step = _stepper(model, passage, rows)
-        batch = _rows(passage.batch, slice(rows))
+        batch = passage.batch.rows(slice(rows))
         times = [None] * batch.inputs.shape[1] if batch.elapsed is None else batch.elapsed.unbind(1)
         yield passage, torch.stack([step(*read) for read in zip(batch.inputs.unbind(1), times, strict=True)], 1)
 
@@ -167,12 +167,7 @@ def _losses(task: Any, outputs: Tensor, batch: Any) -> Tensor:
     if isinstance(task.targets, Tokens):
         return token_losses(outputs, batch.targets)
     rows = [slice(row, row + 1) for row in range(len(batch.targets))]
-    return torch.stack([task.loss(outputs[row], _rows(batch, row)) for row in rows])
-
-
-def _rows(batch: Any, rows: slice) -> Any:
-    elapsed = None if batch.elapsed is None else batch.elapsed[rows]
-    return replace(batch, inputs=batch.inputs[rows], targets=batch.targets[rows], elapsed=elapsed)
+    return torch.stack([task.loss(outputs[row], batch.rows(row)) for row in rows])
 
 
 def _causality(

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Self
 
 from torch import Tensor
 
@@ -13,25 +13,30 @@ from harness.model.state import State
 
 @dataclass(frozen=True)
 class Reading:
-    """Inputs and targets of one call of the model; like a harness.tasks.task.Batch."""
+    """Inputs and targets of one call of the model, as a harness.tasks.task.Batch describes them, which is one."""
 
     inputs: Tensor
     targets: Tensor
     elapsed: Tensor | None = None
     cut: int | None = None
 
+    def rows(self, chosen: slice) -> Self:
+        """Returns the same of these rows alone."""
+        elapsed = None if self.elapsed is None else self.elapsed[chosen]
+        return replace(self, inputs=self.inputs[chosen], targets=self.targets[chosen], elapsed=elapsed)
+
 
 @dataclass(frozen=True)
 class Passage:
     """One call of the model whose losses enter the test figure.
 
-    index: of `count` calls. batch: a Reading or a task's Batch. outputs: (B, T, ...). state: what the call started
+    index: of `count` calls. outputs: (B, T, ...). state: what the call started
     from, None for nothing. read: tokens of each row read before. policy: under which the state was carried.
     """
 
     index: int
     count: int
-    batch: Any
+    batch: Reading
     outputs: Tensor
     state: State = None
     read: int = 0

@@ -8,7 +8,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Annotated, Any, Literal
 
@@ -154,8 +154,8 @@ class SeriesTask(Task):
         loss, scored, tallies = torch.zeros((), dtype=torch.float64, device=device), 0, []
         for index in range(count):
             batch = self.batch(split, index, batch_size, self.window, EVALUATION_SEED).to(device)
-            batch = _first(batch, examples - index * batch_size)
-            outputs, _ = model(batch.inputs, None, batch.elapsed)
+            batch = batch.rows(slice(examples - index * batch_size))
+            outputs = batch.read(model)
             if split == "test":
                 observe(Passage(index, count, batch, outputs))
             loss += self.loss(outputs, batch).double()
@@ -180,8 +180,3 @@ def generator(purpose: int, split: str, position: int, seed: int) -> np.random.G
 @lru_cache(maxsize=4)
 def _order(seed: int, epoch: int, count: int) -> np.ndarray:
     return np.random.default_rng([ORDER, seed, epoch]).permutation(count)
-
-
-def _first(batch: Batch, rows: int) -> Batch:
-    elapsed = None if batch.elapsed is None else batch.elapsed[:rows]
-    return replace(batch, inputs=batch.inputs[:rows], targets=batch.targets[:rows], elapsed=elapsed)

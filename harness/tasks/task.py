@@ -7,13 +7,14 @@ import torch
 from torch import Tensor
 
 from harness.evaluation.evaluate import EvaluateConfig, by_batches
+from harness.evaluation.passage import Reading
 from harness.model.interface import Inputs, Interface, Targets, Tokens
 
 SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
-class Batch:
+class Batch(Reading):
     """Inputs and targets as the task's `inputs` and `targets` describe them (harness/model/interface.py).
 
     inputs: ids (B, T) or vectors (B, T, F). targets: ids (B, T), vectors (B, T, F) or classes (B,); targets[:, t] is
@@ -21,11 +22,6 @@ class Batch:
     since the previous token, or None where it is 1. cut: tokens after which what a model holds of the context is
     forgotten as far as it grows with it (an attention's cache), or None.
     """
-
-    inputs: Tensor
-    targets: Tensor
-    elapsed: Tensor | None = None
-    cut: int | None = None
 
     def to(self, device: torch.device | str) -> "Batch":
         """Returns the batch on `device`."""
@@ -35,17 +31,12 @@ class Batch:
     def read(self, model) -> Tensor:
         """The outputs (B, T, ...) of a model that reads the inputs from nothing, with gradients across the cut."""
         if self.cut is None:
-            return model(self.inputs, elapsed=self.elapsed)[0]
+            return model(self.inputs, None, self.elapsed)[0]
         first, second = slice(self.cut), slice(self.cut, None)
         times = [None if self.elapsed is None else self.elapsed[:, part] for part in (first, second)]
-        before, state = model(self.inputs[:, first], elapsed=times[0])
+        before, state = model(self.inputs[:, first], None, times[0])
         state = getattr(model, "module", model).truncate_state(state, 0)  # what several processes train wraps a model
         return torch.cat([before, model(self.inputs[:, second], state, times[1])[0]], dim=1)
-
-    def rows(self, chosen: slice) -> "Batch":
-        """Returns the batch of these rows alone."""
-        elapsed = None if self.elapsed is None else self.elapsed[chosen]
-        return Batch(self.inputs[chosen], self.targets[chosen], elapsed, self.cut)
 
 
 class Task:
