@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 import pandas as pd
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from analysis import bench, search
+from analysis import bench, schema, search
 from analysis.entries import higher_is_better
 from analysis.findings.evidence import METRICS
 from analysis.records import Record
@@ -127,18 +127,8 @@ class Answer:
 
 def read(path: Path = FILE) -> list[Claim]:
     """Reads the file; RecordError names what cannot be used."""
-    try:
-        return TypeAdapter(list[Claim]).validate_python(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except ValidationError as error:
-        wrong = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors(include_url=False)]
-        problem = "; ".join(wrong[:3])
-    except (OSError, yaml.YAMLError) as error:
-        problem = str(error)
-    raise RecordError(
-        f"{path} cannot be used ({problem}).",
-        "a list of claims as analysis/claims.py describes them.",
-        "complete the entry, or leave it out.",
-    )
+    expected = "a list of claims as analysis/claims.py describes them."
+    return schema.from_yaml(path, list[Claim], expected, "complete the entry, or leave it out.")
 
 
 def answer(claims: Iterable[Claim], records: Iterable[Record], measured: Path) -> list[Answer]:

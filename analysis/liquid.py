@@ -4,11 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
+from analysis import schema
 from analysis.render import MISSING, NOT_MEASURED, Table, si_bytes
-from harness.config.errors import RecordError
 
 FILE = Path(__file__).resolve().parents[1] / "docs" / "implementations.yaml"
 CELL = (8, 512)
@@ -39,18 +38,8 @@ Catalogue = dict[str, dict[str, Implementation]]
 
 def read(path: Path = FILE) -> Catalogue:
     """Reads the file; RecordError names what cannot be used."""
-    try:
-        return TypeAdapter(Catalogue).validate_python(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except ValidationError as error:
-        wrong = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors(include_url=False)]
-        problem = "; ".join(wrong[:3])
-    except (OSError, yaml.YAMLError) as error:
-        problem = str(error)
-    raise RecordError(
-        f"{path} cannot be used ({problem}).",
-        "operation: {contestant: {cell, gradient, features, claim}}, the claim null or with its source.",
-        "complete the entry.",
-    )
+    expected = "operation: {contestant: {cell, gradient, features, claim}}, the claim null or with its source."
+    return schema.from_yaml(path, Catalogue, expected, "complete the entry.")
 
 
 def table(known: Catalogue, kernels: dict[str, Any], gradients: dict[str, Any]) -> Table:

@@ -1,8 +1,14 @@
-"""What tables and figures need of a record: a result that lacks it, or has it in another form, is damaged."""
+"""What tables and figures need of a record or a file of docs/: what lacks it, or has another form, is refused."""
 
-from typing import Annotated, Any, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+
+from harness.config.errors import RecordError
+
+T = TypeVar("T")
 
 Name = Field(min_length=1)
 
@@ -226,6 +232,18 @@ class Scores(Part):
     """What harness/records/scores.py reads."""
 
     tasks: dict[str, ScoredTask]
+
+
+def from_yaml(path: Path, kind: type[T], expected: str, remedy: str) -> T:
+    """A file of docs/ as what it describes; RecordError names what cannot be used, and says what was expected."""
+    try:
+        return TypeAdapter(kind).validate_python(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except ValidationError as error:
+        wrong = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors(include_url=False)]
+        problem = "; ".join(wrong[:3])
+    except (OSError, yaml.YAMLError) as error:
+        problem = str(error)
+    raise RecordError(f"{path} cannot be used ({problem}).", expected, remedy)
 
 
 def problem(content: dict, part: type[Part]) -> str | None:
