@@ -85,7 +85,7 @@ def _timed(options: argparse.Namespace, config: dict) -> str:
     """Times the contestants of a subject; returns its tables."""
     targets = [Target(**target) for target in config.get("targets", [])]
     name = options.subject if options.device == "cpu" else f"{options.subject}-{options.device}"
-    limits = Limits(seconds=0.2, rounds=1) if options.quick else Limits()
+    limits = Limits(seconds=0.2, rounds=1) if options.quick else Limits(**config.get("limits", {}))
     use_threads(None)
     one_precision()
     store = Store(options.out and options.out / f"{name}.json", options.force)
