@@ -65,10 +65,15 @@ COMBINATIONS = {
     "convolution before attention": ["transformer", "block.d_conv=4"],
     "convolution before rwkv": ["rwkv", "block.d_conv=3"],
 }
+COMPARED = ("ltc gated", "gru gated", "attention gated", "convolution before attention")
+"""What the tables of the verdict put beside the architectures as they come."""
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("combination", COMBINATIONS)
+@pytest.mark.parametrize(
+    "combination",
+    [name if name in COMPARED else pytest.param(name, marks=pytest.mark.long) for name in COMBINATIONS],
+)
 def test_every_combination_is_sized_and_passes_the_checks(combination):
     spec = configs.spec(*COMBINATIONS[combination])
     size = SizeConfig(260_000, 2, tolerance=0.1)

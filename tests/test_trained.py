@@ -90,7 +90,9 @@ def test_every_policy_passes(name, context):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("override", ["solver=dopri5", "parallel=newton", "block=gated"])
+@pytest.mark.parametrize(
+    "override", [pytest.param("solver=dopri5", marks=pytest.mark.long), "parallel=newton", "block=gated"]
+)
 def test_an_inexact_solver_and_a_block_pass(override):
     checks = checked(build(configs.spec("ltc", override)))
     assert checks.passed, [check for check in checks.results if not check.passed]
