@@ -1,5 +1,6 @@
 """The quality of every architecture with its interval, and its paired differences from the references, tested."""
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -11,7 +12,7 @@ from analysis.frame import labels
 from analysis.literature import Claims
 from analysis.records import Record
 from analysis.render import MISSING, NOT_MEASURED, Table
-from analysis.statistics import ALPHA, LEAST_SEEDS, Difference, Residual, holm, interval, paired, residual
+from analysis.statistics import ALPHA, LEAST_SEEDS, Difference, Prior, holm, interval, paired, prior
 
 REFERENCES = ("transformer", "mamba")
 """The models that every other is compared with."""
@@ -28,6 +29,11 @@ class Comparison:
     other: Entry
     difference: Difference
     adjusted: float | None = None
+
+    @property
+    def turned(self) -> "Comparison":
+        """The other against this one."""
+        return replace(self, entry=self.other, other=self.entry, difference=self.difference.turned)
 
     @property
     def significant(self) -> bool:
@@ -49,18 +55,18 @@ class Comparison:
         return "better" if (mean > 0) == higher else "worse"
 
 
-def noise(known: Iterable[Entry]) -> Residual | None:
-    """The noise of a run in one table and recipe, from one entry a model: the one that stands for it.
+def noise(known: Iterable[Entry]) -> Prior | None:
+    """How much differences vary in one table and recipe, from one entry a model: the one that stands for it.
 
-    Variants of one model move together under one seed. Counted each, what they share would pass for an effect of the
-    seed, and the noise between architectures for less than it is.
+    Variants of one model move together under one seed. Counted each, their differences would tell less noise than there
+    is between architectures.
     """
     finished = [entry for entry in known if not entry.diverged]
     chosen = [plain(finished, model) for model in sorted({entry.model for entry in finished})]
-    return residual(entry.figures for entry in chosen if entry is not None)
+    return prior(entry.figures for entry in chosen if entry is not None)
 
 
-def differ(pairs: Iterable[tuple[Entry, Entry]], noise: Residual | None) -> list[Comparison]:
+def differ(pairs: Iterable[tuple[Entry, Entry]], noise: Prior | None) -> list[Comparison]:
     """The differences of these pairs, not yet corrected for their number. noise: of their table and recipe.
 
     A run that diverged is no smaller sample but a failure: what it leaves is not tested.
@@ -79,10 +85,19 @@ def corrected(comparisons: Sequence[Comparison]) -> list[Comparison]:
 
 
 def compare(known: Sequence[Entry]) -> list[Comparison]:
-    """Every entry against every reference that the entries hold, itself excepted; all p are adjusted together."""
+    """Every entry against every reference that the entries hold, itself excepted; all p are adjusted together.
+
+    Two references, each against the other, are one hypothesis, and count once.
+    """
     references = [other for model in REFERENCES if (other := plain(known, model)) is not None]
-    pairs = ((entry, other) for other in references for entry in known if entry is not other)
-    return corrected(differ(pairs, noise(known)))
+    pairs = [
+        (entry, other)
+        for place, other in enumerate(references)
+        for entry in known
+        if entry not in references[: place + 1]
+    ]
+    found = corrected(differ(pairs, noise(known)))
+    return [*found, *(one.turned for one in found if one.entry in references)]
 
 
 def quality_tables(records: Sequence[Record], runs: pd.DataFrame, claims: Claims) -> list[Table]:
@@ -108,18 +123,21 @@ def _table(name: str, records: Sequence[Record], runs: pd.DataFrame, claims: Cla
         header += [f"less {model}", "p", f"than {model}"]
     rows, data, paths = [], [], []
     for entry in sorted(known, key=lambda entry: _rank(entry, higher)):
-        against = [found.get((entry.label, model)) for model in REFERENCES]
+        mine = runs[runs["label"] == entry.label].sort_values("seed")
+        around, against = mine["surroundings"].iloc[0], [found.get((entry.label, model)) for model in REFERENCES]
         cells = [
             cell for model, one in zip(REFERENCES, against, strict=True) for cell in _cells(present[model], one, higher)
         ]
-        rows.append(
-            [entry.label, str(entry.seeds), _figure(entry), _interval(entry), *cells, claims.of(entry.model, "quality")]
-        )
-        data.append(_exact(entry, against, higher))
-        paths.append(list(runs[runs["label"] == entry.label].sort_values("seed")["path"]))
+        said = [around, claims.of(entry.model, "quality")]
+        rows.append([entry.label, str(entry.seeds), _figure(entry), _interval(entry), *cells, *said])
+        data.append(_exact(entry, against, higher) | {"around": around})
+        paths.append(list(mine["path"]))
     title = f"Quality, {runs['task'].iloc[0]}, {runs['size'].iloc[0]} parameters"
     notes = _notes(present, noise(known), len(everyone) - len(known))
-    header, prose = [*header, "literature"], ("literature",)
+    if not tables.tuned(runs):
+        notes.append(tables.UNTUNED)
+    notes.append(tables.AROUND)
+    header, prose = [*header, "around it", "literature"], ("around it", "literature")
     return Table(f"quality-{name}", title, header, rows, notes, pd.DataFrame(data), paths, prose)
 
 
@@ -138,7 +156,7 @@ def _figure(entry: Entry) -> str:
 def _interval(entry: Entry) -> str:
     found = interval(entry.figures.values())
     if found is None:
-        return "one seed" if entry.figures else MISSING
+        return {0: MISSING, 1: "one seed"}.get(len(entry.figures), f"{len(entry.figures)} seeds")
     return f"{found.low:.4f} to {found.high:.4f}"
 
 
@@ -177,17 +195,18 @@ def _exact(entry: Entry, against: Sequence[Comparison | None], higher: bool) -> 
     return row
 
 
-def _notes(present: dict[str, Entry | None], noise: Residual | None, elsewhere: int) -> list[str]:
+def _notes(present: dict[str, Entry | None], noise: Prior | None, elsewhere: int) -> list[str]:
     notes = [
-        "Interval: of the mean over seeds, by the bootstrap (BCa). Differences are paired by seed, with the interval "
-        f"of Student's t; p: of its t-test from {LEAST_SEEDS} seeds on, adjusted by Holm's method over all "
-        f"comparisons of this table. One rule: better or worse where p < {ALPHA:g}, else not significant; nothing is "
-        "tested where a run diverged.",
+        f"Interval: of the mean over {LEAST_SEEDS} seeds and more, by the bootstrap (BCa), too narrow for so few. "
+        "Differences are paired by seed, with the interval of Student's t, not adjusted; p: of its t-test from "
+        f"{LEAST_SEEDS} seeds on, adjusted by Holm's method over all comparisons of this table. One rule: better or "
+        f"worse where p < {ALPHA:g}, else not significant; nothing is tested where a run diverged.",
     ]
     if noise is not None:
+        alike = "all of one variance" if math.isinf(noise.freedom) else f"{noise.freedom:.2g} degrees of freedom"
         notes.append(
-            f"Noise of a run, pooled over models: {noise.std:.2g} with {noise.freedom} degrees of freedom. "
-            "Tests and intervals use it where the pairs alone have fewer; the CSV has those of the pairs alone too."
+            f"Differences of this table vary by {noise.variance**0.5:.2g} ({alike}), which tests and intervals take "
+            "together with what their own pairs tell (docs/protocol.md); the CSV has those of the pairs alone too."
         )
     named = [f"{model} is {entry.label}" for model, entry in present.items() if entry and entry.label != model]
     if named:

@@ -1,11 +1,13 @@
 """Mean, spread and intervals over seeds; paired differences, their tests, and Holm's correction."""
 
+import itertools
+import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy import stats
+from scipy import optimize, special, stats
 
 CONFIDENCE = 0.95
 ALPHA = 0.05
@@ -49,7 +51,7 @@ class Interval:
 
 
 def interval(values: Iterable[float | None]) -> Interval | None:
-    """The 95 % bootstrap interval of the mean of the values that are there; None for fewer than two.
+    """The 95 % bootstrap interval of the mean of the values that are there; None for fewer than LEAST_SEEDS.
 
     It is bias-corrected and accelerated (BCa; Efron 1987) where that is defined, else the percentile interval. The
     resamples are drawn under one fixed seed, so that the same values give the same interval. Of three to five values it
@@ -57,7 +59,7 @@ def interval(values: Iterable[float | None]) -> Interval | None:
     describes a row and decides nothing: comparisons are decided by `paired`.
     """
     known = _known(values)
-    if len(known) < 2:
+    if len(known) < LEAST_SEEDS:
         return None
     if np.ptp(known) <= ROUNDING * np.abs(known).max():
         return Interval(float(known.min()), float(known.max()), "constant")
@@ -92,46 +94,78 @@ class Difference:
     high: float | None = None
     p: float | None = None
     unpaired: tuple[int, ...] = ()
-    freedom: int | None = None
+    freedom: float | None = None
+
+    @property
+    def turned(self) -> "Difference":
+        """Theirs less ours."""
+        mean, low, high = (None if end is None else -end for end in (self.mean, self.high, self.low))
+        return replace(self, mean=mean, low=low, high=high)
 
 
 @dataclass(frozen=True)
-class Residual:
-    """The noise of one run that neither its architecture nor its seed explains. freedom: its degrees of freedom."""
+class Prior:
+    """What the differences of a whole table tell of the variance of one, before its own pairs do.
 
-    std: float
-    freedom: int
-
-
-def residual(figures: Iterable[Mapping[int, float]]) -> Residual | None:
-    """The residual of the additive model of a randomised block design: figure = architecture + seed + noise.
-
-    figures: {seed: figure} of each architecture; seeds may be missing. Of k architectures with the same n seeds it has
-    (k - 1)(n - 1) degrees of freedom. It assumes noise of one variance in all of them, independent between them, so
-    figures that are the same in every seed count once: they are one training under two names. None where nothing is
-    left to tell it, or where it is no more than rounding.
+    variance: of the difference of one pair. freedom: how alike the differences' variances are, in degrees of freedom,
+    infinite where they vary no more than chance has it. most: what the table has in all, which no test has more of.
     """
-    known = {tuple(sorted(by_seed.items())) for by_seed in figures if by_seed}
-    seeds = sorted({seed for rows in known for seed, _ in rows})
-    design, values = [], []
-    for place, rows in enumerate(sorted(known)):
-        for seed, value in rows:
-            design.append([*(place == one for one in range(len(known))), *(seed == one for one in seeds)])
-            values.append(value)
-    if not values:
-        return None
-    x, y = np.array(design, dtype=float), np.array(values)
-    fitted, _, rank, _ = np.linalg.lstsq(x, y)
-    freedom = len(y) - int(rank)
-    if freedom < 1:
-        return None
-    std = float(np.sqrt(((y - x @ fitted) ** 2).sum() / freedom))
-    if std <= ROUNDING * np.abs(y).max():
-        return None
-    return Residual(float(f"{std:.9g}"), freedom)  # the least squares' further figures differ between processors
+
+    variance: float
+    freedom: float
+    most: float
 
 
-def paired(ours: Mapping[int, float], theirs: Mapping[int, float], noise: Residual | None = None) -> Difference:
+def prior(figures: Iterable[Mapping[int, float]]) -> Prior | None:
+    """The prior of the variances of the differences between architectures (empirical Bayes; Smyth 2004).
+
+    figures: {seed: figure} of each architecture; seeds may be missing. Figures that are the same in every seed count
+    once: they are one training under two names. None for fewer than two differences that vary.
+    """
+    known = [dict(rows) for rows in sorted({tuple(sorted(by_seed.items())) for by_seed in figures if by_seed})]
+    spreads = [_spread(one, other) for one, other in itertools.combinations(known, 2)]
+    found = [one for one in spreads if one is not None]
+    if len(found) < 2:
+        return None
+    variances, freedoms = np.array(found, dtype=float).T
+    variance, freedom = scaled_inverse_chi_squared(variances, freedoms)
+    most = float(2 * freedoms.sum() / len(known))  # of k architectures with n seeds (k - 1)(n - 1)
+    return Prior(_rounded(variance), _rounded(freedom), most)
+
+
+def scaled_inverse_chi_squared(variances: np.ndarray, freedoms: np.ndarray) -> tuple[float, float]:
+    """The variance and the degrees of freedom of the distribution that true variances were drawn from.
+
+    variances: as estimated, with these degrees of freedom each. That of the true ones is variance * freedom /
+    chi^2(freedom), and both follow from the mean and the spread of the logarithms of the estimates (Smyth 2004, section
+    6.2). Where these spread no more than trigamma(freedom / 2), as estimates of one variance do, the freedom is
+    infinite and the variance their mean.
+    """
+    half = freedoms / 2
+    logs = np.log(variances) - special.digamma(half) + np.log(half)
+    excess = float(logs.var(ddof=1) - special.polygamma(1, half).mean())
+    if excess <= 0:
+        return float(np.average(variances, weights=freedoms)), math.inf
+    found = math.exp(optimize.brentq(lambda log: special.polygamma(1, math.exp(log)) - excess, -30, 30))
+    return math.exp(logs.mean() + special.digamma(found) - math.log(found)), 2 * found
+
+
+def _rounded(value: float) -> float:
+    """To nine figures: those that follow differ between processors."""
+    return float(f"{value:.9g}")
+
+
+def _spread(ours: Mapping[int, float], theirs: Mapping[int, float]) -> tuple[float, int] | None:
+    """The variance of the differences by seed, and its degrees of freedom; None where they do not vary, or are one."""
+    seeds = sorted(ours.keys() & theirs.keys())
+    differences = np.array([ours[seed] - theirs[seed] for seed in seeds], dtype=float)
+    size = max((abs(figures[seed]) for figures in (ours, theirs) for seed in seeds), default=0.0)
+    if len(seeds) < 2 or np.ptp(differences) <= ROUNDING * size:
+        return None
+    return float(differences.var(ddof=1)), len(seeds) - 1
+
+
+def paired(ours: Mapping[int, float], theirs: Mapping[int, float], known: Prior | None = None) -> Difference:
     """The difference of two architectures by seed, with its t-test.
 
     ours, theirs: {seed: figure}; the same seed means the same order of the data, whose part of the noise the difference
@@ -141,32 +175,40 @@ def paired(ours: Mapping[int, float], theirs: Mapping[int, float], noise: Residu
     hundreds of updates are, as far as three to five values can show. Its interval is given, not a bootstrap's, so that
     interval and p say the same: zero lies outside the interval where p, before Holm's correction, is below 0.05.
 
-    noise: of one run, pooled over the architectures of a table. Three pairs alone leave 2 degrees of freedom, so that a
-    mean difference must be 4.3 standard errors before any correction. Where the noise has more, the mean is held
-    against it instead of the spread of its own pairs: standard error std sqrt(2 / count). That assumes that all
-    architectures have the same noise. Of one with three times the others' (eight of three seeds each), a test finds the
-    95 % intervals to hold the truth in about 77 %; of the others they are then too wide.
+    known: of the table. Three pairs alone leave 2 degrees of freedom, so that a mean difference must be 4.3 standard
+    errors before any correction, and a spread that happens to be small finds what is not there. The moderated test
+    (Smyth 2004) takes the mean of both variances, the prior's and the pairs' own, each weighted with its degrees of
+    freedom, and has the degrees of both. Architectures of one noise share it; where their noise differs, the prior has
+    few degrees of freedom, and the pairs speak for themselves. A difference that varies more than that mean is held
+    against its own variance: of one architecture with three or ten times the noise of seven others (three seeds each),
+    a test finds the 95 % intervals to hold the truth in 89 % then, and in 81 to 83 % without.
 
     Differences that do not vary have no test (p None), or p 1 where they are zero.
     """
     seeds = sorted(ours.keys() & theirs.keys())
     unpaired = tuple(sorted(ours.keys() ^ theirs.keys()))
-    differences = np.array([ours[seed] - theirs[seed] for seed in seeds], dtype=float)
     if not seeds:
         return Difference(0, unpaired=unpaired)
-    mean = float(differences.mean())
+    mean = float(np.mean([ours[seed] - theirs[seed] for seed in seeds]))
     if len(seeds) == 1:
         return Difference(1, mean, unpaired=unpaired)
-    size = max(abs(figures[seed]) for figures in (ours, theirs) for seed in seeds)
-    if np.ptp(differences) <= ROUNDING * size:
-        equal = abs(mean) <= ROUNDING * size
+    own = _spread(ours, theirs)
+    if own is None:
+        equal = abs(mean) <= ROUNDING * max(abs(figures[seed]) for figures in (ours, theirs) for seed in seeds)
         return Difference(len(seeds), mean, mean, mean, 1.0 if equal else None, unpaired)
-    freedom, error = len(seeds) - 1, float(differences.std(ddof=1)) / len(seeds) ** 0.5
-    if noise is not None and noise.freedom > freedom:
-        freedom, error = noise.freedom, noise.std * (2 / len(seeds)) ** 0.5
+    variance, freedom = own if known is None else _moderated(*own, known)
+    error = (variance / len(seeds)) ** 0.5
     reach = float(stats.t.ppf(0.5 + CONFIDENCE / 2, freedom)) * error
     p = float(2 * stats.t.sf(abs(mean) / error, freedom)) if len(seeds) >= LEAST_SEEDS else None
     return Difference(len(seeds), mean, mean - reach, mean + reach, p, unpaired, freedom)
+
+
+def _moderated(variance: float, freedom: float, known: Prior) -> tuple[float, float]:
+    """The variance of a difference and its degrees of freedom, its own and the prior's taken together."""
+    both = known.freedom + freedom
+    share = freedom / both  # 0 beside a prior of infinite freedom
+    mean = (1 - share) * known.variance + share * variance
+    return max(mean, variance), max(freedom, min(both, known.most))
 
 
 def resampled_means(totals: np.ndarray, weights: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ from analysis.findings.finding import MEASURED, Finding, listed, missing, overal
 from analysis.findings.pairs import diverged, other_code, paths, slug
 from analysis.frame import differing_keys, short
 from analysis.selection import is_tuned
-from analysis.statistics import Residual
+from analysis.statistics import Prior
 
 TOPIC = "Quality: what makes the difference"
 TUNING = "Quality: the learning rate"
@@ -108,7 +108,7 @@ class _Effect:
     yet corrected.
     """
 
-    def __init__(self, factor: Factor, family: list[Variant], noise: Residual | None):
+    def __init__(self, factor: Factor, family: list[Variant], noise: Prior | None):
         known = values(family, factor)
         self.order = sorted(
             known, key=lambda text: (text.partition(",")[0].rpartition("=")[2] != factor.reference, text)
@@ -118,7 +118,7 @@ class _Effect:
         self.comparisons = differ(((one.entry, self.reference.entry) for one in self.others.values()), noise)
 
 
-def _noise(evidence: Evidence, member: Variant) -> Residual | None:
+def _noise(evidence: Evidence, member: Variant) -> Prior | None:
     """The noise of a run in the table and recipe of a family, all models' together: one model's variants share more."""
     return noise(one.entry for one in evidence.of(member.table) if one.entry.recipe == member.entry.recipe)
 
