@@ -70,14 +70,19 @@ def training_speeds(rows: Sequence[dict]) -> dict[str, dict[int, float]]:
 
 
 def ranks(runs: pd.DataFrame) -> dict[str, list[Rank]]:
-    """{model: its place in each task}, at the size of each task that the most models ran, the larger of two."""
-    best: dict[str, dict[str, Rank]] = {}
+    """{model: its place in each task}, at the size of each task that the most models ran, the larger of two.
+
+    A size at which learning rates were tuned comes before any at which they were not.
+    """
+    best: dict[str, tuple[tuple[bool, int], dict[str, Rank]]] = {}
     for _, group in tables.groups(runs):
         task, places = str(group["task"].iloc[0]), _places(group)
-        if len(places) >= len(best.get(task, {})):  # the groups come in order of size
-            best[task] = places
-    models = sorted({model for places in best.values() for model in places})
-    return {model: [places[model] for places in best.values() if model in places] for model in models}
+        rests_on = tables.tuned(group), len(places)
+        if task not in best or rests_on >= best[task][0]:  # the groups come in order of size
+            best[task] = rests_on, places
+    known = [places for _, places in best.values()]
+    models = sorted({model for places in known for model in places})
+    return {model: [places[model] for places in known if model in places] for model in models}
 
 
 def _places(runs: pd.DataFrame) -> dict[str, Rank]:

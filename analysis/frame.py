@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.records import Record
+from analysis.render import MISSING
 from harness.records.identity import IGNORED, meaning
 
 TUNED = ("trainer.learning_rate",)
@@ -60,7 +61,7 @@ def _row(record: Record) -> dict[str, Any]:
     measurement = result.get("measurement") or {}
     row: dict[str, Any] = {"path": str(record.path), "variant": variant(record), "machine": machine(record)}
     row |= {"code": record.code, "context": _context(result), "recipe": recipe(record), "elsewhere": block(record)}
-    row |= {"grows": _grows(result)}
+    row |= {"grows": _grows(result), "surroundings": surroundings(record)}
     trainer = record.config.get("trainer") or {}
     row |= {"learning_rate": _number(trainer.get("learning_rate")), "train_length": _number(trainer.get("length"))}
     row |= {
@@ -171,6 +172,16 @@ def block(record: Record) -> str | None:
     if name != own:
         return f"{name} block"
     return f"d_conv={block['d_conv']}" if name == "transformer" and block.get("d_conv") else None
+
+
+def surroundings(record: Record) -> str:
+    """What stands around the recurrence, its own or not: `gated, conv 4, tied`, the head being the embedding."""
+    model = record.config["model"]
+    widths = [value for key, value in flatten(record.config).items() if key.endswith("d_conv") and value and value > 1]
+    convolution = f"conv {max(widths)}" if widths else "no conv"
+    return (
+        f"{record.result.get('block') or MISSING}, {convolution}, {'tied' if model.get('tie_embeddings') else 'untied'}"
+    )
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:

@@ -113,9 +113,9 @@ def build(
     recorded = references.read(measured / references.REFERENCES)
     beside = references.by_table(recorded, shown)
     judged = _with_references(verdict.build(compared, runs, shown, looks, measured, cost.read(prices)), beside)
-    compressors = {text: references.compressors(lines) for text, lines in recorded.items()}
+    lines = {text: references.best(known) for text, known in recorded.items()}
     known = evidence.gather(compared, runs, measured, largest.name if largest else "")
-    known = replace(known, lines=compressors, laws=judged.laws)
+    known = replace(known, lines=lines, laws=judged.laws)
     drawn = {stem: Plot(title, draw) for stem, (title, draw) in verdict.everything(judged)[1].items()}
     return Report(
         _without_test_of_others(runs),
@@ -233,9 +233,9 @@ def _for_readme(table: Table) -> Table:
     return replace(table, notes=[*kept, "The columns: docs/baselines.md."]).without(LEFT_OUT)
 
 
-LEFT_OUT = ("parameters", "state at 1k", "memory at 32k")
-"""Columns of the comparison that the README leaves to docs/baselines.md."""
-EXPLAINED = ("Context:", "State:", "No model:", "Where runs differ", "Speeds measured while")
+LEFT_OUT = ("parameters", "state at 1k", "memory at 32k", tables.SPEED.heading, tables.LATENCY.heading)
+"""Columns of the comparison that the README leaves to docs/baselines.md; speeds are told by the bench."""
+EXPLAINED = ("Around it:", "Context:", "State:", "No model:", "Where runs differ", "Speeds ")
 """How notes begin that it leaves there too: what the columns mean."""
 
 

@@ -41,6 +41,8 @@ QUALITY = {
 VALIDATION = tuple(HIGHER_IS_BETTER)
 UNITS = {"k": 1e3, "m": 1e6, "b": 1e9}
 BUSY, SOME_BUSY = "busy", "*"
+UNTUNED = "Learning rates were not tuned here: rows compare how fast each learns at one rate."
+AROUND = "Around it: the block, the short convolution on its way or in the mixer, whether the head is the embedding."
 
 
 def comparisons(runs: pd.DataFrame, quality: str = "test_bits_per_byte") -> list[Table]:
@@ -103,6 +105,11 @@ def _comparison(name: str, title: str, runs: pd.DataFrame, quality: Column) -> T
     return Table(name, title, header, rows, notes, pd.DataFrame(data), paths)
 
 
+def tuned(runs: pd.DataFrame) -> bool:
+    """Whether the learning rate of any row was chosen."""
+    return "choice" in runs and bool(runs["choice"].str.contains("learning_rate").any())
+
+
 def _paths(group: pd.DataFrame) -> list[str]:
     """The folders of the runs of a row, by seed."""
     return list(group.sort_values("seed")["path"])
@@ -110,7 +117,7 @@ def _paths(group: pd.DataFrame) -> list[str]:
 
 def _words(runs: pd.DataFrame, machines: list[str]) -> dict[str, Callable[[pd.Series], str]]:
     """The columns of words by their headings, each with what it says of a run; those that would say nothing are not."""
-    words: dict[str, Callable[[pd.Series], str]] = {}
+    words: dict[str, Callable[[pd.Series], str]] = {"around it": lambda run: run["surroundings"]}
     if _has(runs, "context"):
         words["context"] = lambda run: run["context"] if isinstance(run["context"], str) else MISSING
     if "choice" in runs and runs["choice"].any():
@@ -179,6 +186,8 @@ def _letter(machines: list[str], machine: str) -> str:
 def _notes(runs: pd.DataFrame, machines: list[str], cells: list[str]) -> list[str]:
     """What the reader must know: the data, the training, the machine, the meaning of ± and of words in the cells."""
     notes = [f"Data {str(runs['digest'].iloc[0])[:12]}."]
+    if not tuned(runs):
+        notes.append(UNTUNED)
     finished = runs[runs["status"] == "finished"]
     if len(finished):
         endless = finished["epochs"].isna().all()  # a generated task shows no example twice
@@ -201,6 +210,7 @@ def _notes(runs: pd.DataFrame, machines: list[str], cells: list[str]) -> list[st
             "Where runs differ in tuned keys alone, the best on validation is shown (its mean over the seeds that all "
             "ran); at the edge: the best value tried is the least or the greatest, and the grid must be extended."
         )
+    notes.append(AROUND)
     if _has(runs, "context"):
         notes.append(
             "Context: what a prediction sees of the past (full: all of it; window: at most so many tokens; state: "

@@ -15,7 +15,8 @@ from analysis.entries import Entry
 from analysis.findings import corpora, cost, evidence, factors, finding, pairs
 from analysis.findings import pages as told
 from analysis.findings.finding import NOT_MEASURED, NOT_SIGNIFICANT, NOT_TESTED, SIGNIFICANT
-from analysis.statistics import Difference, holm, paired, residual
+from analysis.references import Line
+from analysis.statistics import Difference, holm, paired, prior
 from test_analysis import write_run
 from test_verdict import PLANTED, ladder
 from test_verdict import seeds as five_seeds
@@ -116,6 +117,24 @@ def test_a_pair_is_told_as_the_table_of_quality_tests_it(tmp_path):
     }
 
 
+def test_what_stands_around_two_recurrences_is_told_where_it_differs(tmp_path):
+    for model, convolution in (("ltc", 4), ("transformer", 0)):
+        for seed in range(3):
+            path = write_run(tmp_path, model, seed, 2.0 + 0.01 * seed)
+            change(path, "result", block="transformer")
+            own = {"model__names": {"block": "transformer"}, "model__tie_embeddings": True}
+            change(path, "config", model__mixer__d_conv=convolution, **own)
+    (found,) = [one for one in pairs.pairs(known(tmp_path)) if one.name == "quality-ltc-transformer"]
+    assert "ltc (transformer, conv 4, tied) has" in found.sentence
+    assert "transformer (transformer, no conv, tied) 2.0" in found.sentence
+    made = report.build(records.load([tmp_path]), tmp_path / "bench")
+    (table,) = made.verdict.tables["quality"]
+    assert {row[table.header.index("around it")] for row in table.rows} == {
+        "transformer, conv 4, tied",
+        "transformer, no conv, tied",
+    }
+
+
 def test_models_in_one_block_are_corrected_together(tmp_path):
     for model, bits in (("transformer", 2.0), ("ltc", 1.9), ("cfc", 1.95), ("m1", 2.05)):
         five_seeds(tmp_path, model, bits, jitter=0.03)
@@ -124,7 +143,7 @@ def test_models_in_one_block_are_corrected_together(tmp_path):
         change(path, "config", block__name="gated", block__d_conv=4, model__names={"block": "own"})
     variants = known(tmp_path).of("sotu-1m")
     reference = next(v for v in variants if v.model == "transformer")
-    noise = residual(v.test for v in variants)
+    noise = prior(v.test for v in variants)
     alone = {v.model: paired(v.test, reference.test, noise).p for v in variants if v is not reference}
     expected = dict(zip(alone, holm(list(alone.values())), strict=True))
     found = {one.name: one.sentence for one in pairs.pairs(known(tmp_path)) if one.status != NOT_MEASURED}
@@ -257,20 +276,24 @@ def test_another_corpus_keeps_or_turns_the_order(tmp_path):
 def test_the_best_model_stands_beside_the_compressors_of_its_very_data(seeds):
     gathered = known(seeds)
     assert corpora.compressors(gathered)[0].status == NOT_MEASURED
-    gathered.lines["sotu", "another text"] = {"PPMd": 1.0}
+    gathered.lines["sotu", "another text"] = [Line("PPMd", "ppmd", 1.0)]
     assert corpora.compressors(gathered)[0].status == NOT_MEASURED
-    gathered.lines["sotu", "b2023cac2b1df6e6"] = {"xz": 2.0, "PPMd order 12": 1.375}
+    lines = [Line("PPMd order 12", "ppmd", 1.375), Line("6-gram", "ngram", 1.556), Line("xz", "xz", 2.0)]
+    gathered.lines["sotu", "b2023cac2b1df6e6"] = lines
     (found,) = corpora.compressors(gathered)
-    assert "ltc with rk4, has 1.900 bits per byte on test (3 seeds)" in found.sentence
-    assert "PPMd order 12 1.375 (+0.525) and xz 2.000 (−0.100)" in found.sentence
+    assert "ltc with rk4, has 1.900 bits per byte on test (3 seeds" in found.sentence
+    assert (
+        "PPMd order 12 1.375 (+0.525) and xz 2.000 (−0.100); counts of the train split alone, 6-gram 1.556 (+0.344)."
+        in found.sentence
+    )
 
 
 def test_a_single_run_beside_the_compressors_is_said_to_be_one_seed(tmp_path):
     write_run(tmp_path, "ltc", 0, 1.9)
     gathered = known(tmp_path)
-    gathered.lines["sotu", "b2023cac2b1df6e6"] = {"xz": 2.0}
+    gathered.lines["sotu", "b2023cac2b1df6e6"] = [Line("xz", "xz", 2.0)]
     (found,) = corpora.compressors(gathered)
-    assert "1.900 bits per byte on test (one seed)" in found.sentence
+    assert "1.900 bits per byte on test (one seed" in found.sentence
 
 
 def test_three_sizes_are_needed_for_an_exponent(seeds):

@@ -14,6 +14,7 @@ import yaml
 from analysis import frame, tables
 from analysis.entries import Entry, entry
 from analysis.records import Record
+from analysis.references import Line
 from analysis.scaling import Fit
 from analysis.selection import HIGHER_IS_BETTER, is_tuned
 from analysis.statistics import summarise
@@ -71,6 +72,11 @@ class Variant:
         """The block and its convolution as they are, whether its own or not."""
         return self.result.get("block"), self.config.get("block.d_conv") or 0
 
+    @property
+    def around(self) -> str:
+        """The same with the head, in words."""
+        return frame.surroundings(self.records[0])
+
     @cached_property
     def config(self) -> dict[str, Any]:
         """The meaning of its configuration, flat: {"trainer.learning_rate": 0.003}."""
@@ -109,15 +115,15 @@ class Variant:
 class Evidence:
     """variants: the chosen ones. tried: all of them, of which only validation may be read. headline: the main table.
 
-    measured: the folder of the bench. lines: {(task, digest of its data): {compressor: bits per byte on test}}. laws:
-    {(task, digest of its data): the scaling law of each model}.
+    measured: the folder of the bench. lines: {(task, digest of its data): the best of each method without a model}.
+    laws: {(task, digest of its data): the scaling law of each model}.
     """
 
     variants: list[Variant]
     tried: list[Variant]
     measured: Path
     headline: str = ""
-    lines: dict[tuple[str, str], dict[str, float]] = field(default_factory=dict)
+    lines: dict[tuple[str, str], list[Line]] = field(default_factory=dict)
     laws: dict[tuple[str, str], list[Fit]] = field(default_factory=dict)
 
     def of(self, table: str, *models: str) -> list[Variant]:

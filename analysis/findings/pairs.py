@@ -70,8 +70,10 @@ def _rank(variant: Variant) -> tuple:
 def _pair(ours: Variant, theirs: Variant, found: Comparison, headline: bool) -> Finding:
     seeds = ours.test.keys() & theirs.test.keys()
     one, other = (f"{side.mean(seeds):.3f}" for side in (ours, theirs))
+    differ = ours.around != theirs.around
+    mine, its = (f"{side.spoken} ({side.around})" if differ else side.spoken for side in (ours, theirs))
     sentence = (
-        f"On {ours.where}, {ours.spoken} has {one} {METRICS[ours.metric]} on test and {theirs.spoken} {other}: "
+        f"On {ours.where}, {mine} has {one} {METRICS[ours.metric]} on test and {its} {other}: "
         f"a difference of {told(found)}{diverged(ours, theirs)}{other_code(ours, theirs)}."
     )
     name = f"quality-{slug(ours.label)}-{slug(theirs.label)}"
