@@ -1,6 +1,6 @@
 """Scaling laws: L(N) = E + A / N^alpha for every architecture, fitted over the sizes it was run at."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -142,11 +142,12 @@ def fits(runs: pd.DataFrame) -> list[Fit]:
     """A fit for each architecture that was run at two sizes or more, and one without a law for each other model.
 
     runs: those that count, with the column `ladder`: the same for runs that differ in size, budget and tuned keys
-    alone. Of several budgets at one size the largest counts. Runs that diverged have no loss.
+    alone. Of several budgets at one size the largest counts; sizes whose budget follows another rule than most have no
+    part in the fit, for their loss depends on more than N. Runs that diverged have no loss.
     """
     found, models = [], set()
     for _, group in runs[runs["test_bits_per_byte"].notna()].groupby("ladder", sort=True):
-        known = _longest(entries(group, "test_bits_per_byte"))
+        known = _one_rule(_longest(entries(group, "test_bits_per_byte")))
         losses = {entry.parameters: list(entry.figures.values()) for entry in known}
         if len(losses) > 1:
             models.add(known[0].model)
@@ -164,6 +165,16 @@ def _longest(known: Sequence[Entry]) -> list[Entry]:
         if entry.figures and (entry.size not in sizes or entry.tokens > sizes[entry.size].tokens):
             sizes[entry.size] = entry
     return sorted(sizes.values(), key=lambda entry: entry.parameters)
+
+
+def _one_rule(known: Sequence[Entry]) -> Sequence[Entry]:
+    """The most entries that have, to a tenth, the same tokens a parameter, or else the same tokens."""
+
+    def alike(one: Entry, amount: Callable[[Entry], float]) -> list[Entry]:
+        return [other for other in known if abs(amount(other) / amount(one) - 1) < 0.1]
+
+    rules = (lambda one: one.tokens / one.parameters, lambda one: float(one.tokens))
+    return max((alike(one, rule) for rule in rules for one in known), key=len, default=known)
 
 
 def _fit(label: str, model: str, losses: dict[int, list[float]]) -> Fit:
