@@ -71,6 +71,11 @@ class Line:
     def label(self) -> str:
         return f"{self.name} ({SAID_OF.get(self.method, SAID)})"
 
+    @property
+    def counts(self) -> bool:
+        """Whether it counts the train split alone, and learns nothing from the test split."""
+        return self.method in SAID_OF
+
 
 def read(folder: Path) -> dict[tuple[str, str], list[Line]]:
     """{(task, digest of its data): lines} of the records in `folder`, there or not.
@@ -111,11 +116,6 @@ def best(known: Iterable[Line]) -> list[Line]:
     for line in sorted(known, key=lambda line: line.bits_per_byte):
         found.setdefault(line.method, line)
     return list(found.values())
-
-
-def compressors(known: Iterable[Line]) -> dict[str, float]:
-    """Bits per byte of the best setting of each compressor, by name."""
-    return {line.name: line.bits_per_byte for line in best(known) if line.method not in SAID_OF}
 
 
 def below(table: Table, known: Iterable[Line], digits: int = 3) -> Table:

@@ -268,7 +268,7 @@ def test_the_comparison_and_the_findings_show_the_lines_of_their_text(folder):
     (said,) = [finding.sentence for finding in made.findings if finding.name == "compressors"]
     assert "PPMd order 12 1.375" in said
     assert "xz -9e 1.758" in said
-    assert "gram" not in said
+    assert "counts of the train split alone, 6-gram 2.100" in said
     (said,) = [finding.sentence for finding in plain.findings if finding.name == "compressors"]
     assert "1.375" not in said
 

@@ -90,7 +90,7 @@ def compressors(evidence: Evidence) -> list[Finding]:
     """The best model of the main table beside the compressors that were recorded for its very task and data."""
     known = [variant for variant in evidence.of(evidence.headline) if variant.test]
     results = [variant.result for variant in known]
-    lines = next((evidence.lines.get((one["task"], one["data"].get("digest")), {}) for one in results), {})
+    lines = next((evidence.lines.get((one["task"], one["data"].get("digest")), []) for one in results), [])
     task = results[0]["task"] if results else "sotu"
     command = f"python -m bench references task={task}"
     if not lines:
@@ -100,13 +100,22 @@ def compressors(evidence: Evidence) -> list[Finding]:
     first = min(known, key=lambda variant: variant.on_validation)
     mean = first.mean()
     assert mean is not None  # only variants with test figures were asked
-    parts = [
-        f"{name} {bits:.3f} ({signed(mean - bits)})" for name, bits in sorted(lines.items(), key=lambda one: one[1])
-    ]
+    parts = {
+        counts: [
+            f"{one.name} {one.bits_per_byte:.3f} ({signed(mean - one.bits_per_byte)})"
+            for one in lines
+            if one.counts is counts
+        ]
+        for counts in (False, True)
+    }
     seeds = "one seed" if len(first.test) == 1 else f"{len(first.test)} seeds"
+    epochs = first.result["training"].get("epochs")
+    seen = "" if epochs is None else f" of {epochs:.2g} epochs"
+    counted = f"; counts of the train split alone, {listed(parts[True])}" if parts[True] else ""
     sentence = (
         f"On {first.where}, the best model on validation, {first.spoken}, has {mean:.3f} {METRICS[first.metric]} on "
-        f"test ({seeds}); compressors that read the train split first have (and the model less them): {listed(parts)}."
+        f"test ({seeds}{seen}); compressors that read all of the train split first and go on learning have (and the "
+        f"model less them): {listed(parts[False])}{counted}."
     )
     both = (*commands([first]), command)
     return [Finding("compressors", CORPORA, sentence, MEASURED, both, first.paths, headline=True)]
