@@ -129,7 +129,11 @@ def _bench(evidence: Evidence, what: str) -> list[dict[Any, Any]]:
     if not path.exists():
         return []
     content = bench.read(path)
-    return [row | {"machine": _machine(content)} for row in content["rows"] if row["what"] == what]
+    sizes = {row["contestant"]: row["parameters"] for row in content["rows"] if row.get("parameters")}
+    facts = {"machine": _machine(content)}
+    return [
+        row | facts | {"parameters": sizes.get(row["contestant"])} for row in content["rows"] if row["what"] == what
+    ]
 
 
 def _by(rows: Iterable[dict[Any, Any]], key: str) -> dict[int, dict[str, dict[Any, Any]]]:
@@ -151,7 +155,10 @@ def _ratio(name: str, what: str, unit: str, known: dict[str, dict[Any, Any]], ke
     ]
     spread = max(_spread(row) for row in (ours, *theirs.values()))
     rounds = f"; rounds at most {100 * (spread - 1):.0f} % apart" if spread else ""
-    sentence = f"On {ours['machine']}, {what} {_figure(ours[key])} {unit} with {SHOWN[0]}, {listed(parts)}{rounds}."
+    size = f"with {ours['parameters']:,} parameters " if ours["parameters"] else ""
+    sentence = (
+        f"On {ours['machine']}, {size}{what} {_figure(ours[key])} {unit} with {SHOWN[0]}, {listed(parts)}{rounds}."
+    )
     return Finding(name, SPEED, sentence, MEASURED, ("python -m bench models",), headline=name.startswith("decoding"))
 
 
