@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 import pandas as pd
 
 from analysis import tables
-from analysis.entries import Entry, entries, higher_is_better, main_recipe, plain, quality_of
+from analysis.entries import QUALITIES, Entry, entries, higher_is_better, main_recipe, plain, quality_of
 from analysis.frame import labels
 from analysis.literature import Claims
 from analysis.records import Record
-from analysis.render import MISSING, NOT_MEASURED, Table
-from analysis.statistics import ALPHA, LEAST_SEEDS, Difference, Prior, holm, interval, paired, prior
+from analysis.render import MISSING, NOT_MEASURED, Table, spread
+from analysis.statistics import ALPHA, LEAST_SEEDS, Difference, Prior, holm, interval, paired, prior, summarise
 
 REFERENCES = ("transformer", "mamba")
 """The models that every other is compared with."""
@@ -119,6 +119,8 @@ def _table(name: str, records: Sequence[Record], runs: pd.DataFrame, claims: Cla
     present = {model: plain(known, model) for model in REFERENCES}
     metric = quality.removeprefix("test_").replace("_", " ")
     header = ["model", "seeds", f"{metric} (test)", "95 % interval"]
+    longest = runs["longest"].max() if quality != QUALITIES[0] else float("nan")  # of text a figure shows all lengths
+    header += [f"at length {longest:,.0f}"] if longest == longest else []
     for model in REFERENCES:
         header += [f"less {model}", "p", f"than {model}"]
     rows, data, paths = [], [], []
@@ -129,8 +131,11 @@ def _table(name: str, records: Sequence[Record], runs: pd.DataFrame, claims: Cla
             cell for model, one in zip(REFERENCES, against, strict=True) for cell in _cells(present[model], one, higher)
         ]
         said = [around, claims.of(entry.model, "quality")]
-        rows.append([entry.label, str(entry.seeds), _figure(entry), _interval(entry), *cells, *said])
-        data.append(_exact(entry, against, higher) | {"around": around})
+        beyond = summarise(mine.loc[mine["longest"] == longest, "test_at_longest"])
+        reached = [spread(beyond, 4)] if longest == longest else []
+        rows.append([entry.label, str(entry.seeds), _figure(entry), _interval(entry), *reached, *cells, *said])
+        exact = {"around": around} | ({"longest": longest, "at_longest": beyond.mean} if reached else {})
+        data.append(_exact(entry, against, higher) | exact)
         paths.append(list(mine["path"]))
     title = f"Quality, {runs['task'].iloc[0]}, {runs['size'].iloc[0]} parameters"
     notes = _notes(present, noise(known), len(everyone) - len(known))

@@ -35,7 +35,8 @@ def runs(records: Iterable[Record]) -> pd.DataFrame:
     unknown); only runs that share both are averaged. label: how a table calls them. machine: the device and its
     threads; rates compare within one machine only. table: runs compare within one task, size and data. recipe: the same
     for runs of one budget and trainer, whatever their tuned keys. elsewhere: the block where it is not the model's own.
-    grows: whether the state grows with the context where no policy cuts it.
+    grows: whether the state grows with the context where no policy cuts it. longest: the longest sequences that the
+    task was scored at, and test_at_longest the score.
     """
     records = list(records)
     frame = pd.DataFrame([_row(record) for record in records])
@@ -77,6 +78,11 @@ def _row(record: Record) -> dict[str, Any]:
     for split in SPLITS:
         figures = (result.get("evaluation") or {}).get(split) or {}
         row |= {f"{split}_{key}": figures.get(key) for key in METRICS}
+    longest = max(
+        (result.get("evaluation") or {}).get("extrapolation") or [{}], key=lambda point: point.get("length", 0)
+    )
+    at_longest = next((longest[metric] for metric in METRICS if longest.get(metric) is not None), None)
+    row |= {"longest": longest.get("length"), "test_at_longest": at_longest}
     row |= {f"{what}_busy": _busy(part) for what, part in (("train", training), ("decode", measurement))}
     row |= {"digest": result["data"].get("digest"), "diverged_at": (training.get("divergence") or {}).get("update")}
     for measured in measurement.get("contexts", []):

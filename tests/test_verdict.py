@@ -257,6 +257,15 @@ def ladder(folder, model, law, count=2, sizes=SIZES, **more):
             record(folder, model, seed, bits, trainer, SIZES[size], **trained)
 
 
+def test_a_task_with_an_answer_is_shown_at_its_longest_sequences_too(tmp_path):
+    write_run(tmp_path, "ltc", 0, accuracy=0.9)
+    write_run(tmp_path, "gru", 0, accuracy=0.8)
+    (table,) = made(tmp_path).verdict.tables["quality"]
+    assert rows(table)["ltc"]["at length 2,048"] == "0.9000"
+    record(tmp_path / "text", "ltc", 0, 2.0)
+    assert "at length" not in " ".join(quality(tmp_path / "text").header)
+
+
 def test_a_size_of_another_budget_is_no_part_of_a_law(tmp_path):
     ladder(tmp_path, "ltc", PLANTED, sizes=("125k", "250k", "500k"))
     # an epoch, which is less than 20 tokens a parameter, and far off the law
