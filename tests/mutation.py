@@ -380,11 +380,11 @@ def page(tried: Sequence[dict], reasons: dict[str, dict]) -> str:
             "<!-- written by `python tests/mutation.py`: edit that, or tests/data/survivors.yaml -->",
             "",
             "A small change is made in one module, and the tests of that module should fail.",
-            f"The sample is {COUNT} such mutants (seed {SEED}, all modules but kernels). {len(tried)} were tried, each on",
-            f"the code of its day; {killed} of the {meant} that change what the code does are killed: "
+            f"The sample is {COUNT} such mutants (seed {SEED}, all modules but kernels). {len(tried)} were tried, each",
+            f"on the code of its day; {killed} of the {meant} that change what the code does are killed: "
             f"{100 * killed / meant:.1f} %.",
-            "Kernels are held to their references by the conformance tests instead. Code that has come or changed since",
-            "has mutants of its own, which `make mutation` tries; `tests/mutation.py` says how.",
+            "Kernels are held to their references by the conformance tests instead. Code that has come or changed",
+            "since has mutants of its own, which `make mutation` tries; `tests/mutation.py` says how.",
             "",
             "| part | mutants | killed by a test | fail on import | equivalent | not noticed |",
             "|---|---:|---:|---:|---:|---:|",
