@@ -181,8 +181,12 @@ def test_short_sequences_are_checked_too(length):
     assert checked(Decay, length=length, batch_size=1).passed
 
 
-def test_a_leak_is_seen_in_a_batch_of_one_row():
-    assert "causality_in_training" in failed(checked(faults.WithinFullBlocks, batch_size=1))
+@pytest.mark.parametrize(
+    ("plant", "expected"),
+    [("WithinFullBlocks", RUNNING), ("RowsInTraining", {"batch_independence_in_training"})],
+)
+def test_a_leak_is_seen_in_a_batch_of_one_row(plant, expected):
+    assert expected <= failed(checked(getattr(faults, plant), batch_size=1))
 
 
 @pytest.mark.parametrize("length", [2, 16, 100, 128, 512, 640, 1231])
@@ -246,19 +250,23 @@ def test_long_sequences_are_changed_at_their_start_in_a_block_at_its_edge_and_at
 
 
 @pytest.mark.parametrize("rows", [1, 2, 4, 9, 16])
-def test_nine_positions_of_a_batch_are_changed_as_far_as_four_calls_hold_them(rows):
-    with on_trial(tiny.model(), length=32, batch_size=rows) as trial:
+def test_nine_positions_of_a_batch_are_changed_as_far_as_four_calls_hold_them_and_random_ones(rows):
+    with on_trial(tiny.model(), length=500, batch_size=rows) as trial:
         seen = []
         trial.model.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
         assert trial.in_training == Moves(0, 0, 0)
-    base, again, *changed = seen
+    base, again, *changed = (call for call in seen if len(call) == rows)
     assert torch.equal(base, again)
-    assert 1 <= len(changed) <= 4
+    assert 1 <= len(changed) <= 5
     places = [int((row != kept).int().argmax()) for call in changed for row, kept in zip(call, base, strict=True)]
     alike = sum(torch.equal(row, kept) for call in changed for row, kept in zip(call, base, strict=True))
     assert alike == (len(changed) if rows > 1 else 0)  # a row that stays, to see whether the others move it
     assert len(places) - alike >= min(9, 4 * max(1, rows - 1))
-    assert set(places_of_change(32)[: max(1, rows - 1)]) <= set(places)
+    chosen = places_of_change(500)
+    assert set(chosen[: 4 * max(1, rows - 1)]) <= set(places)
+    assert set(places) - {0} - set(chosen)
+    pairs = [call for call in seen if len(call) == 2 != rows]
+    assert len(pairs) == (4 if rows == 1 else 0)  # twice the same, and each row changed beside the other
 
 
 def test_outputs_are_in_the_runs_precision_unless_another_is_asked_for():
@@ -273,7 +281,8 @@ def verdicts(**moves):
     """What the checks at the run's shape say of moves that were found."""
     still = {"in_training": Moves(0.0, 0.0, 0.0), "in_evaluation": Moves(0.0, 0.0, 0.0), "at_length": 0.0}
     model = SimpleNamespace(mixers=[SimpleNamespace(inexact=None)])
-    case = SimpleNamespace(run=SimpleNamespace(**still | moves, model=model, repeatable=0.0, conditions=Conditions()))
+    run = SimpleNamespace(**still | moves, model=model, repeatable=0.0, rows=4, conditions=Conditions())
+    case = SimpleNamespace(run=run)
     shown = ("causality_in_training", "causality_in_evaluation")
     shown += ("batch_independence_in_training", "batch_independence_in_evaluation")
     return [getattr(running, name)(case).value for name in shown]

@@ -29,7 +29,8 @@ def judged(calls: Calls, name: str, training: bool) -> Outcome:
     if not moves.again <= calls.repeatable:
         return Outcome(None, None, NOT_JUDGED)
     what = "outputs before a change of the inputs" if name == "past" else "outputs of a row while the others change"
-    where = f"{conditions.batch_size} x {conditions.length} tokens in {'training' if training else 'evaluation'}"
+    rows = conditions.batch_size if name == "past" else calls.rows
+    where = f"{rows} x {conditions.length} tokens in {'training' if training else 'evaluation'}"
     allowed = getattr(allowance(calls.model.mixers), name)
     if allowed and conditions.precision == "bf16":  # the least difference may turn a rounding
         allowed = max(allowed, TURNED)

@@ -29,7 +29,7 @@ FOLLOWING = 24
 """Tokens read behind a prompt."""
 NOT_JUDGED = "not judged, since two equal calls differ: see repeatability"
 POINTS = 9
-"""Positions of change tried in a batch of training, as far as four calls hold them."""
+"""Positions of change tried in a batch of training, as far as four calls hold them: the chosen ones, then random."""
 
 
 class Moves(NamedTuple):
@@ -64,10 +64,13 @@ class Calls:
     @cached_property
     def batch(self) -> Inputs:
         """A batch such as the run trains on."""
+        return self._batch(0)
+
+    def _batch(self, index: int) -> Inputs:
         wanted = self.conditions
         if wanted.batch is None:
             return Inputs(self.model.interface.inputs.random(wanted.batch_size, wanted.length, self.generator))
-        made = wanted.batch(0)
+        made = wanted.batch(index)
         return Inputs(made.inputs, made.elapsed)
 
     def outputs(self, inputs: Inputs, training: bool, precision: Precision | None = None) -> Tensor:
@@ -82,34 +85,61 @@ class Calls:
             times = None if inputs.elapsed is None else inputs.elapsed.to(device)
             return self.model(inputs.values.to(device), None, times)[0].detach().float().cpu()
 
+    @property
+    def rows(self) -> int:
+        """Rows in which each is held against the others: two where the run's batches have one."""
+        return max(2, self.conditions.batch_size)
+
+    @cached_property
+    def pair(self) -> Inputs:
+        """Two rows such as the run trains on, where its batches have one."""
+        both = (self.batch, self._batch(1))
+        times = [one.elapsed for one in both if one.elapsed is not None]
+        return Inputs(torch.cat([one.values for one in both]), torch.cat(times) if times else None)
+
     @cached_property
     def in_training(self) -> Moves:
         """What moves in training, at the shape of the run's batches."""
-        return self._moves(self.batch, training=True, calls=4)
+        return self._at_shape(training=True, calls=4)
 
     @cached_property
     def in_evaluation(self) -> Moves:
         """What moves in evaluation, at the shape of the run's batches."""
-        return self._moves(self.batch, training=False, calls=2)
+        return self._at_shape(training=False, calls=2)
+
+    def _at_shape(self, training: bool, calls: int) -> Moves:
+        """What moves in the run's own batch and, where that is one row, in two, for one row has no others."""
+        found = [self._moves(self.batch, training, calls)]
+        if self.conditions.batch_size == 1:
+            found.append(self._moves(self.pair, training, calls=1))
+        return Moves(*map(worst, zip(*found, strict=True)))
 
     def _moves(self, inputs: Inputs, training: bool, calls: int) -> Moves:
         rows, length = inputs.values.shape[:2]
         base, again = (self.outputs(inputs, training) for _ in range(2))
         tried = self._calls(rows, length, calls, spare=min(1, rows - 1))
-        if self.adaptive and rows > 1:
+        if rows > 1 and (self.adaptive or length == 1):
             tried.append([length, *[0] * (rows - 1)])
         past, unchanged = zip(*(self._moved(inputs, base, places, training) for places in tried), strict=True)
         return Moves(distance(again, base), worst(past), worst(unchanged))
 
     def _calls(self, rows: int, length: int, most: int, spare: int) -> list[list[int]]:
-        """A position of change for every row of each call; `length`, no change, for `spare` of the rows."""
+        """A position of change for every row of each call; `length`, no change, for `spare` of the rows.
+
+        most: calls at chosen positions; where they hold these alone, one more is at random ones.
+        """
         places = places_of_change(length)
-        if self.adaptive or not places:  # rows that share their steps change together
-            return [[place] * rows for place in places[:most] or [length]]
+        if not places:
+            return [[length] * rows]
+        if self.adaptive:  # rows that share their steps change together
+            drawn = torch.randint(1, length, (1,), generator=self.generator).tolist()
+            return [[place] * rows for place in (*places[:most], *drawn)]
         changed = rows - spare
         count = min(most, -(-POINTS // changed))
-        drawn = torch.randint(1, length, (count * changed,), generator=self.generator).tolist()
-        calls = torch.tensor([*places, *drawn][: count * changed]).view(count, changed).tolist()
+        chosen = places[: count * changed]
+        count += len(chosen) == count * changed
+        drawn = torch.randint(1, length, (count * changed - len(chosen),), generator=self.generator).tolist()
+        calls = torch.tensor([*chosen, *drawn]).view(count, changed).tolist()
         return [[*call[: n % rows], *[length] * spare, *call[n % rows :]] for n, call in enumerate(calls)]
 
     def _moved(self, inputs: Inputs, base: Tensor, places: list[int], training: bool) -> tuple[float, float]:
