@@ -132,6 +132,21 @@ class FlopsOfTheSecondToken(Decay):
         return Flops(2 * self.d_model**2 + (context == 2))
 
 
+class NoFlops(Decay):
+    """Says that its data decide, and states nothing."""
+
+    data_dependent_flops = True
+
+    def flops_per_token(self, context):
+        return Flops(0)
+
+
+class FewFlops(NoFlops):
+    """The same, with a reason that its arithmetic does not have."""
+
+    inexact = "adaptive_steps"
+
+
 class NotANumber(Decay):
     def forward(self, x, state=None, call=None):
         y, state = super().forward(x, state)

@@ -57,9 +57,10 @@ def test_newtons_method_passes_the_checks(model, precision):
     assert_it_passes(configs.spec(model, "parallel=newton"), precision, layers=1)
 
 
-@pytest.mark.parametrize("check", ["prefill_and_step", "state_shape"])  # all of them take minutes
+@pytest.mark.parametrize("check", ["prefill_and_step", "state_shape", "flops"])  # all of them take minutes
 def test_an_adaptive_solver_keeps_its_state(monkeypatch, check):
-    spec, size = configs.spec("ltc", "solver=adaptive_heun"), SizeConfig(20_000, 1, tolerance=0.2)
+    spec = configs.spec("ltc", "solver=adaptive_heun", "model.mixer.coupling=dense")
+    size = SizeConfig(20_000, 1, tolerance=0.2)
     monkeypatch.setattr(runner, "CHECKS", {check: CHECKS[check]})
     checks = runner.run_checks(spec.build(32, 1, solve(spec, 32, size)), spec, 32, size)
     assert checks.passed, checks.results

@@ -75,6 +75,8 @@ FAULTS = {
     "WrongFlops": {"flops"},
     "ContextFlops": {"flops"},
     "FlopsOfTheSecondToken": {"flops"},
+    "NoFlops": {"contract"},
+    "FewFlops": {"flops"},
     "Disagrees": {"oracle"},
     "Raises": {"prefill_and_step", "scan", "scan_gradients", "generation", "flops", "long_state", *PURITY, *LONG_PATHS},
 }
@@ -334,6 +336,14 @@ def test_the_budget_holds_within_two_percent(factor, passes):
     size = SizeConfig(math.floor(count(model).total * factor), 1)
     outcome = CHECKS["parameters"](Case(model, model.spec, 11, size, torch.Generator(), None))
     assert (outcome.value <= outcome.tolerance) is passes
+
+
+def test_a_wider_budget_is_the_one_that_the_size_states_and_is_told():
+    model = ModelSpec("tiny", Decay, SwiGLU).build(11, 1, Width(32, 64))
+    size = SizeConfig(math.floor(count(model).total * 1.05), 1, tolerance=0.1)
+    outcome = CHECKS["parameters"](Case(model, model.spec, 11, size, torch.Generator(), None))
+    assert outcome.value <= outcome.tolerance == 0.1
+    assert outcome.detail.endswith("to 10.0% as size.tolerance says where the protocol has 2%")
 
 
 def test_a_check_says_what_it_took():

@@ -26,4 +26,6 @@ def _breaches(mixer: Mixer) -> list[str]:
     if mixer.inexact not in ALLOWANCES:
         reasons = ", ".join(str(reason) for reason in ALLOWANCES if reason)
         found.append(f"mixer {name} is inexact for the reason {mixer.inexact!r}, where one of {reasons} was expected")
+    if mixer.data_dependent_flops and mixer.inexact != "adaptive_steps":
+        found.append(f"mixer {name} has data_dependent_flops, which adaptive_steps alone explain")
     return found

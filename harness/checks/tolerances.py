@@ -19,6 +19,10 @@ TURNED = 1e-2
 """What one rounding to bf16, turned by the least difference, may come to in the outputs of an inexact mixer."""
 UNREPEATABLE = {("cuda", "fp32"): 1e-5, ("cuda", "bf16"): 1e-2}
 """By device and precision, how far two equal calls may lie apart, as sums of a GPU in changing order; else 0."""
+BUDGET = 0.02
+"""Part of the budget that the parameters may be off by, unless the size states more."""
+MORE_STEPS = 8
+"""How many times the stated operations a token may take whose steps the data choose."""
 
 
 @dataclass(frozen=True)
