@@ -11,7 +11,7 @@ import pandas as pd
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from analysis import bench, schema, search
+from analysis import bench, schema, search, selection
 from analysis.entries import higher_is_better
 from analysis.findings.evidence import METRICS
 from analysis.records import Record
@@ -83,12 +83,16 @@ class Claim(Part):
 
 @dataclass(frozen=True)
 class Side:
-    """What a selection came to. figures: by seed. diverged: how many of its runs did. rates: learning rates tried."""
+    """What a selection came to. figures: by seed. diverged: how many of its runs did. rates: learning rates tried.
+
+    other: runs that another version of the code made, which are left out.
+    """
 
     figures: dict[int, float]
     diverged: int = 0
     rates: int = 0
     higher: bool = True
+    other: int = 0
 
 
 @dataclass(frozen=True)
@@ -136,7 +140,9 @@ def answer(claims: Iterable[Claim], records: Iterable[Record], measured: Path) -
 
     measured: the bench's folder, beside which the runs of each sweep are listed.
     """
-    by_key = {record.result["key"]: record.result for record in records}
+    by_key: dict[str, list[Record]] = {}
+    for record in records:
+        by_key.setdefault(record.result["key"], []).append(record)
     listed = cache(partial(_jobs, measured.parent))
     found = [_answer(claim, by_key, measured, listed(claim.sweep)) for claim in claims]
     adjusted = holm([None if one.diverged else one.difference.p for one in found])
@@ -150,7 +156,9 @@ def _jobs(results: Path, sweep: str) -> list[on_disk.Job]:
     return []
 
 
-def _answer(claim: Claim, by_key: Mapping[str, dict], measured: Path, jobs: Sequence[on_disk.Job]) -> Answer:
+def _answer(
+    claim: Claim, by_key: Mapping[str, Sequence[Record]], measured: Path, jobs: Sequence[on_disk.Job]
+) -> Answer:
     if claim.timing is not None:
         return Answer(claim, Side({}), Side({}), Difference(0), _timed(claim.timing, measured))
     ours = _side(claim, claim.ours, jobs, by_key)
@@ -163,25 +171,38 @@ def _answer(claim: Claim, by_key: Mapping[str, dict], measured: Path, jobs: Sequ
     return Answer(claim, ours, against, difference)
 
 
-def _side(claim: Claim, wanted: Selection, jobs: Sequence[on_disk.Job], by_key: Mapping[str, dict]) -> Side:
-    """The selected runs; of several that differ in more than the seed, those that are best on validation."""
-    groups: dict[tuple, list[dict]] = {}
+def _side(claim: Claim, wanted: Selection, jobs: Sequence[on_disk.Job], by_key: Mapping[str, Sequence[Record]]) -> Side:
+    """The selected runs; of several that differ in more than the seed, those that are best on validation.
+
+    Runs that differ in seed and learning rate alone count as far as one version of the code made them.
+    """
+    tried: dict[tuple, list[tuple[str, Record]]] = {}
     rates = set()
     for job in jobs:
         given = search.overrides(job)
         if not all(_is(given.get(key), value) for key, value in wanted.items()):
             continue
         rates.add(given.get(RATE))
-        if (result := by_key.get(job.key or "")) is not None:
-            groups.setdefault(tuple(sorted((k, v) for k, v in given.items() if k != "seed")), []).append(result)
+        alike = tuple(sorted((key, value) for key, value in given.items() if key not in ("seed", RATE)))
+        found = [(given.get(RATE, ""), record) for record in by_key.get(job.key or "", ())]
+        tried.setdefault(alike, []).extend(found)
+    groups: dict[tuple, list[dict]] = {}
+    other = 0
+    for alike, found in tried.items():
+        counts = selection.of_one_version(record for _, record in found)
+        other += counts.count(False)
+        for (rate, record), counted in zip(found, counts, strict=True):
+            if counted:
+                groups.setdefault((alike, rate), []).append(record.result)
     higher = next((higher_is_better(f"test_{m}") for g in groups.values() for r in g if (m := _metric(r))), True)
     if claim.figure == "share diverged":
-        return Side(_shares(result for group in groups.values() for result in group), rates=len(rates), higher=False)
+        shares = _shares(result for group in groups.values() for result in group)
+        return Side(shares, rates=len(rates), higher=False, other=other)
     best = min(groups.values(), key=lambda group: _rank(group, higher), default=[])
     figures = {result["seed"]: _figure(claim, result) for result in best}
     known = {seed: figure for seed, figure in figures.items() if figure is not None}
     higher = higher if claim.figure == "test" else False
-    return Side(known, sum(result["status"] == "diverged" for result in best), len(rates), higher)
+    return Side(known, sum(result["status"] == "diverged" for result in best), len(rates), higher, other)
 
 
 def _is(given: str | None, wanted: Any) -> bool:
@@ -271,6 +292,8 @@ def table(answers: Sequence[Answer], sweeps: Path = ROOT / "sweeps") -> Table:
         "validation. Hours: of one worker, for the sweep and the one that it takes its rates from.",
         f"Sources: {'; '.join(sources)}.",
     ]
+    if mixed := [one.claim.claim for one in answers if one.ours.other or one.against.other]:
+        notes.append(f"Runs of another version of the code than most of their kind are left out: {'; '.join(mixed)}.")
     prose = ("source", "published", "ours", "compared with", "difference", "verdict", "command")
     return Table("claims", "Published claims", header, rows, notes, pd.DataFrame(data), prose=prose)
 

@@ -1,6 +1,6 @@
 """The search for the recipe that all architectures share: each choice tried, and its loss on validation."""
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from statistics import mean
@@ -9,6 +9,7 @@ import pandas as pd
 
 from analysis.records import Record
 from analysis.render import MISSING, Table
+from analysis.selection import of_one_version
 from harness.config.errors import RecordError
 from harness.records import sweep
 
@@ -25,9 +26,11 @@ def tables(records: Iterable[Record], results: Path) -> list[Table]:
     """A table a sweep that was started: a row a choice, a column a model, with the difference to the first choice.
 
     The last column is the mean of the models' differences. Figures are means over the seeds that the choice and the
-    first one both ran.
+    first one both ran. Of each model, the runs of one version of the code count: of the one that made most.
     """
-    by_key = {record.result["key"]: record for record in records}
+    by_key: dict[str, list[Record]] = {}
+    for record in records:
+        by_key.setdefault(record.result["key"], []).append(record)
     return [table for known in _started(results) if (table := _table(known, by_key))]
 
 
@@ -42,16 +45,22 @@ def _started(results: Path) -> Iterator[sweep.Sweep]:
             yield sweep.read([results], name)
 
 
-def _table(known: sweep.Sweep, by_key: Mapping[str, Record]) -> Table | None:
+def _table(known: sweep.Sweep, by_key: Mapping[str, Sequence[Record]]) -> Table | None:
     figures: dict[str, dict[str, dict[int, float]]] = {}  # by choice, model and seed
     starts, untold = (_shared(known), UNTOLD) if _varied(known) else (_starts(known), (*UNTOLD, RATE))
+    runs_of: dict[str, list[tuple[str, Record]]] = {}  # by model, each with its choice
     for job in known.jobs:
-        record = by_key.get(job.key or "")
-        result = record.result if record else None
-        figure = _figure(result)
-        cells = figures.setdefault(_changed(job, starts, untold), {})
-        if result is not None and figure is not None:
-            cells.setdefault(result["model"], {})[result["seed"]] = figure
+        choice = _changed(job, starts, untold)
+        figures[choice] = {}
+        for record in by_key.get(job.key or "", ()):
+            runs_of.setdefault(record.result["model"], []).append((choice, record))
+    left_out = 0
+    for model, found in runs_of.items():
+        counts = of_one_version(record for _, record in found)
+        left_out += counts.count(False)
+        for (choice, record), counted in zip(found, counts, strict=True):
+            if counted and (figure := _figure(record.result)) is not None:
+                figures[choice].setdefault(model, {})[record.result["seed"]] = figure
     models = sorted({model for cells in figures.values() for model in cells})
     if not models:
         return None
@@ -70,6 +79,8 @@ def _table(known: sweep.Sweep, by_key: Mapping[str, Record]) -> Table | None:
         rows.append([*row, of_all] if len(models) > 1 else row)
     seeds = max(len(seeds) for cells in figures.values() for seeds in cells.values())
     notes = [f"Bits per byte on validation, over seeds: {seeds}. In brackets: the difference to the first row."]
+    if left_out:
+        notes.append(f"Left out, since another version of the code made them: {left_out} runs.")
     runs: list[list[str]] = [[] for _ in rows]
     header = ["choice", *models, *(["difference, mean"] if len(models) > 1 else [])]
     return Table(f"search-{known.name}", known.question, header, rows, notes, pd.DataFrame(data), runs)
@@ -118,8 +129,8 @@ def overrides(job: sweep.Job) -> dict[str, str]:
     return {key: value for key, _, value in pairs}
 
 
-def _figure(result: dict | None) -> float | None:
-    validation = ((result or {}).get("evaluation") or {}).get("validation") or {}
+def _figure(result: dict) -> float | None:
+    validation = (result.get("evaluation") or {}).get("validation") or {}
     return validation.get("bits_per_byte")
 
 

@@ -76,23 +76,43 @@ def families(records: Sequence[Record], tuned: Sequence[str]) -> list[str]:
 
 
 def _families(records: Sequence[Record], flat: list[dict], tuned: Sequence[str]) -> list[str]:
-    """What is the same for runs that differ in tuned keys and seed alone, and whose modules agree where both have them.
-
-    Another value of a tuned key may import other modules (a solver's kernel), which is no other version of the code.
-    """
-    versions: dict[str, list[dict]] = {}
-    families = []
-    for record, config in zip(records, flat, strict=True):
+    """What is the same for runs that differ in tuned keys and seed alone, and were made by one version of the code."""
+    alike: dict[str, list[int]] = {}
+    for place, (record, config) in enumerate(zip(records, flat, strict=True)):
         fixed = {key: value for key, value in config.items() if not is_tuned(key, tuned)}
-        rest = json.dumps([fixed, record.result["data"].get("digest"), not record.code], sort_keys=True)
+        rest = json.dumps([fixed, record.result["data"].get("digest")], sort_keys=True)
+        alike.setdefault(rest, []).append(place)
+    families = [""] * len(records)
+    for rest, places in alike.items():
+        for place, version in zip(places, versions([records[place] for place in places]), strict=True):
+            families[place] = f"{rest} {version}"
+    return families
+
+
+def versions(records: Iterable[Record]) -> list[int]:
+    """Which version of the code made each record, from 0 on: the modules that two records of one version share agree.
+
+    Another value of a key may import other modules (a solver's kernel), which is no other version of the code. Records
+    that do not name their code are of one version.
+    """
+    known: list[dict] = []
+    found = []
+    for record in records:
         modules = (record.result.get("code") or {}).get("modules") or {"": record.code}
-        known = versions.setdefault(rest, [])
+        modules = modules | {"named": bool(record.code)}
         same = next((v for v in known if all(v.get(name, digest) == digest for name, digest in modules.items())), None)
         if same is None:
             known.append(same := {})
         same |= modules
-        families.append(f"{rest} {known.index(same)}")
-    return families
+        found.append(known.index(same))
+    return found
+
+
+def of_one_version(records: Iterable[Record]) -> list[bool]:
+    """Whether each record was made by the version of the code that made most of them, of several the last."""
+    made = versions(records)
+    best = max(made, key=lambda version: (made.count(version), version), default=0)
+    return [version == best for version in made]
 
 
 def _candidate(variant: object, group: pd.DataFrame, flat: list[dict], tuned: Sequence[str]) -> Candidate:

@@ -16,8 +16,11 @@ from harness.records import sweep
 LOWER, HIGHER = "mean_squared_error", "accuracy"
 
 
-def recorded(root, metric, **models):
-    """A sweep `planted` of every model's figures by seed; None for a run that diverged, "" for one not made."""
+def recorded(root, metric, code="", **models):
+    """A sweep `planted` of every model's figures by seed; None for a run that diverged, "" for one not made.
+
+    code: of the runs' module; "" for runs that do not name it.
+    """
     jobs, made = [], []
     for model, figures in models.items():
         for seed, figure in enumerate(figures):
@@ -30,6 +33,7 @@ def recorded(root, metric, **models):
                 "seed": seed,
                 "status": "finished",
                 "evaluation": {"validation": scored, "test": scored},
+                "code": {"digest": code, "modules": {"arch.a": code}} if code else None,
             }
             if figure is None:
                 result |= {"status": "diverged", "evaluation": None}
@@ -88,6 +92,19 @@ def test_of_several_rates_the_best_on_validation_counts_and_their_number_is_told
     records = recorded(tmp_path, LOWER, a_at_1=MORE, a_at_2=LESS, b_at_1=NEAR)
     one = answered(tmp_path, records)
     assert (list(one.ours.figures.values()), one.ours.rates, one.verdict) == (list(LESS), 2, HOLDS)
+
+
+def test_runs_of_one_version_of_the_code_count_alone_and_those_left_out_are_told(tmp_path):
+    (tmp_path / "planted.yaml").write_text("sweep: {cost: {hours: 1.0}}")
+    few = recorded(tmp_path, LOWER, a=(9.0, 9.0), b=(), code="old")
+    many = recorded(tmp_path, LOWER, a=LESS, b=NEAR, code="new")
+    for records in ([*many, *few], [*few, *many]):
+        one = answered(tmp_path, records)
+        assert (list(one.ours.figures.values()), one.ours.other, one.against.other) == (list(LESS), 2, 0)
+        assert claims.table([one], tmp_path).notes[-1].endswith("left out: a beats b.")
+    assert "left out" not in " ".join(claims.table([answered(tmp_path, many)], tmp_path).notes)
+    a_seed_of_each = [few[0], many[1]]
+    assert answered(tmp_path, a_seed_of_each).ours.figures == {1: LESS[1]}
 
 
 def test_all_p_of_the_page_are_adjusted_together(tmp_path):

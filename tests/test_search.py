@@ -18,14 +18,16 @@ RUNS = [  # a choice, the model, the seed, and what it came to; None where it di
 ]
 
 
-def recorded(root: Path, name: str) -> list[Record]:
+def recorded(root: Path, name: str, code: str = "") -> list[Record]:
     """A sweep on disk, and the records of its runs, whose test figures must not show."""
     jobs, made = [], []
     for at, (choice, model, seed, bits) in enumerate(RUNS):
         overrides = [f"seed={seed}", "size=100k", f"model={model}", *choice.split()]
         jobs.append(sweep.Job(overrides, f"key{at}"))
         figures = None if bits is None else {"validation": {"bits_per_byte": bits}, "test": {"bits_per_byte": 9.0}}
-        made.append(Record(root, {"key": f"key{at}", "model": model, "seed": seed, "evaluation": figures}, {}, {}))
+        result = {"key": f"key{at}", "model": model, "seed": seed, "evaluation": figures}
+        result |= {"code": {"digest": code, "modules": {f"arch.{model}": code}} if code else None}
+        made.append(Record(root, result, {}, {}))
     sweep.write(root, sweep.Sweep(name, "Which?", [*jobs, sweep.Job(["model=a", "trainer.beta1=0.7"], "not made")]))
     return made
 
@@ -40,6 +42,16 @@ def test_each_choice_stands_beside_the_first_for_each_model_and_for_both(tmp_pat
         ["beta1=0.7", "–", "–", "–"],
     ]
     assert "9.0" not in str(table.rows)
+
+
+def test_runs_of_one_version_of_the_code_stand_in_a_table_alone(tmp_path):
+    older, newer = recorded(tmp_path, "recipe", "old"), recorded(tmp_path, "recipe", "new")
+    (table,) = search.tables([*newer, older[0], older[2]], tmp_path)
+    (alone,) = search.tables(newer, tmp_path)
+    assert table.rows == alone.rows
+    assert [*alone.notes, "Left out, since another version of the code made them: 2 runs."] == table.notes
+    (fewer,) = search.tables([older[0], *newer[1:]], tmp_path)  # as if the first row were made by older code
+    assert [row[1] for row in fewer.rows] == ["–", "1.8000", "2.5000", "–"]
 
 
 def test_a_sweep_that_nobody_started_has_no_table(tmp_path):
