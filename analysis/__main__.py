@@ -165,6 +165,8 @@ def _say(known: records.Records) -> None:
         print(f"older code {paths[0]}{more}: {first} changed since (force=stale repeats a run)")
     if unknown := sum(not record.code for record in known.runs):
         print(f"unknown code: {unknown} of {len(known.runs)} runs do not name the code that made them")
+    if otherwise := sum(map(provenance.checked_otherwise, known.runs)):
+        print(f"older checks: {otherwise} of {len(known.runs)} runs passed others than this checkout has, or name none")
     for error in known.damaged:
         print(f"damaged: {error}", file=sys.stderr)
 

@@ -6,8 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from analysis import schema
+from harness.checks.names import wanting
 from harness.config.errors import RecordError
 from harness.records import scores
+from harness.records.code import listed
 from harness.records.curve import CURVE, METRICS
 from harness.records.identity import SCHEMA_VERSION
 
@@ -166,4 +168,8 @@ def _failed_checks(result: dict) -> str | None:
     failed = [check["name"] for check in checks.get("results") or [] if check.get("passed") is False]
     if failed:
         return f"checks failed: {', '.join(failed)}"
-    return None if checks.get("passed") is True else "not checked"
+    if checks.get("passed") is not True:
+        return "not checked"
+    tried = {check["name"]: check.get("passed") for check in checks.get("results") or []}
+    lacking = wanting(tried, trained=result.get("status") != "diverged")
+    return f"checks not tried: {listed(lacking)}" if lacking else None

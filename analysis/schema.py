@@ -116,8 +116,11 @@ class Checks(Part):
 
 
 class Code(Part):
+    """checks: the digest of those that the run passed; null or absent in records of before it was kept."""
+
     digest: str = Name
     modules: dict[str, str]
+    checks: str | None = None
 
 
 class ContextPolicy(Part):

@@ -6,18 +6,33 @@ import math
 import re
 import subprocess
 import sys
-import types
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pandas as pd
 import pytest
 
-from analysis import figures, frame, memory, models, pages, quality, records, render, report, selection, styles, tables
+from analysis import (
+    figures,
+    frame,
+    memory,
+    models,
+    pages,
+    provenance,
+    quality,
+    records,
+    render,
+    report,
+    selection,
+    styles,
+    tables,
+)
 from analysis.__main__ import main
 from analysis.curve import Curve
 from analysis.statistics import Summary, summarise
+from harness.checks.names import AFTER_TRAINING, BEFORE_TRAINING
 from harness.config.errors import RecordError
+from harness.records.code import checks_digest
 
 ROOT = Path(__file__).resolve().parent.parent
 CONTEXTS = (1024, 32768, 131072)
@@ -35,8 +50,9 @@ def state_bytes(model, context):
 def write_run(folder, model="ltc", seed=0, bits=2.0, solver=None, status="finished", accuracy=None, **more):
     """Writes one small record as a run leaves it.
 
-    more: learning_rate, device_name, passed, tokens, speed, validation (bits per byte; as on test), busy, size, code
-    ({module: digest}), policy (what a prediction may see), memory (bytes that generation adds), git.
+    more: learning_rate, device_name, passed, tokens, speed, validation (bits per byte; as on test), size, code
+    ({module: digest}), busy (None: not known), policy (what a prediction may see), memory (bytes that generation adds),
+    git.
     """
     passed, task = more.get("passed", True), "mqar" if accuracy is not None else "sotu"
     config = {"model": {"name": model}, "trainer": {"learning_rate": more.get("learning_rate", 0.001)}, "seed": seed}
@@ -73,14 +89,16 @@ def write_run(folder, model="ltc", seed=0, bits=2.0, solver=None, status="finish
     result |= {"parameters": {"total": 1_000_448, "non_embedding": 934_912}, "training": training}
     result |= {"evaluation": {"validation": validation, "test": test, "extrapolation": longer}}
     result |= {"measurement": machine | {"contexts": rows}}
-    if "busy" in more:
-        load = {"other_cpu": 0.4 if more["busy"] else 0.01, "busy": more["busy"]}
+    if (busy := more.get("busy", False)) is not None:
+        load = {"other_cpu": 0.4 if busy else 0.01, "busy": busy}
         training["load"] = result["measurement"]["load"] = load
     if "code" in more:
         result["code"] = {"digest": digest_of(more["code"]), "modules": more["code"]}
     if "policy" in more:
         result["context_policy"] = more["policy"]
     checks = [{"name": "causality", "passed": passed}, {"name": "oracle", "passed": None}]
+    known = {check["name"] for check in checks}
+    checks += [{"name": name, "passed": True} for name in (*BEFORE_TRAINING, *AFTER_TRAINING) if name not in known]
     result |= {"checks": {"passed": passed, "results": checks}}
     if status == "diverged":
         result |= {"evaluation": None, "measurement": None}
@@ -217,6 +235,42 @@ def test_only_true_passes(tmp_path, checks):
     result = json.loads((path / "result.json").read_text())
     (path / "result.json").write_text(json.dumps(result | {"checks": checks}))
     assert records.load([tmp_path]).refused == [(path, "not checked")]
+
+
+def test_a_record_that_lacks_a_check_is_refused_and_the_check_named(tmp_path):
+    path = write_run(tmp_path)
+    result = json.loads((path / "result.json").read_text())
+    every = result["checks"]["results"]
+    for lacking in ("scan", "hidden_memory"):
+        untried = [check | {"passed": None} if check["name"] == lacking else check for check in every]
+        for results in (untried, [check for check in every if check["name"] != lacking]):
+            result["checks"]["results"] = results
+            (path / "result.json").write_text(json.dumps(result))
+            assert records.load([tmp_path]).refused == [(path, f"checks not tried: {lacking}")]
+    result["checks"]["results"] = []
+    (path / "result.json").write_text(json.dumps(result))
+    ((_, reason),) = records.load([tmp_path]).refused
+    assert reason == "checks not tried: contract, causality, causality_by_perturbation and 28 more"
+
+
+def test_a_diverged_run_has_no_checks_of_trained_weights(tmp_path):
+    path = write_run(tmp_path, status="diverged")
+    result = json.loads((path / "result.json").read_text())
+    kept = [check for check in result["checks"]["results"] if check["name"] not in AFTER_TRAINING]
+    result["checks"]["results"] = kept
+    (path / "result.json").write_text(json.dumps(result))
+    assert len(records.load([tmp_path]).runs) == 1
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_runs_that_passed_other_checks_are_counted(tmp_path, capsys):
+    paths = [write_run(tmp_path / "runs", model, code={"arch.ltc": "a"}) for model in ("ltc", "gru", "lstm")]
+    for path, digest in zip(paths, (checks_digest(), "0" * 16), strict=False):
+        result = json.loads((path / "result.json").read_text())
+        result["code"]["checks"] = digest
+        (path / "result.json").write_text(json.dumps(result))
+    assert main([str(tmp_path / "runs"), "--output", str(tmp_path / "out")]) == 0
+    assert "older checks: 2 of 3 runs passed others" in capsys.readouterr().out
 
 
 def test_one_failed_check_outweighs_a_verdict_that_all_passed(tmp_path):
@@ -761,9 +815,11 @@ def test_records_of_older_code_are_named(tmp_path, capsys, monkeypatch):
     old = write_run(tmp_path / "runs", "ltc", 0, code={"arch.ltc": "old"})
     write_run(tmp_path / "runs", "gru", 0, code={"arch.gru": "new"})
     write_run(tmp_path / "runs", "lstm", 0)
-    helper = types.ModuleType("harness.records.code")
-    helper.changed_modules = lambda code, root: [name for name, digest in code["modules"].items() if digest == "old"]
-    monkeypatch.setitem(sys.modules, "harness.records.code", helper)
+
+    def changed(code, root):
+        return [name for name, digest in (code or {}).get("modules", {}).items() if digest == "old"]
+
+    monkeypatch.setattr(provenance, "changed_modules", changed)
     assert main([str(tmp_path / "runs"), "--output", str(tmp_path / "out")]) == 0
     said = capsys.readouterr().out
     assert f"older code {old}: arch.ltc changed since" in said

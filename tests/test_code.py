@@ -98,6 +98,7 @@ def test_only_a_change_of_the_syntax_tree_is_a_change(described, checkout):
     (checkout / "arch" / "ltc" / "scan_triton.py").write_text("raise SystemError\n")
     (checkout / "harness" / "checks" / "checks.py").unlink()
     assert code.changed_modules(described, checkout) == []
+    assert code.checks_digest(checkout) != described["checks"] == code.checks_digest()
     edit(solvers, "1 / 6", "1 / 5")
     (checkout / "arch" / "ltc" / "scan.py").unlink()
     assert code.changed_modules(described, checkout) == ["arch.ltc.scan", "arch.solvers"]

@@ -147,7 +147,7 @@ def test_a_run_shows_its_configuration_its_checks_its_code_and_its_machine(folde
     for fact in (result["code"]["digest"], "CPU of tests, 2 threads", "40.0 % by other processes: busy", "c" * 40):
         assert fact in shown
     assert "causality" in shown
-    assert "1 of 1 passed, no oracle" in shown
+    assert "30 of 30 passed, no oracle" in shown
     assert "&#34;learning_rate&#34;: 0.001" in shown
 
 

@@ -140,8 +140,10 @@ def test_every_command_of_a_finding_composes():
         bench.arguments(shlex.split(command)[3:])
 
 
-def test_a_clean_commit_made_every_shared_record():
-    assert records.unclean(records.load([run.ROOT / "results"]).runs) == []
+def test_every_shared_record_counts_and_a_clean_commit_made_it():
+    known = records.load([run.ROOT / "results"])
+    assert known.refused == []
+    assert records.unclean(known.runs) == []
 
 
 def test_the_shared_records_make_a_table_with_every_run(monkeypatch, tmp_path):

@@ -17,8 +17,10 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.sweeper import Sweeper
 
 import run
+from harness.checks.names import AFTER_TRAINING, BEFORE_TRAINING
 from harness.config.errors import RecordError
 from harness.config.experiment import Experiment
+from harness.records import code
 from harness.records.summary import show
 from harness.training import checkpoint
 from harness.training.progress import SweepProgress
@@ -162,6 +164,9 @@ def test_a_run_leaves_a_record_and_is_not_run_twice(monkeypatch, tmp_path, tiny,
     result = json.loads(path.read_text())
     assert result["status"] == "finished"
     assert result["checks"]["passed"] is True
+    names = {check["name"] for check in result["checks"]["results"]}
+    assert {*BEFORE_TRAINING, *AFTER_TRAINING} <= names  # or the analysis would refuse every record from now on
+    assert result["code"]["checks"] == code.checks_digest()
     assert result["evaluation"]["test"]["bits_per_byte"] > 0
     assert result["kernels"] | {"liquid_scan": ["numba"], "rms_norm": ["numba"]} == result["kernels"]
     before = path.stat().st_mtime_ns

@@ -20,8 +20,9 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("arch", "baselines", "harness")
 NEVER = ("analysis", "bench", "run", "sweeps", "tests")
 """What stands in the checkout beside the packages and makes no figure: run.py's work is the recorded configuration."""
+CHECKS = "harness.checks"
 NO_FIGURES = (
-    "harness.checks",  # refuse a run, and change nothing in one that they let pass
+    CHECKS,  # refuse a run, and change nothing in one that they let pass
     "harness.machine.environment",
     "harness.records",
     "harness.training.loggers",
@@ -41,14 +42,21 @@ class Source(NamedTuple):
 
 
 def describe(config: dict, kernels: Iterable[str] = ()) -> dict:
-    """Returns the record's "code": {"digest", "modules": {module: digest}}, as this process imported the modules.
+    """Returns the record's "code": {"digest", "modules": {module: digest}, "checks": digest of harness/checks}.
 
-    config: the resolved configuration of the run. kernels: the modules of the kernels that served it.
+    All as this process imported them. config: the resolved configuration of the run. kernels: the modules of those
+    that served it.
     """
     remember()
     roots = {ENTRY, *_targets({key: part for key, part in config.items() if key != "logger"}), *kernels}
     modules = {module: _as_imported(module, path).digest for module, path in sorted(_reached(roots).items())}
-    return {"digest": _short(repr(sorted(modules.items()))), "modules": modules}
+    return {"digest": _short(repr(sorted(modules.items()))), "modules": modules, "checks": checks_digest()}
+
+
+def checks_digest(root: Path = ROOT) -> str:
+    """The digest of the checks under `root`, which make no figure and are no part of a run's own digest."""
+    paths = sorted(root.joinpath(*CHECKS.split(".")).glob("*.py"))
+    return _short(repr([(path.name, (_remembered.get(path) or read(path)).digest) for path in paths]))
 
 
 def remember() -> None:
