@@ -249,6 +249,51 @@ def test_a_collection_of_the_other_files_is_left_out_but_not_a_shared_head(tmp_p
     assert files["left_out"] == {reason: {"count": 2, "names": ["all.txt", "edited.txt"]}}
 
 
+def story(*chapters, words=240):
+    """Text of chapters of so many words each, the same for the same number."""
+    return "\n".join(" ".join(f"word{chapter}x{place}" for place in range(words)) for chapter in chapters)
+
+
+def homes(folder, text):
+    """The splits that hold `text`, and the names of the files that go together."""
+    task = LocalText(str(folder))
+    found = {split for split in SPLITS if text.encode() in task.streams[split].tobytes()}
+    return found, [group["names"] for group in task.describe()["files"].get("together", [])]
+
+
+def test_a_story_and_an_anthology_of_which_it_is_a_third_stand_in_one_split(tmp_path):
+    for index in range(8):
+        (tmp_path / f"{index}.txt").write_text(story(index))
+    (tmp_path / "anthology.txt").write_text(story(20, 7, 21).replace("\n", " "))  # one long line
+    found, together = homes(tmp_path, story(7))
+    assert (len(found), together) == (1, [["7.txt", "anthology.txt"]])
+    (tmp_path / "anthology.txt").write_text(story(*range(20, 40)) + story(7, words=40))  # a sixth of the story
+    assert homes(tmp_path, story(7))[1] == []
+
+
+def test_lists_that_share_short_lines_stand_in_one_split_whatever_their_order(tmp_path):
+    for index in range(6):
+        (tmp_path / f"{index}.txt").write_text("\n".join(f"name{index}x{place}" for place in range(50)))
+    merged = sorted(f"name{index}x{place}" for index in (5, 8) for place in range(50))
+    (tmp_path / "merged.txt").write_text("\n".join(merged[::-1]))
+    assert homes(tmp_path, "name5x7")[1] == [["5.txt", "merged.txt"]]
+
+
+def test_a_head_that_many_files_carry_does_not_join_them(tmp_path):
+    for index in range(12):
+        (tmp_path / f"{index:02}.txt").write_text(story(99) + "\n" + story(index, words=400))
+    assert homes(tmp_path, story(3))[1] == []
+    (tmp_path / "quoting.txt").write_text(story(3, 50))
+    assert homes(tmp_path, story(3))[1] == [["03.txt", "quoting.txt"]]
+
+
+def test_files_that_all_share_much_are_refused(tmp_path):
+    for index in range(5):
+        (tmp_path / f"{index}.txt").write_text(story(99, index, 9 + index))
+    with pytest.raises(TaskError, match=r"share too much to be split.*0.txt with 1.txt, 2.txt, 3.txt, \.\.\."):
+        _ = LocalText(str(tmp_path)).digest
+
+
 def test_what_is_left_out_does_not_change_the_corpus(tmp_path):
     clean, littered = tmp_path / "clean", tmp_path / "littered"
     clean.mkdir()

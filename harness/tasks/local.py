@@ -10,21 +10,25 @@ from typing import Any
 
 from harness.config.errors import TaskError
 from harness.config.ranges import Glob, HeldOut, HeldOutEvery, Name, PathName
+from harness.tasks import overlap
+from harness.tasks.task import SPLITS
 from harness.tasks.text import JOIN, TextTask, by_document, by_fraction
 
 NAMED_IN_RECORD = 100
 NAMED_ON_SCREEN = 3
-TELLING_LINE = 32
-"""Bytes from which on a line that stands in two files is taken for a copy; shorter ones recur by themselves."""
 NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass
 class Survey:
-    """What became of the files of a folder. taken: names, in order. left_out: names by the reason."""
+    """What became of the files of a folder. taken: names, in order. left_out: names by the reason.
+
+    together: the names of those that share much, and so stand in one split.
+    """
 
     taken: list[str] = field(default_factory=list)
     left_out: dict[str, list[str]] = field(default_factory=dict)
+    together: list[list[str]] = field(default_factory=list)
 
     def leave_out(self, name: str, reason: str) -> None:
         self.left_out.setdefault(reason, []).append(name)
@@ -32,12 +36,16 @@ class Survey:
     def to_dict(self) -> dict[str, Any]:
         """Counts and the first names, as the record holds them."""
         left_out = {reason: _counted(names) for reason, names in self.left_out.items()}
-        return {"taken": _counted(self.taken), "left_out": left_out}
+        facts = {"taken": _counted(self.taken), "left_out": left_out}
+        together = [_counted(names) for names in self.together[:NAMED_IN_RECORD]]
+        return facts | {"together": together} if together else facts
 
     def __str__(self) -> str:
         reasons = [f"{len(names):,} {reason} ({_listed(names)})" for reason, names in self.left_out.items()]
         taken = f"{len(self.taken):,} taken" + (f" ({_listed(self.taken)})" if self.taken else "")
-        return f"{taken}; left out: {', '.join(reasons) or 'none'}"
+        groups = [f"{names[0]} with {_listed(names[1:])}" for names in self.together]
+        together = f"; sharing much, and so in one split: {_listed(groups)}" if groups else ""
+        return f"{taken}; left out: {', '.join(reasons) or 'none'}{together}"
 
 
 def _counted(names: list[str]) -> dict[str, Any]:
@@ -53,10 +61,10 @@ class LocalText(TextTask):
 
     One file is cut contiguously: its end is for test, what lies before it for validation. A folder (files matching
     `pattern`, searched recursively, in the order of their names) is split by document, one of every `holdout_every`
-    in validation and one in test; a folder of fewer than three texts is joined and cut as one. Of a folder, hidden
-    files and folders, links to folders, files that are not UTF-8 or hold white space alone, and every copy of a text
-    taken before are left out, as are files whose lines mostly stand in texts taken before (a collection of them, an
-    edited copy); the record and the screen say which.
+    in validation and one in test, where files that share much (harness/tasks/overlap.py) count as one; a folder of
+    fewer than three texts is joined and cut as one. Of a folder, hidden files and folders, links to folders, files that
+    are not UTF-8 or hold white space alone, and every copy of a text taken before are left out, as are files whose
+    lines mostly stand in texts taken before (a collection, an edited copy); the record and the screen say which.
     """
 
     def __init__(
@@ -105,7 +113,10 @@ class LocalText(TextTask):
         return data
 
     def _folder(self, folder: Path) -> list[bytes]:
-        """The texts of a folder, in the order of their paths. Raises TaskError where there is none."""
+        """The texts of a folder, in the order of their paths, those joined that share much.
+
+        Raises TaskError where there is none, and where too few are left to be split.
+        """
         self.survey, matching = Survey(), _matching(folder, self.pattern)
 
         def unwanted(path: Path) -> str | None:
@@ -118,7 +129,16 @@ class LocalText(TextTask):
                 f"UTF-8 texts whose names match task.pattern={self.pattern!r}.",
                 "correct task.path (relative to the current folder), or task.pattern for other file names.",
             )
-        return list(documents.values())
+        names, texts = list(documents), list(documents.values())
+        found = overlap.groups(texts)
+        self.survey.together = [[names[number] for number in group] for group in found if len(group) > 1]
+        if self.survey.together and len(found) < len(SPLITS):
+            raise TaskError(
+                f"The files of task.path={self.path} share too much to be split: {self.survey}.",
+                f"texts of which at least {len(SPLITS)} share less than a fifth with any other.",
+                "remove what repeats others; or give one file, which is cut by position.",
+            )
+        return [JOIN.join(texts[number] for number in group) for group in found]
 
 
 def distinct_texts(
@@ -147,7 +167,7 @@ def distinct_texts(
             survey.leave_out(name, "without text")
         elif text in seen:
             survey.leave_out(name, "with the text of another")
-        elif _known_part(own := _telling_lines(data), lines) > 0.5:
+        elif _known_part(own := overlap.telling_lines(data), lines) > 0.5:
             survey.leave_out(name, "with more than half of its lines in others")
         else:
             seen.add(text)
@@ -155,10 +175,6 @@ def distinct_texts(
             survey.taken.append(name)
             documents[name] = data
     return documents
-
-
-def _telling_lines(data: bytes) -> list[bytes]:
-    return [line for line in map(bytes.strip, data.splitlines()) if len(line) >= TELLING_LINE]
 
 
 def _known_part(own: list[bytes], lines: set[int]) -> float:
