@@ -41,8 +41,11 @@ def _figure(split: str, figures: dict) -> str:
 
 
 def _busy(part: dict) -> str:
-    """What is said beside a speed that other processes disturbed."""
-    return " (busy machine)" if (part.get("load") or {}).get("busy") is True else ""
+    """What is said beside a speed that other processes disturbed, or may have."""
+    load = part.get("load") or {}
+    if load.get("busy") is True:
+        return " (busy machine)"
+    return " (load not known)" if load.get("other_cpu") is None else ""
 
 
 def _measured(row: dict) -> bool:

@@ -36,7 +36,8 @@ def runs(records: Iterable[Record]) -> pd.DataFrame:
     threads; rates compare within one machine only. table: runs compare within one task, size and data. recipe: the same
     for runs of one budget and trainer, whatever their tuned keys. elsewhere: the block where it is not the model's own.
     grows: whether the state grows with the context where no policy cuts it. longest: the longest sequences that the
-    task was scored at, and test_at_longest the score.
+    task was scored at, and test_at_longest the score. train_busy, decode_busy: whether other processes took a good part
+    of the processors while speeds were measured. train_unknown, decode_unknown: whether nothing tells that.
     """
     records = list(records)
     frame = pd.DataFrame([_row(record) for record in records])
@@ -83,17 +84,14 @@ def _row(record: Record) -> dict[str, Any]:
     )
     at_longest = next((longest[metric] for metric in METRICS if longest.get(metric) is not None), None)
     row |= {"longest": longest.get("length"), "test_at_longest": at_longest}
-    row |= {f"{what}_busy": _busy(part) for what, part in (("train", training), ("decode", measurement))}
+    for what, part in (("train", training), ("decode", measurement)):
+        load = part.get("load") or {}
+        row |= {f"{what}_busy": load.get("busy") is True, f"{what}_unknown": load.get("other_cpu") is None}
     row |= {"digest": result["data"].get("digest"), "diverged_at": (training.get("divergence") or {}).get("update")}
     for measured in measurement.get("contexts", []):
         for key in MEASURED:
             row[f"{key}_{measured['context']}"] = measured.get(key)
     return row
-
-
-def _busy(part: dict) -> bool:
-    """Whether other processes took a good part of the processors while the speeds of `part` were measured."""
-    return (part.get("load") or {}).get("busy") is True
 
 
 def _context(result: dict) -> str | None:

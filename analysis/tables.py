@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
+from typing import Literal
 
 import pandas as pd
 
@@ -16,18 +17,18 @@ from analysis.statistics import Summary, summarise
 class Column:
     """One figure of a run: its column in the frame, its heading, how a summary is shown.
 
-    busy: the column that says whether other processes disturbed the figure; "" for one that nothing disturbs.
+    timed: how the columns begin that say whether other processes disturbed the figure; "" where nothing disturbs it.
     """
 
     key: str
     heading: str
     show: Callable[[Summary], str]
-    busy: str = ""
+    timed: Literal["", "train", "decode"] = ""
 
 
 PARAMETERS = Column("parameters", "parameters", lambda s: count(s.mean))
-SPEED = Column("tokens_per_second", "train tokens/s", lambda s: spread(s, 0), "train_busy")
-LATENCY = Column("decode_ms_p50_1024", "decode ms/token at 1k", lambda s: spread(s, 2), "decode_busy")
+SPEED = Column("tokens_per_second", "train tokens/s", lambda s: spread(s, 0), "train")
+LATENCY = Column("decode_ms_p50_1024", "decode ms/token at 1k", lambda s: spread(s, 2), "decode")
 STATE_1K = Column("state_bytes_1024", "state at 1k", lambda s: si_bytes(s.mean))
 STATE_32K = Column("state_bytes_32768", "state at 32k", lambda s: si_bytes(s.mean))
 MEMORY = Column("generation_memory_bytes_32768", "memory at 32k", lambda s: si_bytes(s.mean))
@@ -40,7 +41,7 @@ QUALITY = {
 }
 VALIDATION = tuple(HIGHER_IS_BETTER)
 UNITS = {"k": 1e3, "m": 1e6, "b": 1e9}
-BUSY, SOME_BUSY = "busy", "*"
+BUSY, SOME_BUSY, UNKNOWN = "busy", "*", "?"
 UNTUNED = "Learning rates were not tuned here: rows compare how fast each learns at one rate."
 AROUND = "Around it: the block, the short convolution on its way or in the mixer, whether the head is the embedding."
 
@@ -93,7 +94,7 @@ def _comparison(name: str, title: str, runs: pd.DataFrame, quality: Column) -> T
     rows, data, paths = [], [], []
     for group in _ordered(runs, quality.key):
         paths.append(_paths(group))
-        summaries = {column.key: summarise(_quiet(group, column)) for column in columns}
+        summaries = {column.key: summarise(_values(_quiet(group, column), column.key)) for column in columns}
         cells = [_cell(group, column, summaries[column.key]) for column in columns]
         if group["status"].iloc[0] == "diverged":
             cells[columns.index(quality)] = _divergence(group)
@@ -146,17 +147,27 @@ def _ordered(runs: pd.DataFrame, quality: str) -> list[pd.DataFrame]:
     return sorted(_rows(runs), key=rank)
 
 
-def _quiet(group: pd.DataFrame, column: Column) -> list[float]:
-    """The figures of a column without those that other processes disturbed."""
-    return _values(group[~group[column.busy]] if column.busy else group, column.key)
+def _quiet(group: pd.DataFrame, column: Column) -> pd.DataFrame:
+    """The runs whose figure of a column other processes did not disturb, as far as is known."""
+    return group[~group[f"{column.timed}_busy"]] if column.timed else group
 
 
-def _cell(group: pd.DataFrame, column: Column, quiet: Summary) -> str:
-    """The summary as shown; `busy` where every figure was disturbed, a star where some are left out."""
-    left_out = summarise(_values(group, column.key)).count - quiet.count
-    if left_out and not quiet.count:
+def _cell(group: pd.DataFrame, column: Column, summary: Summary) -> str:
+    """The summary of the quiet runs as shown, marked where some are left out and where the load of some is not known.
+
+    `busy` where every figure was disturbed.
+    """
+    left_out = summarise(_values(group, column.key)).count - summary.count
+    if left_out and not summary.count:
         return BUSY
-    return column.show(quiet) + SOME_BUSY * (left_out > 0)
+    return column.show(summary) + SOME_BUSY * (left_out > 0) + UNKNOWN * _unknown(_quiet(group, column), column)
+
+
+def _unknown(quiet: pd.DataFrame, column: Column) -> bool:
+    """Whether nothing tells what disturbed one of these figures."""
+    if not column.timed or column.key not in quiet:
+        return False
+    return bool((quiet[column.key].notna() & quiet[f"{column.timed}_unknown"]).any())
 
 
 def _values(group: pd.DataFrame, key: str) -> list[float]:
@@ -200,11 +211,13 @@ def _notes(runs: pd.DataFrame, machines: list[str], cells: list[str]) -> list[st
         notes.append(f"Machines: {named}. Speeds compare within one machine only.")
     if max(len(group) for group in _rows(runs)) > 1:
         notes.append("Mean ± standard deviation over seeds.")
-    if any(cell == BUSY or cell.endswith(SOME_BUSY) for cell in cells):
+    if any(cell == BUSY or cell.rstrip(UNKNOWN).endswith(SOME_BUSY) for cell in cells):
         notes.append(
             "Speeds measured while other processes took more than a tenth of the processors are left out: "
             "* marks a mean without them, busy a row that has no others."
         )
+    if any(cell.endswith(UNKNOWN) for cell in cells):
+        notes.append("Speeds measured while nothing told how busy the machine was are marked ?.")
     if "choice" in runs and runs["choice"].any():
         notes.append(
             "Where runs differ in tuned keys alone, the best on validation is shown (its mean over the seeds that all "
@@ -221,6 +234,9 @@ def _notes(runs: pd.DataFrame, machines: list[str], cells: list[str]) -> list[st
     if "older" in runs and runs["older"].any():
         older = dict.fromkeys(runs.loc[runs["older"], "label"])
         notes.append(f"Recorded by older code than this checkout's: {'; '.join(older)}.")
+    if (runs["code"] == "").any():
+        unnamed = dict.fromkeys(runs.loc[runs["code"] == "", "label"])
+        notes.append(f"Recorded without the name of the code: {'; '.join(unnamed)}.")
     if _has(runs, MEMORY.key):
         notes.append(
             "Memory: what generating after 32,768 tokens takes beyond the loaded model, in a process of its own."

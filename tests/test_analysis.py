@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 
 from analysis import (
+    example,
     figures,
     frame,
     memory,
@@ -851,16 +852,44 @@ def test_speeds_of_a_busy_machine_are_left_out_of_means_and_marked(tmp_path):
     for seed, (speed, busy) in enumerate(((9000, False), (9200, False), (2000, True))):
         write_run(tmp_path, "ltc", seed, 2.0, speed=speed, busy=busy)
     write_run(tmp_path, "gru", 0, 2.1, speed=100, busy=True)
-    write_run(tmp_path, "lstm", 0, 2.2, speed=8000)  # recorded before the load was
+    write_run(tmp_path, "lstm", 0, 2.2, speed=8000, busy=None)  # recorded before the load was
     (table,) = comparison(tmp_path)
     shown = {row["model"]: (row["train tokens/s"], row["decode ms/token at 1k"]) for row in cells(table)}
-    assert shown == {"ltc": ("9,100 ± 141*", "1.50 ± 0.00*"), "gru": ("busy", "busy"), "lstm": ("8,000", "1.50")}
+    assert shown == {"ltc": ("9,100 ± 141*", "1.50 ± 0.00*"), "gru": ("busy", "busy"), "lstm": ("8,000?", "1.50?")}
     assert "* marks a mean without them" in " ".join(table.notes)
+    assert "how busy the machine was are marked ?." in " ".join(table.notes)
     assert table.data.set_index("model").loc["ltc", "tokens_per_second"] == 9100
 
 
 def test_a_quiet_machine_needs_no_note(folder):
     assert "busy" not in " ".join(comparison(folder)[0].notes)
+
+
+def test_of_several_seeds_one_whose_load_is_not_known_marks_the_mean(tmp_path):
+    for seed, busy in enumerate((False, None, True)):
+        write_run(tmp_path, "ltc", seed, 2.0, busy=busy)
+    write_run(tmp_path, "gru", 0, status="diverged", busy=None)
+    (table,) = comparison(tmp_path)
+    shown = {row["model"]: (row["train tokens/s"], row["decode ms/token at 1k"]) for row in cells(table)}
+    assert shown == {"ltc": ("9,000 ± 0*?", "1.50 ± 0.00*?"), "gru": ("9,000?", "–")}
+
+
+@pytest.mark.parametrize(("busy", "said"), [(True, " (busy machine)"), (False, ""), (None, " (load not known)")])
+def test_the_example_says_what_is_known_of_the_machine_beside_its_speeds(tmp_path, busy, said):
+    path = write_run(tmp_path, "ltc", 0, 2.0, speed=8000, busy=busy)
+    result = json.loads((path / "result.json").read_text())
+    result["evaluation"]["sample"] = {"prompt": "A", "text": "b"}
+    (path / "result.json").write_text(json.dumps(result))
+    lines = example.summary(records.load([tmp_path]).runs).splitlines()
+    assert [line for line in lines if line.endswith(f"8,000 tokens/s{said}")]
+    assert [line for line in lines if line.endswith(f"1.50 ms a token{said}")]
+
+
+def test_rows_whose_code_is_not_named_are_told(tmp_path):
+    write_run(tmp_path, "ltc", 0, 2.0)
+    write_run(tmp_path, "gru", 0, 2.0, code={"arch.gru": "a"})
+    (table,) = comparison(tmp_path)
+    assert "Recorded without the name of the code: ltc." in table.notes
 
 
 def test_context_policy_and_memory_of_generation_are_columns_where_they_are_known(tmp_path):

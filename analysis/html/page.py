@@ -344,7 +344,7 @@ def _load(part: dict) -> str:
     """The share of the processors that other processes had, and whether its speeds count."""
     load = part.get("load") or {}
     if load.get("other_cpu") is None:
-        return ""
+        return "not known"
     return f"{100 * load['other_cpu']:.1f} % by other processes" + (
         ": busy, its speeds do not count" * bool(load.get("busy"))
     )
