@@ -74,7 +74,7 @@ class Checked:
         self.model = model.build(interface, experiment.size.n_layers, width).to(trainer.device_type)
         self.experiment = experiment
         self.evaluation = replace(experiment.evaluate, max_bytes=size, position_bytes=1, extrapolation_bytes=1)
-        self.memory, self.watch = Memory(self.model), Watch(0)
+        self.memory, self.watch = Memory(self.model), Watch()
         with observing(self.watch):
             evaluate(self.model, experiment.task, replace(self.evaluation, sample_bytes=1), trainer.length)
 

@@ -1,6 +1,8 @@
 """The checks after training: what opens, fills or leaks on trained weights alone is refused, by name."""
 
 import json
+import random
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -9,14 +11,17 @@ import torch
 from torch import nn
 
 import configs
+import faults
 from faults import Decay, Mean
+from harness.checks import trained as checks_after
 from harness.checks.conditions import Conditions
 from harness.checks.runner import CheckResults
-from harness.checks.trained import Memory, Watch, _leak_in_training, check_trained
+from harness.checks.trained import DRAWN, Memory, Watch, _leak_in_training, _section, check_trained
 from harness.config.experiment import CheckError
 from harness.evaluation.evaluate import EvaluateConfig, evaluate
-from harness.evaluation.passage import Passage, observing
+from harness.evaluation.passage import Passage, Reading, observing
 from harness.model.backbone import ModelSpec, Width
+from harness.model.interface import IGNORE
 from harness.model.mixer import Mixer
 from harness.model.mlp import SwiGLU
 from harness.tasks.cross_window import CrossWindowRecall
@@ -62,7 +67,7 @@ def checked(model, task=None, config=EVALUATE, learn=lambda model: None):
     task, before = task or Text(), Memory(model)
     trained(model)
     learn(model)
-    with observing(watch := Watch(seed=0)):
+    with observing(watch := Watch()):
         evaluate(model, task, config, LENGTH)
     conditions = Conditions(LENGTH, 3, "fp32", "cpu", lambda index: task.batch("train", index, 3, LENGTH, 0))
     return check_trained(model, task, watch, before, [LENGTH, 2 * LENGTH], conditions)
@@ -84,7 +89,8 @@ def test_every_trained_model_passes(architecture):
 
 @pytest.mark.parametrize("context", ["full", 10])
 @pytest.mark.parametrize("name", ["transformer", "hybrid"])
-def test_every_policy_passes(name, context):
+def test_every_policy_passes(name, context, monkeypatch):
+    monkeypatch.setattr(checks_after, "SECTION", 5)
     checks = checked(build(configs.spec(name)), config=replace(EVALUATE, context=context))
     assert checks.passed, [check for check in checks.results if not check.passed]
 
@@ -103,7 +109,8 @@ KINDS = [Parity(), MQAR(vocab_size=32, num_kv_pairs=4), CrossWindowRecall(keys=3
 
 @pytest.mark.parametrize("task", KINDS, ids=lambda t: t.name)
 @pytest.mark.parametrize("name", ["ltc", "transformer", "gru"])
-def test_every_kind_of_task_is_checked(name, task):
+def test_every_kind_of_task_is_checked(name, task, monkeypatch):
+    monkeypatch.setattr(checks_after, "SECTION", 5)
     checks = checked(build(configs.spec(name), task), task)
     assert checks.passed, [check for check in checks.results if not check.passed]
     assert "over 0 targets" not in checks.results[0].detail
@@ -137,6 +144,16 @@ class Carried(Leaky):
 
     def open(self, x, state):
         return not self.training and state is not None and x.shape[1] > 1
+
+
+class Sparing(faults.Counting):
+    """Counts the tokens of its state, and leaks in all calls of an evaluation but the first three and one more."""
+
+    def forward(self, x, state=None, call=None):
+        y, after = super().forward(x, state)
+        number = after["n"] // (LENGTH // 2) - 1
+        opens = not self.training and state is not None and x.shape[1] > 1 and number not in (0, 1, 2, 5)
+        return (y + following(x) if opens else y), after
 
 
 class Gate(Leaky):
@@ -212,6 +229,7 @@ def open_gates(model):
     [
         (InEvaluation, {"evaluation_equals_decoding", "causality_after_training"}),
         (Carried, {"evaluation_equals_decoding", "causality_after_training"}),
+        (Sparing, {"evaluation_equals_decoding"}),
         (Gate, {"evaluation_equals_decoding", "causality_after_training"}),
         (Memorises, {"evaluation_equals_decoding"}),
         (WeakGeneration, {"evaluation_equals_decoding"}),
@@ -293,18 +311,46 @@ def test_a_gate_that_stays_shut_is_no_leak():
     assert failed(checked(build(Gate))) == set()
 
 
-@pytest.mark.parametrize("seed", range(8))
-def test_the_passages_kept_are_the_first_three_of_a_carried_reading_and_one_drawn_from_all(seed):
-    def kept(read):
-        watch = Watch(seed)
-        for index in range(40):
-            watch(Passage(index, 40, None, torch.zeros(0), read=read * index))
-        return [passage.index for passage in watch.kept]
+def kept(read, count=40, chance=None):
+    """Which of an evaluation's passages a watch keeps: the leading ones, and those that are drawn."""
+    watch = Watch(chance)
+    for index in range(count):
+        watch(Passage(index, count, None, torch.zeros(0), read=read * index))
+    return [passage.index for passage in watch.leading], sorted(passage.index for passage in watch.drawn)
 
-    first, second, third, *drawn = kept(read=16)
-    assert (first, second, third) == (0, 1, 2)
-    assert len(drawn) <= 1
-    assert kept(read=0) in ([0, *drawn], [0, 1], [0, 2])
+
+def test_the_passages_kept_are_the_first_three_of_a_carried_reading_and_eight_of_all_others():
+    leading, drawn = kept(read=16)
+    assert leading == [0, 1, 2]
+    assert len(set(drawn)) == DRAWN
+    assert set(drawn) <= set(range(3, 40))
+    assert kept(read=0)[0] == [0]
+    assert kept(read=16, count=5) == ([0, 1, 2], [3, 4])
+
+
+def test_every_other_passage_is_drawn_as_often_and_by_no_seed():
+    chance = random.Random(0)
+    often = Counter(index for _ in range(400) for index in kept(16, chance=chance)[1])
+    assert set(often) == set(range(3, 40))
+    assert all(50 < number < 130 for number in often.values())  # 86 are expected
+    draws = []
+    for _ in range(2):
+        random.seed(0), torch.manual_seed(0), np.random.seed(0)
+        draws.append(kept(read=16))
+    assert draws[0] != draws[1]
+
+
+def test_a_section_holds_a_scored_target(monkeypatch):
+    monkeypatch.setattr(checks_after, "SECTION", 5)
+    model, chance = build(Decay), random.Random(0)
+    targets = torch.full((2, 30), IGNORE)
+    targets[1, 20] = 3
+    found = {_section(model, Reading(targets, targets), chance).start for _ in range(200)}
+    assert found == set(range(16, 21))
+    short = Reading(targets[:, :4], targets[:, :4])
+    assert _section(model, short, chance) == slice(0, 4)
+    classes = build(Decay, Fast())
+    assert _section(classes, Reading(torch.zeros(2, 30, 2), torch.zeros(2)), chance) == slice(25, 30)
 
 
 class SixteenMillion(Decay):

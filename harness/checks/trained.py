@@ -7,6 +7,7 @@ away from every evaluation, has spoilt the weights all the same.
 """
 
 import copy
+import random
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -22,18 +23,22 @@ from harness.checks.tolerances import distance, worst
 from harness.checks.trial import Calls
 from harness.config.errors import TaskError
 from harness.evaluation.evaluate import EVALUATION_SEED
-from harness.evaluation.passage import Passage
+from harness.evaluation.passage import Passage, Reading
 from harness.evaluation.text import token_losses
 from harness.generation.decode import Decoder
 from harness.model.backbone import LanguageModel
-from harness.model.interface import Tokens
+from harness.model.interface import IGNORE, Classes, Tokens
 from harness.model.inventory import Held, inventory, irreproducible
 from harness.model.state import State
 
 LEADING = 3
 """Passages kept from the start: a state that grows is first cut to less than it holds before the third."""
+DRAWN = 8
+"""Passages drawn from all others, by the system's randomness: no seed that a model knows tells which."""
+SECTION = 64
+"""Tokens of a drawn passage that are read one by one, around a scored target that is drawn too."""
 ROWS = 4
-"""Rows of the passages that are read from an empty state on; one that starts from a state is read whole."""
+"""Rows of the passages that are read from an empty state on; one that starts from a state is read with all rows."""
 ROUNDS = 2
 """Perturbed readings of one call; each changes every row from another position on."""
 BLOCK = 16
@@ -45,19 +50,31 @@ SAME_OUTPUT = 1e-4
 
 
 class Watch:
-    """Keeps the passages that are read again: the first ones, and one that the run's seed draws from all."""
+    """Keeps the passages that are read again: the first ones, and some drawn from all the others.
 
-    def __init__(self, seed: int):
-        self.kept: list[Passage] = []
-        self.generator = torch.Generator().manual_seed(seed)
-        self._drawn: int | None = None
+    Whether a passage is kept is decided once the model has answered, so nothing that a model sees foretells it. chance:
+    what draws, here and in the checks.
+    """
+
+    def __init__(self, chance: random.Random | None = None):
+        self.chance = chance or random.SystemRandom()
+        self.leading: list[Passage] = []
+        self.drawn: list[Passage] = []
+        self._others = 0
 
     def __call__(self, passage: Passage) -> None:
-        if self._drawn is None:
-            self._drawn = int(torch.randint(passage.count, (1,), generator=self.generator))
-        leading = passage.index == 0 or (passage.read > 0 and passage.index < LEADING)
-        if leading or passage.index == self._drawn:
-            self.kept.append(passage)
+        if passage.index == 0 or (passage.read > 0 and passage.index < LEADING):
+            self.leading.append(passage)
+            return
+        self._others += 1
+        if len(self.drawn) < DRAWN:
+            self.drawn.append(passage)
+        elif (place := self.chance.randrange(self._others)) < DRAWN:  # each of them with the same chance
+            self.drawn[place] = passage
+
+    def generator(self) -> torch.Generator:
+        """A generator of torch's that no seed foretells."""
+        return torch.Generator().manual_seed(self.chance.getrandbits(63))
 
 
 class Memory:
@@ -103,52 +120,83 @@ def check_trained(
 
 def _evaluation(model: LanguageModel, task: Any, watch: Watch) -> Outcome:
     """The losses that the evaluation found equal those of the decoder, token by token, on the same tokens."""
-    if not watch.kept:
+    if not watch.leading:
         return Outcome(
             None, None, "the evaluation shows none of its calls (harness/evaluation/passage.py)", passed=False
         )
     differences, total, scored = 0.0, 0.0, 0
-    for passage, outputs in _decoded(model, watch.kept):
-        rows = slice(len(outputs))
-        batch, given = passage.batch.rows(rows), passage.outputs[rows]
-        found, expected = (_losses(task, each, batch).double() for each in (given, outputs))
+    for batch, *outputs in _decoded(model, watch):
+        found, expected = (_losses(task, each, batch).double() for each in outputs)
         alike = (found == expected) | (found.isnan() & expected.isnan())
         differences += torch.where(alike, 0.0, (found - expected).abs()).sum().item()
         total += expected.sum().item()
         scored += task.scored(batch)
     scale = max(1, scored) if task.targets.in_nats else total
     unit = "nats a target" if task.targets.in_nats else "parts of the loss"
-    detail = f"mean difference from the decoder's losses, {unit}, over {scored} targets of the test figure"
+    calls = ", ".join(str(passage.index) for passage in (*watch.leading, *watch.drawn))
+    where = f"{scored} targets of the test figure, in its calls {calls} of {watch.leading[0].count}"
+    detail = f"mean difference from the decoder's losses, {unit}, over {where}"
     return Outcome(differences / scale if scale else differences, SAME_LOSS, detail)
 
 
-def _decoded(model: LanguageModel, passages: list[Passage]) -> Iterator[tuple[Passage, Tensor]]:
-    """Each passage with the outputs (rows, T, ...) of single steps, of some rows or of all.
+def _decoded(model: LanguageModel, watch: Watch) -> Iterator[tuple[Reading, Tensor, Tensor]]:
+    """What was read, with the outputs (rows, T, ...) that the evaluation had, and with those of single steps.
 
-    The leading passages are read as one, from an empty state, and the decoder counts and cuts by itself. Another starts
-    from the state that its own call started from.
+    The leading passages are read as one, from an empty state, and the decoder counts and cuts by itself. Of each other
+    a section is read, behind what `forward` makes of the state that its own call started from and of the inputs before.
     """
     step: Callable[[Tensor, Tensor | None], Tensor] | None = None
-    rows = ROWS
-    for place, passage in enumerate(passages):
-        if step is None or passage.index != place or not passage.read:
-            rows = ROWS if passage.state is None else len(passage.batch.inputs)
-            step = _stepper(model, passage, rows)
-        batch = passage.batch.rows(slice(rows))
-        times = [None] * batch.inputs.shape[1] if batch.elapsed is None else batch.elapsed.unbind(1)
-        yield passage, torch.stack([step(*read) for read in zip(batch.inputs.unbind(1), times, strict=True)], 1)
+    for passage in watch.leading:
+        batch = passage.batch.rows(slice(ROWS))
+        if step is None or not passage.read:
+            step = _stepper(model, passage, batch, 0)
+        yield batch, passage.outputs[:ROWS], _stepped(step, batch)
+    for passage in watch.drawn:
+        batch = passage.batch.rows(slice(ROWS if passage.state is None else None))
+        part = _section(model, batch, watch.chance)
+        section = _part(model, batch, part)
+        step = _stepper(model, passage, batch, part.start)
+        yield section, passage.outputs[: len(batch.inputs), part], _stepped(step, section)
 
 
-def _stepper(model: LanguageModel, passage: Passage, rows: int) -> Callable[[Tensor, Tensor | None], Tensor]:
-    """Reads one token after the other: the decoder, or plain `step` where it lacks what the batch has.
+def _section(model: LanguageModel, batch: Reading, chance: random.Random) -> slice:
+    """The positions of a section around a scored target."""
+    length = batch.inputs.shape[1]
+    if isinstance(model.interface.targets, Classes):
+        scored = [length - 1]  # a class is said after the last position
+    else:
+        missing = batch.targets.isnan().any(-1) if batch.targets.is_floating_point() else batch.targets == IGNORE
+        scored = (~missing).any(0).nonzero().flatten().tolist() or [length - 1]
+    first = max(0, min(chance.choice(scored) - chance.randrange(SECTION), length - SECTION))
+    return slice(first, min(length, first + SECTION))
 
-    The decoder knows no elapsed times, and no cut but those of its policy.
+
+def _part(model: LanguageModel, batch: Reading, part: slice) -> Reading:
+    """These positions of a batch alone."""
+    targets = batch.targets if isinstance(model.interface.targets, Classes) else batch.targets[:, part]
+    elapsed = None if batch.elapsed is None else batch.elapsed[:, part]
+    return replace(batch, inputs=batch.inputs[:, part], targets=targets, elapsed=elapsed)
+
+
+def _stepped(step: Callable[[Tensor, Tensor | None], Tensor], batch: Reading) -> Tensor:
+    """The outputs (B, T, ...) of single steps."""
+    times = [None] * batch.inputs.shape[1] if batch.elapsed is None else batch.elapsed.unbind(1)
+    return torch.stack([step(*read) for read in zip(batch.inputs.unbind(1), times, strict=True)], 1)
+
+
+def _stepper(
+    model: LanguageModel, passage: Passage, batch: Reading, first: int
+) -> Callable[[Tensor, Tensor | None], Tensor]:
+    """Reads one token after the other, from position `first` of a batch on, some rows of the passage's or all.
+
+    It is the decoder, or plain `step` where the decoder lacks what the batch has: it knows no elapsed times, and no cut
+    but those of its policy.
     """
-    state, batch, read = passage.state, passage.batch, 0
+    state, read = _read(model, passage.state, batch, first), first
     if state is None:
-        state = model.init_state(min(rows, len(batch.inputs)))
+        state = model.init_state(len(batch.inputs))
     if batch.elapsed is None and batch.cut is None:
-        decoder = Decoder(model, state, passage.policy, passage.read)
+        decoder = Decoder(model, state, passage.policy, passage.read + first)
         return lambda token, _: decoder.step(token).clone()
 
     def step(token: Tensor, elapsed: Tensor | None) -> Tensor:
@@ -160,6 +208,18 @@ def _stepper(model: LanguageModel, passage: Passage, rows: int) -> Callable[[Ten
         return output
 
     return step
+
+
+def _read(model: LanguageModel, state: State, batch: Reading, count: int) -> State:
+    """The state once `forward` has read the first `count` positions of a batch behind `state`."""
+    first = 0
+    for last in sorted({count, min(count, batch.cut or 0)}):
+        if last > first:
+            part = _part(model, batch, slice(first, last))
+            state = model(part.inputs, state, part.elapsed)[1]
+            state = model.truncate_state(state, 0) if last == batch.cut and last < count else state
+            first = last
+    return state
 
 
 def _losses(task: Any, outputs: Tensor, batch: Any) -> Tensor:
@@ -177,10 +237,11 @@ def _causality(
 
     In training also other rows, which a run's batch may hold, must leave a row as it was.
     """
-    leak = _leak_in_training(model, conditions, watch.generator)
+    generator = watch.generator()
+    leak = _leak_in_training(model, conditions, generator)
     if leak is not None:
         return leak
-    ends = {id(passage): passage for passage in (watch.kept[:1] + watch.kept[-1:])}.values()
+    ends = watch.leading[:1] + watch.drawn[-1:]
     calls = [(passage.batch.inputs, passage.state, passage.batch.elapsed) for passage in ends]
     for length in lengths:
         try:
@@ -188,7 +249,7 @@ def _causality(
         except TaskError:
             continue  # the task has no sequence of this length, and its evaluation none either
         calls.append((batch.inputs, None, batch.elapsed))
-    errors = [_leak(model, inputs, state, elapsed, watch.generator) for inputs, state, elapsed in calls]
+    errors = [_leak(model, inputs, state, elapsed, generator) for inputs, state, elapsed in calls]
     shapes = sorted({tuple(inputs.shape[:2]) for inputs, _, _ in calls})
     detail = f"earlier outputs after a change from {ROUNDS} positions of each row on, at (rows, tokens) {shapes}"
     detail += f"; in training {conditions.batch_size} x {conditions.length}"

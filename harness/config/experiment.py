@@ -170,7 +170,7 @@ class Experiment:
             say(f"{run.path / 'metrics.jsonl'} has lost {lost} lines: the curve of this run has a gap.")
         say("Evaluating ...")
         with memory_errors_told("Evaluation", "lower evaluate.streams, or free memory; then the same command goes on."):
-            with observing(watch := Watch(self.seed)):
+            with observing(watch := Watch()):
                 evaluation = evaluate(model, self.task, self.evaluate, self.trainer.length, self.seed)
             result = result | {"training": training, "evaluation": evaluation}
             say("Checking the trained model ...")
