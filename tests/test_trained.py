@@ -77,14 +77,17 @@ def failed(checks):
     return {check.name for check in checks.results if check.passed is False}
 
 
+STATES = ("state_contents", "state_purity", "interleaving", "another_copy", "state_bytes")
+
+
 @pytest.mark.slow
 def test_every_trained_model_passes(architecture):
     checks = checked(build(configs.spec(architecture)))
     assert [check.name for check in checks.results] == [
-        *("evaluation_equals_decoding", "causality_after_training", "hidden_memory")
+        *("evaluation_equals_decoding", "causality_after_training", "hidden_memory"),
+        *(f"{name}_after_training" for name in STATES),
     ]
-    assert checks.passed, [check for check in checks.results if not check.passed]
-    assert all(check.value is not None and check.tolerance is not None for check in checks.results)
+    assert all(check.passed for check in checks.results), [check for check in checks.results if not check.passed]
 
 
 @pytest.mark.parametrize("context", ["full", 10])
@@ -215,6 +218,90 @@ class Truncates(Mean):
             return honest(self, x_t, {"seen": state["seen"][:, -2:]})
 
         return step
+
+
+class AttendsLate(Decay):
+    """Plain until the calls of training are many; from then on the mean of all tokens, in a cache that lists none."""
+
+    calls, allowed = 0, 12
+
+    def forward(self, x, state=None, call=None):
+        self.calls += self.training
+        if self.calls <= self.allowed:
+            return super().forward(x, state)
+        y, new = Mean.forward(self, x, {"seen": state.seen} if state else None)
+        return y, faults.Opaque(new["seen"], [])
+
+    def step(self, x_t, state, call=None):
+        if self.calls <= self.allowed:
+            return super().step(x_t, state)
+        y, state = self.forward(x_t[:, None], state)
+        return y[:, 0], state
+
+    def init_state(self, batch, context=0, device=None, dtype=None):
+        if self.calls <= self.allowed:
+            return super().init_state(batch, context, device, dtype)
+        return faults.Opaque(torch.zeros(batch, 0, self.d_model, device=device, dtype=dtype), [])
+
+
+class InPlaceLate(AttendsLate):
+    """From then on a step that writes into the state that it is given."""
+
+    def forward(self, x, state=None, call=None):
+        self.calls += self.training
+        return Decay.forward(self, x, state)
+
+    def step(self, x_t, state, call=None):
+        return (Decay if self.calls <= self.allowed else faults.InPlace).step(self, x_t, state)
+
+    def init_state(self, batch, context=0, device=None, dtype=None):
+        return Decay.init_state(self, batch, context, device, dtype)
+
+
+class TwiceTheBytesLate(InPlaceLate):
+    """From then on a state with as many numbers again behind a view."""
+
+    def forward(self, x, state=None, call=None):
+        y, new = super().forward(x, state)
+        return y, new if self.calls <= self.allowed else {"h": new["h"].repeat(1, 2)[:, : self.d_model]}
+
+    def step(self, x_t, state, call=None):
+        return Decay.step(self, x_t, state)
+
+
+class InTheMixerLate(AttendsLate):
+    """From then on the tokens lie in the module, one memory for all generations."""
+
+    def forward(self, x, state=None, call=None):
+        self.calls += self.training
+        if self.calls <= self.allowed:
+            return Decay.forward(self, x, state)
+        y, new = Mean.forward(self, x, {"seen": self.seen} if state else None)
+        self.seen = new["seen"]
+        return y, {"h": y[:, -1].clone()}
+
+    def init_state(self, batch, context=0, device=None, dtype=None):
+        self.seen = torch.zeros(batch, 0, self.d_model, device=device, dtype=dtype)
+        return Decay.init_state(self, batch, context, device, dtype)
+
+
+def many_calls(model):
+    for _ in range(AttendsLate.allowed + 1):
+        model.train()(torch.zeros(2, 9, dtype=torch.long))
+
+
+@pytest.mark.parametrize(
+    ("mixer", "expected"),
+    [
+        (AttendsLate, {"state_contents_after_training", "state_bytes_after_training"}),
+        (InPlaceLate, {"state_purity_after_training"}),
+        (TwiceTheBytesLate, {"state_bytes_after_training"}),
+        (InTheMixerLate, {"interleaving_after_training", "another_copy_after_training"}),
+    ],
+)
+def test_a_state_that_breaks_its_contract_after_some_calls_of_training_is_refused(mixer, expected):
+    assert failed(checked(build(mixer))) == set()
+    assert expected <= failed(checked(build(mixer), learn=many_calls))
 
 
 def open_gates(model):
@@ -398,7 +485,8 @@ def test_an_exception_is_told_in_its_check():
             raise RuntimeError("no step")
 
     checks = checked(build(Falls), config=replace(EVALUATE, sample_bytes=1))
-    assert [check.detail for check in checks.results if check.passed is False] == ["RuntimeError: no step"]
+    assert {check.detail for check in checks.results if check.passed is False} == {"RuntimeError: no step"}
+    assert "evaluation_equals_decoding" in failed(checks)
 
 
 def small_experiment(name, tmp_path, **changes):
@@ -435,5 +523,9 @@ def test_an_honest_run_records_the_checks_and_its_policy(tmp_path):
     assert result["status"] == "finished"
     assert result["checks"]["passed"] is True
     names = [check["name"] for check in result["checks"]["results"]]
-    assert names[-3:] == ["evaluation_equals_decoding", "causality_after_training", "hidden_memory"]
+    first = names.index("evaluation_equals_decoding")
+    assert names[first:] == [
+        *("evaluation_equals_decoding", "causality_after_training", "hidden_memory"),
+        *(f"{name}_after_training" for name in STATES),
+    ]
     assert result["context_policy"] == {"kind": "window", "tokens": LENGTH}

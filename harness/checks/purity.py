@@ -8,7 +8,7 @@ from torch import Tensor
 from harness.checks.case import Case, Outcome, check
 from harness.checks.elsewhere import continued
 from harness.checks.tolerances import ROUNDING, distance, worst
-from harness.checks.trial import FOLLOWING, NOT_JUDGED, PROMPTS
+from harness.checks.trial import FOLLOWING, NOT_JUDGED
 from harness.generation.decode import Decoder
 from harness.model.backbone import LanguageModel
 from harness.model.mixer import Mixer
@@ -19,10 +19,13 @@ def _single(case: Case) -> float:
     return max(ROUNDING[torch.float32], case.allowed.paths)
 
 
-def _parts(model: LanguageModel, state: State) -> list[tuple[Mixer, State]]:
+def _lengths(case: Case) -> list[int]:
+    return [prompt.shape[1] for prompt, _ in case.run.prompts]
+
+
+def parts(model: LanguageModel, state: State) -> list[tuple[Mixer, State]]:
     """Each mixer with its part of the state."""
-    parts = [part for block in state for part in block]
-    return list(zip(model.mixers, parts, strict=True))
+    return list(zip(model.mixers, (part for block in state for part in block), strict=True))
 
 
 @check
@@ -36,7 +39,7 @@ def state_contents(case: Case) -> Outcome:
         decoder = Decoder(model, prefilled)
         decoder.step(following[:, 0])
     for state in (prefilled, stepped, decoder.state, model.init_state(1, 5)):
-        for mixer, part in _parts(model, state):
+        for mixer, part in parts(model, state):
             try:
                 examine(part)
             except StateError as error:
@@ -84,7 +87,7 @@ def interleaving(case: Case) -> Outcome:
                 output, states[i] = model.step(following[:, t], states[i])
                 made[i].append(torch.stack([output, decoders[i].step(following[:, t])]))
     error = worst(distance(torch.stack(ours, 2), theirs) for ours, theirs in zip(made, alone, strict=True))
-    return Outcome(error, _single(case), f"two prompts of {PROMPTS} tokens, {FOLLOWING} behind each")
+    return Outcome(error, _single(case), f"two prompts of {_lengths(case)} tokens, {FOLLOWING} behind each")
 
 
 @check
@@ -92,7 +95,7 @@ def another_copy(case: Case) -> Outcome:
     """A copy of a state, carried into a copy of the model that has read nothing, goes on alike."""
     state, following, expected = case.run.carried
     found = continued(copy.deepcopy(case.run.unused), copy.deepcopy(state), following)
-    return Outcome(distance(found, expected), _single(case), f"behind {PROMPTS[0]} tokens")
+    return Outcome(distance(found, expected), _single(case), f"behind {_lengths(case)[0]} tokens")
 
 
 @check
@@ -102,7 +105,7 @@ def another_process(case: Case) -> Outcome:
         return Outcome(None, None, "this system cannot fork a process")
     state, following, expected = case.run.carried
     found = case.run.elsewhere.ask("continued", saved(state), following)
-    return Outcome(distance(found, expected), _single(case), f"behind {PROMPTS[0]} tokens")
+    return Outcome(distance(found, expected), _single(case), f"behind {_lengths(case)[0]} tokens")
 
 
 @check

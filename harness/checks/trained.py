@@ -10,17 +10,19 @@ import copy
 import random
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from harness.checks.case import Outcome
+from harness.checks import purity
+from harness.checks.case import Case, Outcome
 from harness.checks.conditions import Conditions
 from harness.checks.runner import CheckResults, tried
 from harness.checks.running import judged
 from harness.checks.tolerances import distance, worst
-from harness.checks.trial import Calls
+from harness.checks.trial import FOLLOWING, Calls, Trial
 from harness.config.errors import TaskError
 from harness.evaluation.evaluate import EVALUATION_SEED
 from harness.evaluation.passage import Passage, Reading
@@ -29,7 +31,8 @@ from harness.generation.decode import Decoder
 from harness.model.backbone import LanguageModel
 from harness.model.interface import IGNORE, Classes, Tokens
 from harness.model.inventory import Held, inventory, irreproducible
-from harness.model.state import State
+from harness.model.sizing import SizeConfig
+from harness.model.state import State, examine, state_bytes
 
 LEADING = 3
 """Passages kept from the start: a state that grows is first cut to less than it holds before the third."""
@@ -39,6 +42,8 @@ SECTION = 64
 """Tokens of a drawn passage that are read one by one, around a scored target that is drawn too."""
 ROWS = 4
 """Rows of the passages that are read from an empty state on; one that starts from a state is read with all rows."""
+SHORT_PROMPTS = (131, 67)
+"""Tokens of two generations' prompts, where states are tried."""
 ROUNDS = 2
 """Perturbed readings of one call; each changes every row from another position on."""
 BLOCK = 16
@@ -77,6 +82,19 @@ class Watch:
         return torch.Generator().manual_seed(self.chance.getrandbits(63))
 
 
+class Trained(Trial):
+    """The trained model with short prompts, and a copy of it on the CPU that no one has called."""
+
+    def __init__(self, model: LanguageModel, conditions: Conditions, generator: torch.Generator):
+        Calls.__init__(self, model, conditions, generator, seed=0)
+        self.unused = copy.deepcopy(model).cpu()
+
+    @property
+    def prompts(self) -> list[tuple[Tensor, Tensor]]:
+        rows = zip(self.long.values, SHORT_PROMPTS, strict=True)
+        return [(row[None, :read], row[None, read : read + FOLLOWING]) for row, read in rows]
+
+
 class Memory:
     """What a model held before training, and which of it its budget counts."""
 
@@ -110,6 +128,7 @@ def check_trained(
         "evaluation_equals_decoding": lambda: _evaluation(model, task, watch),
         "causality_after_training": lambda: _causality(model, task, watch, lengths, conditions),
         "hidden_memory": lambda: _hidden_memory(model, before),
+        **_of_states(model, watch, conditions),
     }
     try:
         with torch.inference_mode():
@@ -300,3 +319,49 @@ def _hidden_memory(model: LanguageModel, before: Memory) -> Outcome:
     remedy = "make it a parameter with requires_grad=False, which the budget counts"
     detail = f"changed while training and not counted: {named}; {remedy}" if hidden else "nothing uncounted has changed"
     return Outcome(float(numbers), 0.0, detail)
+
+
+def _of_states(model: LanguageModel, watch: Watch, conditions: Conditions) -> dict[str, Callable[[], Outcome]]:
+    """What is checked of states before training (harness/checks/purity.py), on the trained weights."""
+
+    @cache
+    def case() -> Case:
+        run = Trained(model, conditions, watch.generator())
+        size = SizeConfig(_parameters(model), model.n_layers)
+        return Case(run.unused, model.spec, model.interface, size, run.generator, run)
+
+    def after_training(check: Callable[[Case], Outcome]) -> Callable[[], Outcome]:
+        def run() -> Outcome:
+            with torch.inference_mode(False), torch.no_grad():
+                return check(case())
+
+        return run
+
+    checks = (purity.state_contents, purity.state_purity, purity.interleaving, purity.another_copy)
+    found = {check.__name__: after_training(check) for check in checks}
+    found["state_bytes"] = after_training(lambda case: _state_bytes(model, watch, case))
+    return {f"{name}_after_training": check for name, check in found.items()}
+
+
+def _state_bytes(model: LanguageModel, watch: Watch, case: Case) -> Outcome:
+    """The states that the evaluation carried, and those behind prompts, hold what a state may, in the bytes stated."""
+    reader = copy.deepcopy(case.run.unused)
+    states = [(reader(prompt)[1], 1, prompt.shape[1]) for prompt, _ in case.run.prompts]
+    states.append((case.run.carried[0], 1, SHORT_PROMPTS[0] + FOLLOWING // 2))
+    for passage in (*watch.leading, *watch.drawn):
+        if passage.state is not None:
+            states.append((passage.state, len(passage.batch.inputs), _held(passage)))
+    for state, _, _ in states:
+        for _, part in purity.parts(model, state):
+            examine(part)
+    off = [abs(state_bytes(state) - state_bytes(model.init_state(rows, held))) for state, rows, held in states]
+    detail = f"bytes that states take beside those stated, in {len(states)} states, {len(states) - 3} of the evaluation"
+    return Outcome(float(max(off)), 0.0, detail)
+
+
+def _held(passage: Passage) -> int:
+    """How many tokens a state that grows holds where the call begins: it has been cut if its policy says so."""
+    policy, read = passage.policy, passage.read
+    if policy.window is None or policy.stride is None or policy.next_cut(read) != read:
+        return policy.held(read)
+    return min(policy.held(read), policy.window - policy.stride)
