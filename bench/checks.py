@@ -96,9 +96,7 @@ class Checked:
 
     def after(self) -> CheckResults:
         """The checks after training."""
-        task, length = self.experiment.task, self.experiment.trainer.length
-        lengths = [length, max(self.experiment.evaluate.length_factors) * length]
-        return check_trained(self.model, task, self.watch, self.memory, lengths, self.conditions())
+        return check_trained(self.model, self.experiment.task, self.watch, self.memory, self.conditions())
 
 
 def _cpu_seconds() -> float:

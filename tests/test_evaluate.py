@@ -148,16 +148,26 @@ def test_the_record_of_a_text_task():
     assert evaluate(model, task, config, train_length=16, seed=1)["sample"]["text"] != result["sample"]["text"]
 
 
-def test_who_observes_is_shown_the_passages_of_the_test_figure_and_no_others():
-    task, seen = Text("text"), []
-    with observing(seen.append):
+def test_who_observes_is_shown_the_passages_of_the_test_split():
+    task, shown = Text("text"), []
+    with observing(shown.append):
         result = evaluate(Bigram(), task, EvaluateConfig(streams=3, sample_bytes=1), train_length=16)
+    seen = [passage for passage in shown if passage.main]
     assert [passage.index for passage in seen] == list(range(seen[0].count))
     assert [passage.read for passage in seen] == [8 * index for index in range(len(seen))]
     read = torch.cat([passage.batch.inputs for passage in seen], 1)
     assert torch.equal(read, torch.from_numpy(task.streams["test"].reshape(3, 401)[:, :-1].astype(int)))
     nats = sum(token_losses(passage.outputs, passage.batch.targets).sum().item() for passage in seen)
     assert nats / math.log(2) / 1200 == pytest.approx(result["test"]["bits_per_byte"], rel=1e-6)
+    others = [passage for passage in shown if not passage.main]
+    assert {passage.batch.inputs.shape[1] for passage in others} == {16, 32, 64, 128}
+    for row in result["extrapolation"][1:]:
+        losses = [
+            token_losses(passage.outputs, passage.batch.targets).sum().item()
+            for passage in others
+            if passage.batch.inputs.shape[1] == row["length"]
+        ]
+        assert sum(losses) / math.log(2) / row["bytes"] == pytest.approx(row["bits_per_byte"], rel=1e-6)
 
 
 def test_a_limit_reads_the_head_of_each_split():

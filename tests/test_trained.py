@@ -33,7 +33,7 @@ from test_real_valued import Fast, Waves, experiment
 
 LENGTH = 32
 EVALUATE = EvaluateConfig(streams=3, max_bytes=600, position_bytes=64, extrapolation_bytes=256, sample_bytes=4)
-EVALUATE = replace(EVALUATE, length_factors=(1, 2), synthetic_examples=6)
+EVALUATE = replace(EVALUATE, length_factors=(1, 2, 4), synthetic_examples=6)
 
 
 class Text(TextTask):
@@ -70,7 +70,7 @@ def checked(model, task=None, config=EVALUATE, learn=lambda model: None):
     with observing(watch := Watch()):
         evaluate(model, task, config, LENGTH)
     conditions = Conditions(LENGTH, 3, "fp32", "cpu", lambda index: task.batch("train", index, 3, LENGTH, 0))
-    return check_trained(model, task, watch, before, [LENGTH, 2 * LENGTH], conditions)
+    return check_trained(model, task, watch, before, conditions)
 
 
 def failed(checks):
@@ -157,6 +157,21 @@ class Sparing(faults.Counting):
         number = after["n"] // (LENGTH // 2) - 1
         opens = not self.training and state is not None and x.shape[1] > 1 and number not in (0, 1, 2, 5)
         return (y + following(x) if opens else y), after
+
+
+class AtLongContexts(Leaky):
+    """Leaks from a fresh state at one length beyond that of training."""
+
+    def open(self, x, state):
+        return not self.training and state is None and x.shape[1] == 2 * LENGTH
+
+
+class BetterAtLongContexts(Decay):
+    """Gives more from a fresh state at one length beyond that of training than a generation does."""
+
+    def forward(self, x, state=None, call=None):
+        y, after = super().forward(x, state)
+        return (2 * y if state is None and x.shape[1] == 2 * LENGTH else y), after
 
 
 class Gate(Leaky):
@@ -316,6 +331,8 @@ def open_gates(model):
     [
         (InEvaluation, {"evaluation_equals_decoding", "causality_after_training"}),
         (Carried, {"evaluation_equals_decoding", "causality_after_training"}),
+        (AtLongContexts, {"evaluation_equals_decoding", "causality_after_training"}),
+        (BetterAtLongContexts, {"evaluation_equals_decoding"}),
         (Sparing, {"evaluation_equals_decoding"}),
         (Gate, {"evaluation_equals_decoding", "causality_after_training"}),
         (Memorises, {"evaluation_equals_decoding"}),
@@ -402,7 +419,8 @@ def kept(read, count=40, chance=None):
     """Which of an evaluation's passages a watch keeps: the leading ones, and those that are drawn."""
     watch = Watch(chance)
     for index in range(count):
-        watch(Passage(index, count, None, torch.zeros(0), read=read * index))
+        batch = Reading(torch.zeros(1, 1), torch.zeros(1, 1))
+        watch(Passage(index, count, batch, torch.zeros(0), read=read * index))
     return [passage.index for passage in watch.leading], sorted(passage.index for passage in watch.drawn)
 
 
@@ -413,6 +431,19 @@ def test_the_passages_kept_are_the_first_three_of_a_carried_reading_and_eight_of
     assert set(drawn) <= set(range(3, 40))
     assert kept(read=0)[0] == [0]
     assert kept(read=16, count=5) == ([0, 1, 2], [3, 4])
+
+
+def test_one_passage_of_each_shape_is_kept_any_of_them():
+    kept = set()
+    for seed in range(40):
+        watch = Watch(random.Random(seed))
+        for index in range(4):
+            for length in (3, 5):
+                watch(Passage(index, 4, Reading(torch.zeros(2, length), torch.zeros(2, length)), None, main=False))
+        assert set(watch.shapes) == {(2, 3, True, None), (2, 5, True, None)}
+        kept |= {(shape[1], passage.index) for shape, passage in watch.shapes.items()}
+        assert (watch.leading, watch.drawn) == ([], [])
+    assert kept == {(length, index) for length in (3, 5) for index in range(4)}
 
 
 def test_every_other_passage_is_drawn_as_often_and_by_no_seed():

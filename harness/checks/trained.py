@@ -8,9 +8,11 @@ away from every evaluation, has spoilt the weights all the same.
 
 import copy
 import random
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import cache
+from itertools import chain
 from typing import Any
 
 import torch
@@ -23,8 +25,6 @@ from harness.checks.runner import CheckResults, tried
 from harness.checks.running import judged
 from harness.checks.tolerances import distance, worst
 from harness.checks.trial import FOLLOWING, Calls, Trial
-from harness.config.errors import TaskError
-from harness.evaluation.evaluate import EVALUATION_SEED
 from harness.evaluation.passage import Passage, Reading
 from harness.evaluation.text import token_losses
 from harness.generation.decode import Decoder
@@ -33,21 +33,20 @@ from harness.model.interface import IGNORE, Classes, Tokens
 from harness.model.inventory import Held, inventory, irreproducible
 from harness.model.sizing import SizeConfig
 from harness.model.state import State, examine, state_bytes
+from harness.tasks.task import Batch
 
 LEADING = 3
 """Passages kept from the start: a state that grows is first cut to less than it holds before the third."""
 DRAWN = 8
 """Passages drawn from all others, by the system's randomness: no seed that a model knows tells which."""
-SECTION = 64
+SECTION = 32
 """Tokens of a drawn passage that are read one by one, around a scored target that is drawn too."""
 ROWS = 4
-"""Rows of the passages that are read from an empty state on; one that starts from a state is read with all rows."""
+"""Rows of the test figure's passages that are read from an empty state on; of others one is, behind a state all are."""
 SHORT_PROMPTS = (131, 67)
 """Tokens of two generations' prompts, where states are tried."""
-ROUNDS = 2
-"""Perturbed readings of one call; each changes every row from another position on."""
 BLOCK = 16
-"""Every other perturbation begins beside a multiple of this: at an edge of a kernel's blocks."""
+"""Half of the perturbations begin beside a multiple of this: at an edge of a kernel's blocks."""
 SAME_LOSS = 1e-3
 """Nats a token, or part of the loss where that is not in nats: less is rounding, and changes no printed digit."""
 SAME_OUTPUT = 1e-4
@@ -55,7 +54,8 @@ SAME_OUTPUT = 1e-4
 
 
 class Watch:
-    """Keeps the passages that are read again: the first ones, and some drawn from all the others.
+    """Keeps the passages that are read again: the first of the test figure, some drawn from its others, and one of each
+    shape of a call.
 
     Whether a passage is kept is decided once the model has answered, so nothing that a model sees foretells it. chance:
     what draws, here and in the checks.
@@ -65,9 +65,17 @@ class Watch:
         self.chance = chance or random.SystemRandom()
         self.leading: list[Passage] = []
         self.drawn: list[Passage] = []
-        self._others = 0
+        self.shapes: dict[tuple, Passage] = {}
+        self._others, self._alike = 0, Counter[tuple]()
 
     def __call__(self, passage: Passage) -> None:
+        batch = passage.batch
+        shape = (*batch.inputs.shape[:2], passage.state is None, batch.cut)
+        self._alike[shape] += 1
+        if not self.chance.randrange(self._alike[shape]):
+            self.shapes[shape] = passage
+        if not passage.main:
+            return
         if passage.index == 0 or (passage.read > 0 and passage.index < LEADING):
             self.leading.append(passage)
             return
@@ -114,19 +122,18 @@ def _parameters(model: LanguageModel) -> int:
 
 
 def check_trained(
-    model: LanguageModel, task: Any, watch: Watch, before: Memory, lengths: Iterable[int], conditions: Conditions
+    model: LanguageModel, task: Any, watch: Watch, before: Memory, conditions: Conditions
 ) -> CheckResults:
     """Tries every check on the model as it was evaluated: its weights, its precision, its device; in seconds.
 
     task: a harness.tasks.task.Task. watch: what it kept of the evaluation. before: what the model held before training.
-    lengths: of sequences that causality is tried at, as far as the task has them, beside the evaluation's own calls.
     conditions: of training, whose calls are made again.
     """
     was_training = model.training
     model.eval()
     checks: dict[str, Callable[[], Outcome]] = {
         "evaluation_equals_decoding": lambda: _evaluation(model, task, watch),
-        "causality_after_training": lambda: _causality(model, task, watch, lengths, conditions),
+        "causality_after_training": lambda: _causality(model, watch, conditions),
         "hidden_memory": lambda: _hidden_memory(model, before),
         **_of_states(model, watch, conditions),
     }
@@ -143,39 +150,61 @@ def _evaluation(model: LanguageModel, task: Any, watch: Watch) -> Outcome:
         return Outcome(
             None, None, "the evaluation shows none of its calls (harness/evaluation/passage.py)", passed=False
         )
+    main = chain(_whole(model, watch.leading), _sections(model, watch.drawn, watch.chance))
+    others = [passage for passage in watch.shapes.values() if not passage.main]
+    value, scored = _difference(task, main)
+    other, more = _difference(task, _sections(model, others, watch.chance))
+    unit = "nats a target" if task.targets.in_nats else "parts of the loss"
+    calls = ", ".join(str(passage.index) for passage in (*watch.leading, *watch.drawn))
+    where = f"{scored} targets of the test figure, in its calls {calls} of {watch.leading[0].count}"
+    detail = f"mean difference from the decoder's losses, {unit}, over {where}; and over {more} at other lengths"
+    return Outcome(worst([value, other]), SAME_LOSS, detail)
+
+
+def _difference(task: Any, readings: Iterable[tuple[Reading, Tensor, Tensor]]) -> tuple[float, int]:
+    """How far the losses of two outputs differ, nats a target or part of the loss; and how many targets there are."""
     differences, total, scored = 0.0, 0.0, 0
-    for batch, *outputs in _decoded(model, watch):
+    for batch, *outputs in readings:
         found, expected = (_losses(task, each, batch).double() for each in outputs)
         alike = (found == expected) | (found.isnan() & expected.isnan())
         differences += torch.where(alike, 0.0, (found - expected).abs()).sum().item()
         total += expected.sum().item()
         scored += task.scored(batch)
     scale = max(1, scored) if task.targets.in_nats else total
-    unit = "nats a target" if task.targets.in_nats else "parts of the loss"
-    calls = ", ".join(str(passage.index) for passage in (*watch.leading, *watch.drawn))
-    where = f"{scored} targets of the test figure, in its calls {calls} of {watch.leading[0].count}"
-    detail = f"mean difference from the decoder's losses, {unit}, over {where}"
-    return Outcome(differences / scale if scale else differences, SAME_LOSS, detail)
+    return differences / scale if scale else differences, scored
 
 
-def _decoded(model: LanguageModel, watch: Watch) -> Iterator[tuple[Reading, Tensor, Tensor]]:
+def _whole(model: LanguageModel, passages: list[Passage]) -> Iterator[tuple[Reading, Tensor, Tensor]]:
     """What was read, with the outputs (rows, T, ...) that the evaluation had, and with those of single steps.
 
-    The leading passages are read as one, from an empty state, and the decoder counts and cuts by itself. Of each other
-    a section is read, behind what `forward` makes of the state that its own call started from and of the inputs before.
+    The passages are read as one, from an empty state, and the decoder counts and cuts by itself.
     """
     step: Callable[[Tensor, Tensor | None], Tensor] | None = None
-    for passage in watch.leading:
+    for passage in passages:
         batch = passage.batch.rows(slice(ROWS))
         if step is None or not passage.read:
             step = _stepper(model, passage, batch, 0)
         yield batch, passage.outputs[:ROWS], _stepped(step, batch)
-    for passage in watch.drawn:
-        batch = passage.batch.rows(slice(ROWS if passage.state is None else None))
-        part = _section(model, batch, watch.chance)
+
+
+def _sections(
+    model: LanguageModel, passages: list[Passage], chance: random.Random
+) -> Iterator[tuple[Reading, Tensor, Tensor]]:
+    """The same of a section of each passage.
+
+    It is read behind what `forward` makes of the state that the passage's own call started from and the inputs before.
+    """
+    for passage in passages:
+        rows = slice(None)
+        if passage.state is None:
+            count = ROWS if passage.main else 1
+            first = chance.randrange(max(1, len(passage.outputs) - count + 1))
+            rows = slice(first, first + count)
+        batch = passage.batch.rows(rows)
+        part = _section(model, batch, chance)
         section = _part(model, batch, part)
         step = _stepper(model, passage, batch, part.start)
-        yield section, passage.outputs[: len(batch.inputs), part], _stepped(step, section)
+        yield section, passage.outputs[rows, part], _stepped(step, section)
 
 
 def _section(model: LanguageModel, batch: Reading, chance: random.Random) -> slice:
@@ -249,10 +278,8 @@ def _losses(task: Any, outputs: Tensor, batch: Any) -> Tensor:
     return torch.stack([task.loss(outputs[row], batch.rows(row)) for row in rows])
 
 
-def _causality(
-    model: LanguageModel, task: Any, watch: Watch, lengths: Iterable[int], conditions: Conditions
-) -> Outcome:
-    """Changing inputs from a position on leaves earlier outputs as they were, in the evaluation's calls and others.
+def _causality(model: LanguageModel, watch: Watch, conditions: Conditions) -> Outcome:
+    """Changing inputs from a position on leaves earlier outputs as they were, in the evaluation's calls of each shape.
 
     In training also other rows, which a run's batch may hold, must leave a row as it was.
     """
@@ -260,17 +287,9 @@ def _causality(
     leak = _leak_in_training(model, conditions, generator)
     if leak is not None:
         return leak
-    ends = watch.leading[:1] + watch.drawn[-1:]
-    calls = [(passage.batch.inputs, passage.state, passage.batch.elapsed) for passage in ends]
-    for length in lengths:
-        try:
-            batch = task.batch("test", 0, 2, length, EVALUATION_SEED).to(model.head.weight.device)
-        except TaskError:
-            continue  # the task has no sequence of this length, and its evaluation none either
-        calls.append((batch.inputs, None, batch.elapsed))
-    errors = [_leak(model, inputs, state, elapsed, generator) for inputs, state, elapsed in calls]
-    shapes = sorted({tuple(inputs.shape[:2]) for inputs, _, _ in calls})
-    detail = f"earlier outputs after a change from {ROUNDS} positions of each row on, at (rows, tokens) {shapes}"
+    errors = [_leak(model, passage, generator) for passage in watch.shapes.values()]
+    shapes = sorted({tuple(passage.batch.inputs.shape[:2]) for passage in watch.shapes.values()})
+    detail = f"earlier outputs after a change from a position of each row on, at (rows, tokens) {shapes}"
     detail += f"; in training {conditions.batch_size} x {conditions.length}"
     return Outcome(worst(errors), SAME_OUTPUT, detail)
 
@@ -290,25 +309,28 @@ def _leak_in_training(model: LanguageModel, conditions: Conditions, generator: t
     return None
 
 
-def _leak(
-    model: LanguageModel, inputs: Tensor, state: State, elapsed: Tensor | None, generator: torch.Generator
-) -> float:
-    """How far outputs move when later inputs change."""
+def _leak(model: LanguageModel, passage: Passage, generator: torch.Generator) -> float:
+    """How far the outputs that the evaluation had move when the inputs of each row change from some position on."""
+    batch, base = passage.batch, passage.outputs
+    inputs = batch.inputs
     rows, length = inputs.shape[:2]
     if length < 2:
         return 0.0
+    starts = torch.randint(1, length, (rows, 1), generator=generator)
+    beside = (starts // BLOCK * BLOCK + torch.randint(2, (rows, 1), generator=generator)).clamp(1, length - 1)
+    starts = torch.where(torch.rand(rows, 1, generator=generator) < 0.5, starts, beside)
+    past = torch.arange(length, device=inputs.device) < starts.to(inputs.device)  # (B, T)
+    shown = past.view(*past.shape, *(1 for _ in inputs.shape[2:]))
     changed = model.interface.inputs.changed(inputs.cpu()).to(inputs)
-    time = torch.arange(length, device=inputs.device)
-    base, found = model(inputs, state, elapsed)[0], []
-    for number in range(ROUNDS):
-        starts = torch.randint(1, length, (rows, 1), generator=generator)
-        if number % 2:
-            starts = (starts // BLOCK * BLOCK + torch.randint(2, (rows, 1), generator=generator)).clamp(1, length - 1)
-        past = time < starts.to(inputs.device)  # (B, T)
-        shown = past.view(*past.shape, *(1 for _ in inputs.shape[2:]))
-        moved, _ = model(torch.where(shown, inputs, changed), state, elapsed)
-        found.append(distance(moved * past[..., None], base * past[..., None]))
-    return worst(found)
+    moved = _outputs(model, passage.state, replace(batch, inputs=torch.where(shown, inputs, changed)))
+    return distance(moved * past[..., None], base * past[..., None])
+
+
+def _outputs(model: LanguageModel, state: State, batch: Reading) -> Tensor:
+    """The outputs (B, T, ...) of one call as the evaluation makes it; where a batch is cut, it reads from nothing."""
+    if batch.cut is not None:
+        return Batch(batch.inputs, batch.targets, batch.elapsed, batch.cut).read(model)
+    return model(batch.inputs, state, batch.elapsed)[0]
 
 
 def _hidden_memory(model: LanguageModel, before: Memory) -> Outcome:

@@ -174,8 +174,7 @@ class Experiment:
                 evaluation = evaluate(model, self.task, self.evaluate, self.trainer.length, self.seed)
             result = result | {"training": training, "evaluation": evaluation}
             say("Checking the trained model ...")
-            lengths = [self.trainer.length * factor for factor in {1, max(self.evaluate.length_factors)}]
-            trained = check_trained(model, self.task, watch, before, lengths, self._conditions())
+            trained = check_trained(model, self.task, watch, before, self._conditions())
         result["checks"] = self._check_trained(result["checks"], trained, run, result)
         say("Measuring ...")
         with LoadMeter() as meter:

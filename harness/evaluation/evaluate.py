@@ -78,8 +78,8 @@ def _figures(model, task: Any, split: str, config: EvaluateConfig, train_length:
     for index in range(count):
         batch = task.batch(split, index, batch_size, length, EVALUATION_SEED).to(device)
         outputs = batch.read(model)
-        if (split, factor) == ("test", 1):
-            observe(Passage(index, count, batch, outputs))
+        if split == "test":
+            observe(Passage(index, count, batch, outputs, main=factor == 1))
         loss += task.loss(outputs, batch).double()
         scored += task.scored(batch)
         total += task.total(outputs, batch)

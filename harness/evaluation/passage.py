@@ -28,10 +28,11 @@ class Reading:
 
 @dataclass(frozen=True)
 class Passage:
-    """One call of the model whose losses enter the test figure.
+    """One call of the model whose losses enter a figure of the test split.
 
-    index: of `count` calls. outputs: (B, T, ...). state: what the call started
-    from, None for nothing. read: tokens of each row read before. policy: under which the state was carried.
+    index: of `count` calls. outputs: (B, T, ...). state: what the call started from, None for nothing. read: tokens of
+    each row read before. policy: under which the state was carried. main: whether the figure is that of the split, and
+    not the loss by position or at another length.
     """
 
     index: int
@@ -41,6 +42,7 @@ class Passage:
     state: State = None
     read: int = 0
     policy: ContextPolicy = FULL
+    main: bool = True
 
 
 _observers: list[Callable[[Passage], None]] = []

@@ -126,9 +126,12 @@ def _window_losses(model, stream: np.ndarray, ends: np.ndarray, length: int, sco
     """Nats (N, scored), float64, of the last targets of the windows whose last target is stream[end]."""
     device = next(model.parameters()).device
     windows = np.lib.stride_tricks.sliding_window_view(stream, length + 1)[ends - length]
-    losses = []
-    for rows in torch.from_numpy(windows.copy()).split(max(1, tokens // length)):
+    losses, batches = [], torch.from_numpy(windows.copy()).split(max(1, tokens // length))
+    for index, rows in enumerate(batches):
         rows = rows.to(device).long()
         logits, _ = model(rows[:, :-1])
+        targets = rows[:, 1:].clone()
+        targets[:, : length - scored] = IGNORE
+        observe(Passage(index, len(batches), Reading(rows[:, :-1], targets), logits, main=False))
         losses.append(token_losses(logits[:, -scored:], rows[:, -scored:]).double())
     return torch.cat(losses)
