@@ -122,6 +122,17 @@ class FrozenLate(Decay):
         self.late = nn.Parameter(torch.randn(MANY), requires_grad=False)
 
 
+class Grows(Decay):
+    """A buffer that the budget counts as one number."""
+
+    def __init__(self, d_model, layer=0, n_layers=1):
+        super().__init__(d_model, layer, n_layers)
+        self.register_buffer("table", torch.randn(1))
+
+    def learn(self):
+        self.table = torch.zeros(MANY)
+
+
 class Slice(Decay):
     """The rest of the storage that a parameter is the beginning of."""
 
@@ -136,7 +147,7 @@ class Slice(Decay):
 
 HIDDEN = [
     *(Buffer, Attribute, Appears, Array, PythonNumbers, ManyAttributes, Text, HugeInteger, HiddenModule, Closure),
-    *(ModuleGlobal, ClassAttribute, LateParameter, FrozenLate, Slice),
+    *(ModuleGlobal, ClassAttribute, LateParameter, FrozenLate, Grows, Slice),
 ]
 
 

@@ -104,14 +104,16 @@ class Trained(Trial):
 
 
 class Memory:
-    """What a model held before training, and which of it its budget counts."""
+    """What a model held before training, and how many numbers of it its budget counts, by where they lie."""
 
     def __init__(self, model: LanguageModel):
-        self.held, self.counted, self.parameters = inventory(model), set(irreproducible(model)), _parameters(model)
+        self.held, self.parameters = inventory(model), _parameters(model)
+        self.counted = {path: held.numbers for path, held in irreproducible(model).items()}
 
     def hidden(self, model: LanguageModel) -> dict[str, Held]:
-        """What the model holds now, held otherwise or not at all before, and does not count."""
-        now = {path: held for path, held in inventory(model).items() if not held.frozen and path not in self.counted}
+        """What the model holds now, held otherwise or not at all before, and does not count or counts as smaller."""
+        found = inventory(model).items()
+        now = {path: held for path, held in found if not held.frozen and held.numbers > self.counted.get(path, 0)}
         changed = {path: held for path, held in now.items() if self.held.get(path) != held}
         added = _parameters(model) - self.parameters
         return changed | ({"parameters made while training": Held(added, "")} if added > 0 else {})
