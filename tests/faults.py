@@ -594,6 +594,31 @@ class InAList(Remembering):
         return super().forward(x, state)
 
 
+class InAnInteger(Decay):
+    """An integer of the state tells a number of the last token."""
+
+    def told(self, x_t):
+        return {"n": int(1e6 * x_t.flatten()[0].item())}
+
+    def step(self, x_t, state, call=None):
+        y, new = super().step(x_t, {"h": state["h"]})
+        return y, new | self.told(x_t)
+
+    def forward(self, x, state=None, call=None):
+        y, new = super().forward(x, state and {"h": state["h"]})
+        return y, new | self.told(x[:, -1])
+
+    def init_state(self, batch, context=0, device=None, dtype=None):
+        return super().init_state(batch, context, device, dtype) | self.told(torch.zeros(1))
+
+
+class InAKey(InAnInteger):
+    """The name of a key that holds nothing tells it."""
+
+    def told(self, x_t):
+        return {f"n{abs(super().told(x_t)['n'])}": None}
+
+
 class NoStep(Mixer):
     def forward(self, x, state=None, call=None):
         return x, {}

@@ -138,6 +138,8 @@ PLANTS = {
     "InAnUnlistedCache": ({}, {"state_contents"}),
     "InSpareRoom": ({}, {"another_process"}),
     "InAList": ({}, {"state_contents"}),
+    "InAnInteger": ({}, {"state_contents"}),
+    "InAKey": ({}, {"state_contents"}),
     "OracleOfItsOwn": ({}, {"oracle"}),
 }
 

@@ -67,7 +67,7 @@ def test_bfloat16_autocast_runs_forward_and_backward(architecture):
 
 def test_state_helpers_reach_every_tensor():
     state = [{"a": torch.ones(2, 3), "n": 4}, (torch.zeros(5, dtype=torch.float64), None)]
-    assert state_bytes(state) == 6 * 4 + 5 * 8
+    assert state_bytes(state) == 6 * 4 + 5 * 8 + 8
     doubled = map_tensors(lambda t: t + 1, state)
     assert [float(t.sum()) for t in tensors(doubled)] == [12.0, 5.0]
     assert doubled[0]["n"] == 4

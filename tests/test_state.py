@@ -9,7 +9,7 @@ import torch
 import configs
 from harness.model.backbone import Width
 from harness.model.kv_cache import KVCache
-from harness.model.state import COUNTERS, StateError, examine, map_tensors, saved, state_bytes, tensors
+from harness.model.state import COUNTERS, StateError, examine, map_tensors, saved, skeleton, state_bytes, tensors
 
 
 def written_bytes(state) -> int:
@@ -30,8 +30,9 @@ def test_a_view_counts_with_its_whole_storage_and_a_storage_once():
 
 def test_the_bytes_are_those_that_are_written():
     cache = KVCache.zeros(2, 1, 5, 4).append(*torch.zeros(2, 2, 1, 3, 4))
-    for state in ({"h": torch.zeros(100)[:1]}, [torch.zeros(3), (None, 4)], cache):
+    for state in ({"h": torch.zeros(100)[:1]}, [torch.zeros(3), (None,)], cache):
         assert state_bytes(state) == written_bytes(state)
+    assert state_bytes([torch.zeros(3), (None, 4, True)]) == 3 * 4 + 2 * 8
     assert state_bytes(cache) == 2 * 2 * 8 * 4 * 4  # none of the room that it has allocated
 
 
@@ -46,6 +47,7 @@ def test_the_state_of_every_architecture_takes_its_numbers_and_no_more(architect
         assert state_bytes(state) == sum(t.numel() * t.element_size() for t in tensors(state))
         for part in (part for block in state for part in block):
             examine(part)
+        assert skeleton(state) == [[skeleton(part) for part in block] for block in states[-1]]
 
 
 @pytest.mark.parametrize(
@@ -109,6 +111,9 @@ HIDDEN = {
     "an attribute of a tensor": ({"h": with_attribute()}, "attributes of its own"),
     "a parameter": ({"h": torch.nn.Parameter(SHOWN)}, "a Parameter"),
     "keys": ({7: SHOWN}, "no strings"),
+    "a key of data": ({"h": SHOWN, "0a+/=": None}, "'0a\\+/='"),
+    "a long key": ({"h": SHOWN, "x" * 33: None}, "no name of at most 32"),
+    "a long attribute": (Cache(SHOWN, **{"x" * 33: None}), "no name of at most 32"),
     "a large integer": ({"h": SHOWN, "n": 1 << 64}, "64 bits"),
     "many integers": ({"h": SHOWN, "n": list(range(COUNTERS + 1))}, f"more than {COUNTERS}"),
 }
@@ -126,6 +131,30 @@ def test_what_a_state_may_hold():
     examine({"h": SHOWN, "n": list(range(COUNTERS))})
     examine({"h": SHOWN, "n": 7, "of": [None, True, (SHOWN,)], "pair": Pair(SHOWN, SHOWN)})
     examine(Cache(listed, whole=Holder(keys=listed, used=3), position=9, nothing=None))
+
+
+def test_a_skeleton_is_all_of_a_state_but_its_numbers():
+    state = {"h": SHOWN, "n": 3, "of": [None, (SHOWN,)]}
+    assert skeleton(state) == skeleton({"h": torch.zeros(2, 5), "n": 4, "of": (None, [SHOWN])})
+    others = [
+        {"h": SHOWN, "n": 3, "of": [None, (SHOWN, SHOWN)]},
+        {"h": SHOWN, "n": None, "of": [None, (SHOWN,)]},
+        {"h": SHOWN, "n": 3, "of": [(SHOWN,), None]},
+        {"n": 3, "h": SHOWN, "of": [None, (SHOWN,)]},
+        {"h": SHOWN, "m": 3, "of": [None, (SHOWN,)]},
+    ]
+    assert all(skeleton(other) != skeleton(state) for other in others)
+    listed = torch.zeros(4)
+    caches = [
+        Cache(listed, whole=Holder(keys=listed, used=3), position=9),
+        Cache(SHOWN, whole=Holder(keys=SHOWN, used=7), position=2),
+        Cache(listed, whole=Holder(keys=listed, used=None), position=9),
+        Cache(listed, whole=Holder(keys=listed, used=3), place=9),
+    ]
+    first, same, *changed = map(skeleton, caches)
+    assert first == same
+    assert all(other != first for other in changed)
+    assert examine(caches[0]) == [3, 9]
 
 
 def test_a_named_tuple_is_mapped_to_its_own_kind():

@@ -1,6 +1,7 @@
 """Checks that a state is all that generation needs: nothing is kept beside it, and no call changes it."""
 
 import copy
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from harness.checks.trial import FOLLOWING, NOT_JUDGED
 from harness.generation.decode import Decoder
 from harness.model.backbone import LanguageModel
 from harness.model.mixer import Mixer
-from harness.model.state import State, StateError, examine, saved, tensors
+from harness.model.state import State, StateError, examine, saved, skeleton, tensors
 
 
 def _single(case: Case) -> float:
@@ -23,29 +24,61 @@ def _lengths(case: Case) -> list[int]:
     return [prompt.shape[1] for prompt, _ in case.run.prompts]
 
 
-def parts(model: LanguageModel, state: State) -> list[tuple[Mixer, State]]:
+def _parts(model: LanguageModel, state: State) -> list[tuple[Mixer, State]]:
     """Each mixer with its part of the state."""
     return list(zip(model.mixers, (part for block in state for part in block), strict=True))
 
 
 @check
 def state_contents(case: Case) -> Outcome:
-    """A state holds tensors, a few integers and caches that list their tensors: nothing that its bytes do not count."""
-    model, (prompt, following) = case.run.unused, case.run.prompts[1]
-    model = copy.deepcopy(model).eval()
+    """A state holds tensors, a few integers and caches that list their tensors: nothing that its bytes do not count.
+
+    Its containers and keys are those of an empty state whatever was read, and its integers tell how many tokens that
+    were, not which.
+    """
+    model, given = copy.deepcopy(case.run.unused).eval(), case.run.prompts[1]
     with torch.no_grad():
-        prefilled = model(prompt)[1]
-        stepped = model.step(following[:, 0], prefilled)[1]
-        decoder = Decoder(model, prefilled)
-        decoder.step(following[:, 0])
-    for state in (prefilled, stepped, decoder.state, model.init_state(1, 5)):
-        for mixer, part in parts(model, state):
+        states = _states(model, *given)
+        others = _states(model, *map(model.interface.inputs.changed, given))
+    wrong = breach(model, states, others)
+    kept = f"the states of {len(model.mixers)} mixers, after forward, step and the decoder"
+    return Outcome(None, None, wrong or kept, passed=not wrong)
+
+
+def _states(model: LanguageModel, prompt: Tensor, following: Tensor) -> list[State]:
+    """A state as it is stated, and those behind a prompt and, by `step` and by the decoder, another token."""
+    prefilled = model(prompt)[1]
+    stepped = model.step(following[:, 0], prefilled)[1]
+    decoder = Decoder(model, prefilled)
+    decoder.step(following[:, 0])
+    return [model.init_state(1, 5), prefilled, stepped, decoder.state]
+
+
+def breach(model: LanguageModel, states: Sequence[State], others: Sequence[State]) -> str:
+    """What a state of `states` tells by more than its tensors, or holds that a state may not; nothing for honest ones.
+
+    others: the states after as many tokens of another content.
+    """
+    for state in states:
+        for mixer, part in _parts(model, state):
             try:
                 examine(part)
             except StateError as error:
-                detail = f"layer {mixer.layer}, {type(mixer).__name__}: {error}"
-                return Outcome(None, None, detail, passed=False)
-    return Outcome(None, None, f"the states of {len(model.mixers)} mixers, after forward, step and the decoder", True)
+                return f"layer {mixer.layer}, {type(mixer).__name__}: {error}"
+    empty = _parts(model, model.init_state(1))
+    for pair in zip(states, others, strict=True):
+        ours, theirs = (_parts(model, state) for state in pair)
+        for (mixer, part), (_, other), (_, fresh) in zip(ours, theirs, empty, strict=True):
+            if told := _told(part, other, fresh):
+                return f"layer {mixer.layer}, {type(mixer).__name__}: {told}"
+    return ""
+
+
+def _told(state: State, other: State, empty: State) -> str:
+    if (found := skeleton(state)) != (expected := skeleton(empty)):
+        return f"its state is made of {str(found)[:200]}, and empty of {str(expected)[:200]}"
+    integers = examine(state), examine(other)
+    return f"its integers depend on what was read: {integers}" if integers[0] != integers[1] else ""
 
 
 @check

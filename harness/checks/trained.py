@@ -32,7 +32,7 @@ from harness.model.backbone import LanguageModel
 from harness.model.interface import IGNORE, Classes, Tokens
 from harness.model.inventory import Held, inventory, irreproducible
 from harness.model.sizing import SizeConfig
-from harness.model.state import State, examine, state_bytes
+from harness.model.state import State, state_bytes
 from harness.tasks.task import Batch
 
 LEADING = 3
@@ -375,10 +375,10 @@ def _state_bytes(model: LanguageModel, watch: Watch, case: Case) -> Outcome:
     for passage in (*watch.leading, *watch.drawn):
         if passage.state is not None:
             states.append((passage.state, len(passage.batch.inputs), _held(passage)))
-    for state, _, _ in states:
-        for _, part in purity.parts(model, state):
-            examine(part)
-    off = [abs(state_bytes(state) - state_bytes(model.init_state(rows, held))) for state, rows, held in states]
+    held = [state for state, _, _ in states]
+    if wrong := purity.breach(model, held, held):
+        return Outcome(None, None, wrong, passed=False)
+    off = [abs(state_bytes(state) - state_bytes(model.init_state(rows, read))) for state, rows, read in states]
     detail = f"bytes that states take beside those stated, in {len(states)} states, {len(states) - 3} of the evaluation"
     return Outcome(float(max(off)), 0.0, detail)
 
