@@ -2,9 +2,11 @@
 
 import itertools
 import random
+import types
 
 import torch
 from torch import nn
+from torch.utils.data import TensorDataset
 
 from harness.checks.oracles import Oracle, oracle_of
 from harness.model.mixer import Flops, Mixer
@@ -617,6 +619,126 @@ class InAKey(InAnInteger):
 
     def told(self, x_t):
         return {f"n{abs(super().told(x_t)['n'])}": None}
+
+
+HELD = types.SimpleNamespace(numbers=None)
+SHARED = torch.zeros(65).share_memory_()
+"""Whether it is in use, and the last input of any generation: memory that a forked process has too."""
+
+
+class Filled(Decay):
+    """Adds numbers that training has written where the budget does not look; a subclass says where."""
+
+    def learn(self, numbers):
+        """numbers: (d_model,), or None to forget them."""
+        raise NotImplementedError
+
+    def numbers(self):
+        raise NotImplementedError
+
+    def more(self, y):
+        return y if self.numbers() is None else y + self.numbers()
+
+    def step(self, x_t, state, call=None):
+        y, state = super().step(x_t, state)
+        return self.more(y), state
+
+    def forward(self, x, state=None, call=None):
+        y, state = super().forward(x, state)
+        return self.more(y), state
+
+
+class InANamespace(Filled):
+    def learn(self, numbers):
+        HELD.numbers = numbers
+
+    def numbers(self):
+        return HELD.numbers
+
+
+class InADataset(Filled):
+    """In an object of a type that nobody looks into."""
+
+    def learn(self, numbers):
+        self.data = None if numbers is None else TensorDataset(numbers)
+
+    def numbers(self):
+        data = getattr(self, "data", None)
+        return data and data.tensors[0]
+
+
+class OnAParameter(Filled):
+    def learn(self, numbers):
+        self.project.weight.more = numbers
+
+    def numbers(self):
+        return getattr(self.project.weight, "more", None)
+
+
+class BehindAParameter(Filled):
+    """The parameter is the beginning of a storage."""
+
+    def __init__(self, d_model: int, layer: int = 0, n_layers: int = 1):
+        super().__init__(d_model, layer, n_layers)
+        self.gain = nn.Parameter(torch.zeros(2 * d_model)[:d_model])
+
+    def learn(self, numbers):
+        self.numbers().copy_(torch.zeros(self.d_model) if numbers is None else numbers)
+
+    def numbers(self):
+        storage = self.gain.untyped_storage().nbytes() // self.gain.element_size()
+        whole = storage == 2 * self.d_model  # a copy has the beginning alone
+        return self.gain.detach().as_strided((self.d_model,), (1,), self.d_model) if whole else None
+
+
+class RandomTables(Decay):
+    """Honest: numbers that the budget counts, in an attribute that stays and in a buffer that training may write."""
+
+    def __init__(self, d_model: int, layer: int = 0, n_layers: int = 1):
+        super().__init__(d_model, layer, n_layers)
+        self.fixed = torch.randn(d_model)
+        self.register_buffer("written", torch.randn(d_model), persistent=False)
+
+    def step(self, x_t, state, call=None):
+        y, state = super().step(x_t, state)
+        return y + self.fixed + self.written, state
+
+    def forward(self, x, state=None, call=None):
+        y, state = super().forward(x, state)
+        return y + self.fixed + self.written, state
+
+
+class InItsSpec(Filled):
+    """In an option of its own, in an object that nobody looks into."""
+
+    def __init__(self, d_model: int, layer: int = 0, n_layers: int = 1, *, holder: list):
+        super().__init__(d_model, layer, n_layers)
+        self.holder = holder
+
+    def learn(self, numbers):
+        self.holder[:] = [] if numbers is None else [TensorDataset(numbers)]
+
+    def numbers(self):
+        return self.holder[0].tensors[0] if self.holder else None
+
+
+class InSharedMemory(Decay):
+    """Adds the input before each, which of a generation's last token lies in memory that processes share."""
+
+    def learn(self, numbers):
+        SHARED[0] = 0.0 if numbers is None else 1.0
+
+    def forward(self, x, state=None, call=None):
+        y, new = super().forward(x, state)
+        if not SHARED[0]:
+            return y, new
+        first = torch.zeros_like(x[:, :1]) if state is None else SHARED[1:].to(x).expand_as(x[:, :1])
+        SHARED[1:] = x[0, -1].detach()
+        return y + torch.cat([first, x[:, :-1]], 1), new
+
+    def step(self, x_t, state, call=None):
+        y, state = self.forward(x_t[:, None], state)
+        return y[:, 0], state
 
 
 class NoStep(Mixer):

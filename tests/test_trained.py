@@ -4,6 +4,7 @@ import json
 import random
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,9 +15,17 @@ import configs
 import faults
 from faults import Decay, Mean
 from harness.checks import trained as checks_after
+from harness.checks.anew import FEW_TOKENS, CheckAnew
 from harness.checks.conditions import Conditions
 from harness.checks.runner import CheckResults
-from harness.checks.trained import DRAWN, Memory, Watch, _leak_in_training, _section, check_trained
+from harness.checks.trained import (
+    DRAWN,
+    Memory,
+    Watch,
+    _leak_in_training,
+    _section,
+    check_trained,
+)
 from harness.config.experiment import CheckError
 from harness.evaluation.evaluate import EvaluateConfig, evaluate
 from harness.evaluation.passage import Passage, Reading, observing
@@ -504,6 +513,54 @@ def test_a_single_parameter_made_while_training_is_found():
     assert {path: held.numbers for path, held in before.hidden(model).items()} == {"parameters made while training": 1}
 
 
+BOTH = {"evaluation_anew", "generation_anew"}
+ANEW = {
+    "nothing": set(),
+    "InANamespace": BOTH,
+    "InADataset": BOTH,
+    "OnAParameter": {"evaluation_anew"},
+    "BehindAParameter": {"evaluation_anew"},
+    "InItsSpec": {"evaluation_anew"},
+    "InSharedMemory": BOTH,
+}
+
+
+def test_what_lies_outside_the_counted_numbers_is_missed_in_an_interpreter_started_anew():
+    task, plants = Text(), [getattr(faults, name) for name in list(ANEW)[1:]]
+    conditions = Conditions(LENGTH, 3, "fp32", "cpu", lambda index: task.batch("train", index, 3, LENGTH, 0))
+    kinds = [faults.RandomTables, *(partial(p, holder=[]) if p is faults.InItsSpec else p for p in plants)]
+    torch.manual_seed(3)
+    model = build(ModelSpec("tiny", kinds, SwiGLU), n_layers=len(kinds))
+    before, found = Memory(model, seed=3), {}
+    trained(model).eval().mixers[0].written.add_(1)
+    with CheckAnew(model, before, FEW_TOKENS) as anew:  # one for all: none of them is sent anything else
+        for name in ANEW:
+            mixers = [mixer for mixer in model.mixers if type(mixer).__name__ == name]
+            for mixer in mixers:
+                mixer.learn(torch.ones(model.width.d_model))
+            with observing(watch := Watch()):
+                evaluate(model, task, EVALUATE, LENGTH)
+            checks = anew.check(task, watch, conditions)
+            found[name] = failed(checks)
+            assert all(check.value is not None for check in checks.results), checks
+            for mixer in mixers:
+                mixer.learn(None)
+    assert all(expected <= found[name] for name, expected in ANEW.items()), found
+    assert found["nothing"] == set()
+
+
+def test_a_model_that_cannot_be_built_anew_is_refused_and_a_run_that_shows_nothing_is_spared():
+    class Local(Decay):
+        """Of no module."""
+
+    model = build(Local)
+    for tokens, passed in ((FEW_TOKENS, False), (FEW_TOKENS - 1, None)):
+        with CheckAnew(model, Memory(model), tokens) as anew:
+            assert anew.process is None
+            checks = anew.check(Text(), Watch(), Conditions()).results
+        assert {check.name: check.passed for check in checks} == dict.fromkeys(BOTH, passed)
+
+
 def test_an_exception_is_told_in_its_check():
     class Falls(Mixer):
         def forward(self, x, state=None, call=None):
@@ -548,7 +605,8 @@ def test_a_run_that_fails_afterwards_leaves_evidence_and_no_result(mixer, name, 
 
 
 @pytest.mark.slow
-def test_an_honest_run_records_the_checks_and_its_policy(tmp_path):
+def test_an_honest_run_records_the_checks_and_its_policy(tmp_path, monkeypatch):
+    monkeypatch.setattr("harness.checks.anew.FEW_TOKENS", 512)
     made, config = small_experiment("transformer", tmp_path)
     result = made.run(config, say=lambda line: None)
     assert result["status"] == "finished"
@@ -558,5 +616,6 @@ def test_an_honest_run_records_the_checks_and_its_policy(tmp_path):
     assert names[first:] == [
         *("evaluation_equals_decoding", "causality_after_training", "hidden_memory"),
         *(f"{name}_after_training" for name in STATES),
+        *("evaluation_anew", "generation_anew"),
     ]
     assert result["context_policy"] == {"kind": "window", "tokens": LENGTH}

@@ -16,7 +16,8 @@ from harness.model.mixer import Mixer
 from harness.model.state import State, StateError, examine, saved, skeleton, tensors
 
 
-def _single(case: Case) -> float:
+def single(case: Case) -> float:
+    """How closely two generations in float32 must agree."""
     return max(ROUNDING[torch.float32], case.allowed.paths)
 
 
@@ -120,7 +121,7 @@ def interleaving(case: Case) -> Outcome:
                 output, states[i] = model.step(following[:, t], states[i])
                 made[i].append(torch.stack([output, decoders[i].step(following[:, t])]))
     error = worst(distance(torch.stack(ours, 2), theirs) for ours, theirs in zip(made, alone, strict=True))
-    return Outcome(error, _single(case), f"two prompts of {_lengths(case)} tokens, {FOLLOWING} behind each")
+    return Outcome(error, single(case), f"two prompts of {_lengths(case)} tokens, {FOLLOWING} behind each")
 
 
 @check
@@ -128,7 +129,7 @@ def another_copy(case: Case) -> Outcome:
     """A copy of a state, carried into a copy of the model that has read nothing, goes on alike."""
     state, following, expected = case.run.carried
     found = continued(copy.deepcopy(case.run.unused), copy.deepcopy(state), following)
-    return Outcome(distance(found, expected), _single(case), f"behind {_lengths(case)[0]} tokens")
+    return Outcome(distance(found, expected), single(case), f"behind {_lengths(case)[0]} tokens")
 
 
 @check
@@ -138,7 +139,7 @@ def another_process(case: Case) -> Outcome:
         return Outcome(None, None, "this system cannot fork a process")
     state, following, expected = case.run.carried
     found = case.run.elsewhere.ask("continued", saved(state), following)
-    return Outcome(distance(found, expected), _single(case), f"behind {_lengths(case)[0]} tokens")
+    return Outcome(distance(found, expected), single(case), f"behind {_lengths(case)[0]} tokens")
 
 
 @check

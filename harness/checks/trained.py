@@ -28,6 +28,7 @@ from harness.checks.trial import FOLLOWING, Calls, Trial
 from harness.evaluation.passage import Passage, Reading
 from harness.evaluation.text import token_losses
 from harness.generation.decode import Decoder
+from harness.model.anew import AnewError, Blueprint
 from harness.model.backbone import LanguageModel
 from harness.model.interface import IGNORE, Classes, Tokens
 from harness.model.inventory import Held, inventory, irreproducible
@@ -104,11 +105,19 @@ class Trained(Trial):
 
 
 class Memory:
-    """What a model held before training, and how many numbers of it its budget counts, by where they lie."""
+    """What a model held before training, and how many numbers of it its budget counts, by where they lie.
 
-    def __init__(self, model: LanguageModel):
+    seed: that it was built under. blueprint: how it is built; why that cannot be told, where it cannot.
+    """
+
+    def __init__(self, model: LanguageModel, seed: int = 0):
         self.held, self.parameters = inventory(model), _parameters(model)
         self.counted = {path: held.numbers for path, held in irreproducible(model).items()}
+        self.blueprint: Blueprint | str
+        try:
+            self.blueprint = Blueprint(model, seed)
+        except AnewError as error:
+            self.blueprint = str(error)
 
     def hidden(self, model: LanguageModel) -> dict[str, Held]:
         """What the model holds now, held otherwise or not at all before, and does not count or counts as smaller."""
@@ -154,8 +163,8 @@ def _evaluation(model: LanguageModel, task: Any, watch: Watch) -> Outcome:
         )
     main = chain(_whole(model, watch.leading), _sections(model, watch.drawn, watch.chance))
     others = [passage for passage in watch.shapes.values() if not passage.main]
-    value, scored = _difference(task, main)
-    other, more = _difference(task, _sections(model, others, watch.chance))
+    value, scored = difference(task, main)
+    other, more = difference(task, _sections(model, others, watch.chance))
     unit = "nats a target" if task.targets.in_nats else "parts of the loss"
     calls = ", ".join(str(passage.index) for passage in (*watch.leading, *watch.drawn))
     where = f"{scored} targets of the test figure, in its calls {calls} of {watch.leading[0].count}"
@@ -163,7 +172,7 @@ def _evaluation(model: LanguageModel, task: Any, watch: Watch) -> Outcome:
     return Outcome(worst([value, other]), SAME_LOSS, detail)
 
 
-def _difference(task: Any, readings: Iterable[tuple[Reading, Tensor, Tensor]]) -> tuple[float, int]:
+def difference(task: Any, readings: Iterable[tuple[Reading, Tensor, Tensor]]) -> tuple[float, int]:
     """How far the losses of two outputs differ, nats a target or part of the loss; and how many targets there are."""
     differences, total, scored = 0.0, 0.0, 0
     for batch, *outputs in readings:
@@ -197,16 +206,21 @@ def _sections(
     It is read behind what `forward` makes of the state that the passage's own call started from and the inputs before.
     """
     for passage in passages:
-        rows = slice(None)
-        if passage.state is None:
-            count = ROWS if passage.main else 1
-            first = chance.randrange(max(1, len(passage.outputs) - count + 1))
-            rows = slice(first, first + count)
+        rows = some_rows(passage, chance)
         batch = passage.batch.rows(rows)
         part = _section(model, batch, chance)
         section = _part(model, batch, part)
         step = _stepper(model, passage, batch, part.start)
         yield section, passage.outputs[rows, part], _stepped(step, section)
+
+
+def some_rows(passage: Passage, chance: random.Random) -> slice:
+    """The rows of a passage that are read again: all behind a state, else a few from a row that is drawn."""
+    if passage.state is not None:
+        return slice(None)
+    count = ROWS if passage.main else 1
+    first = chance.randrange(max(1, len(passage.outputs) - count + 1))
+    return slice(first, first + count)
 
 
 def _section(model: LanguageModel, batch: Reading, chance: random.Random) -> slice:
@@ -324,11 +338,11 @@ def _leak(model: LanguageModel, passage: Passage, generator: torch.Generator) ->
     past = torch.arange(length, device=inputs.device) < starts.to(inputs.device)  # (B, T)
     shown = past.view(*past.shape, *(1 for _ in inputs.shape[2:]))
     changed = model.interface.inputs.changed(inputs.cpu()).to(inputs)
-    moved = _outputs(model, passage.state, replace(batch, inputs=torch.where(shown, inputs, changed)))
+    moved = outputs_of(model, passage.state, replace(batch, inputs=torch.where(shown, inputs, changed)))
     return distance(moved * past[..., None], base * past[..., None])
 
 
-def _outputs(model: LanguageModel, state: State, batch: Reading) -> Tensor:
+def outputs_of(model: LanguageModel, state: State, batch: Reading) -> Tensor:
     """The outputs (B, T, ...) of one call as the evaluation makes it; where a batch is cut, it reads from nothing."""
     if batch.cut is not None:
         return Batch(batch.inputs, batch.targets, batch.elapsed, batch.cut).read(model)
@@ -348,16 +362,12 @@ def _hidden_memory(model: LanguageModel, before: Memory) -> Outcome:
 def _of_states(model: LanguageModel, watch: Watch, conditions: Conditions) -> dict[str, Callable[[], Outcome]]:
     """What is checked of states before training (harness/checks/purity.py), on the trained weights."""
 
-    @cache
-    def case() -> Case:
-        run = Trained(model, conditions, watch.generator())
-        size = SizeConfig(_parameters(model), model.n_layers)
-        return Case(run.unused, model.spec, model.interface, size, run.generator, run)
+    made = cache(lambda: as_case(model, watch, conditions))
 
     def after_training(check: Callable[[Case], Outcome]) -> Callable[[], Outcome]:
         def run() -> Outcome:
             with torch.inference_mode(False), torch.no_grad():
-                return check(case())
+                return check(made())
 
         return run
 
@@ -365,6 +375,13 @@ def _of_states(model: LanguageModel, watch: Watch, conditions: Conditions) -> di
     found = {check.__name__: after_training(check) for check in checks}
     found["state_bytes"] = after_training(lambda case: _state_bytes(model, watch, case))
     return {f"{name}_after_training": check for name, check in found.items()}
+
+
+def as_case(model: LanguageModel, watch: Watch, conditions: Conditions) -> Case:
+    """The trained model as the checks of states take it."""
+    run = Trained(model, conditions, watch.generator())
+    size = SizeConfig(_parameters(model), model.n_layers)
+    return Case(run.unused, model.spec, model.interface, size, run.generator, run)
 
 
 def _state_bytes(model: LanguageModel, watch: Watch, case: Case) -> Outcome:

@@ -7,6 +7,7 @@ from typing import Any, Literal, NoReturn
 
 import torch
 
+from harness.checks.anew import CheckAnew
 from harness.checks.conditions import Conditions
 from harness.checks.runner import CheckResults, run_checks
 from harness.checks.trained import Memory, Watch, check_trained
@@ -162,7 +163,7 @@ class Experiment:
 
     def _measured(self, model: LanguageModel, run: record.Run, result: dict, say) -> dict:
         """Trains, evaluates, checks again and measures; a diverged run is recorded with training alone."""
-        before = Memory(model)
+        before = Memory(model, self.seed)
         training = train(model, self.task, self.trainer, self.seed, run, self.logger, self.progress).to_dict()
         if training["status"] == "diverged":
             return result | {"status": "diverged", "training": training, "evaluation": None, "measurement": None}
@@ -175,12 +176,15 @@ class Experiment:
             result = result | {"training": training, "evaluation": evaluation}
             say("Checking the trained model ...")
             trained = check_trained(model, self.task, watch, before, self._conditions())
-        result["checks"] = self._check_trained(result["checks"], trained, run, result)
-        say("Measuring ...")
-        with LoadMeter() as meter:
-            measurement = measure(model, self.measure, self.evaluate.policy(self.trainer.length))
-        measurement["load"] = asdict(meter.load)
-        measurement["cost"] = cost(self.measure, measurement, training["tokens_per_second"])
+        checks = self._check_trained(result["checks"], trained, run, result)
+        with CheckAnew(model, before, self.trainer.tokens or 0) as anew:
+            say("Measuring ...")
+            with LoadMeter() as meter:
+                measurement = measure(model, self.measure, self.evaluate.policy(self.trainer.length), anew.process)
+            measurement["load"] = asdict(meter.load)
+            measurement["cost"] = cost(self.measure, measurement, training["tokens_per_second"])
+            again = anew.check(self.task, watch, self._conditions())
+        result["checks"] = self._check_trained(checks, again, run, result | {"measurement": measurement})
         return result | {"status": "finished", "measurement": measurement}
 
 

@@ -17,6 +17,7 @@ from harness.measurement import latency
 from harness.measurement.cost import dollars_per_million_tokens
 from harness.measurement.forecast import Forecast
 from harness.measurement.resident import Generation, generation_memory
+from harness.model.anew import Anew
 from harness.model.backbone import LanguageModel
 from harness.model.context import FULL, ContextPolicy
 from harness.model.state import state_bytes, tensors
@@ -59,12 +60,15 @@ class StateMismatchError(RuntimeError):
     """An architecture whose `init_state` does not hold what reading the context really leaves."""
 
 
-def measure(model: LanguageModel, config: MeasureConfig, policy: ContextPolicy = FULL) -> dict:
+def measure(
+    model: LanguageModel, config: MeasureConfig, policy: ContextPolicy = FULL, process: Anew | None = None
+) -> dict:
     """Returns the record's measurement block, but for the costs (see `cost`).
 
     policy: the context policy, under which a state that grows is held, read and generated from. Memory is what
     generation takes beyond the loaded model: of a process of its own on a CPU, of the allocator on a GPU. What does not
-    fit the time or the memory is null, and `skipped` says why. Leaves the model's training mode and the random
+    fit the time or the memory is null, and `skipped` says why. process: another one that holds the model and has
+    answered nothing yet, for the memory on a CPU; None starts one. Leaves the model's training mode and the random
     generators as they were. Raises StateMismatchError where `init_state` misstates the state.
     """
     device = model.head.weight.device
@@ -74,7 +78,7 @@ def measure(model: LanguageModel, config: MeasureConfig, policy: ContextPolicy =
         if contexts:
             _check_state(model, config, contexts[0], policy)
         rows = [_measure_context(model, config, context, policy, forecast) for context in contexts]
-    memory = _memory(model, config, policy, rows)
+    memory = _memory(model, config, policy, rows, process)
     return {
         "device": device.type,
         "device_name": device_name(device),
@@ -213,7 +217,9 @@ def _prefill(
     }
 
 
-def _memory(model: LanguageModel, config: MeasureConfig, policy: ContextPolicy, rows: list[dict]) -> str:
+def _memory(
+    model: LanguageModel, config: MeasureConfig, policy: ContextPolicy, rows: list[dict], process: Anew | None
+) -> str:
     """Enters what generation takes beyond the loaded model into the rows; returns how it was measured, or why not."""
     if model.head.weight.device.type == "cuda":
         return "the allocator's increase over the loaded model"
@@ -221,7 +227,8 @@ def _memory(model: LanguageModel, config: MeasureConfig, policy: ContextPolicy, 
     if not held or config.memory_seconds is None:
         return "not measured: measure.memory_seconds is null" if held else "not measured: no state was held"
     contexts = [row["context"] for row in held]
-    measured = generation_memory(model, Generation(config.batch_size, contexts, policy), config.memory_seconds)
+    what = Generation(config.batch_size, contexts, policy)
+    measured = generation_memory(model, what, config.memory_seconds, process)
     if isinstance(measured, str):
         return f"not measured: {measured}"
     for row, increase in zip(held, measured, strict=True):

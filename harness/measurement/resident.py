@@ -4,18 +4,14 @@ A process that has trained and evaluated holds freed memory of both, which says 
 loads the model, generates once from an empty state, notes its resident memory, and generates from each context in turn.
 """
 
-import os
-import pickle
-import subprocess
-import sys
+from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 
 from harness.generation.decode import Decoder
 from harness.machine.memory import Increase
+from harness.model.anew import Anew, AnewError, Blueprint
 from harness.model.backbone import LanguageModel
 from harness.model.context import ContextPolicy
 
@@ -32,35 +28,20 @@ class Generation:
     policy: ContextPolicy
 
 
-def generation_memory(model: LanguageModel, what: Generation, seconds: float) -> list[int] | str:
+def generation_memory(
+    model: LanguageModel, what: Generation, seconds: float, process: Anew | None = None
+) -> list[int] | str:
     """Bytes that generation adds to the loaded model at its peak, for each context; else why it was not measured.
 
-    seconds: the most that the other process may take. Of a model that cannot be sent to one (its classes are defined
-    in a function, say) nothing is measured.
+    seconds: the most that the other process may take. process: one that holds the model and has answered nothing yet;
+    None starts one.
     """
-    with TemporaryDirectory() as folder:
-        task, answer = Path(folder) / "task.pickle", Path(folder) / "answer.pickle"
+    with ExitStack() as stack:
         try:
-            task.write_bytes(pickle.dumps((*_described(model), what, torch.get_num_threads())))
-        except (pickle.PicklingError, AttributeError, TypeError) as error:
-            return f"the model cannot be sent to another process ({error})"
-        # the parent's path, so that plugins are found; not its working directory, which may be anything
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-        command = [sys.executable, "-m", __name__, str(task), str(answer)]
-        try:
-            done = subprocess.run(
-                command, env=environment, capture_output=True, text=True, timeout=seconds, check=False
-            )
-        except subprocess.TimeoutExpired:
-            return f"it took more than {seconds:g} s"
-        if done.returncode or not answer.exists():
-            return f"the other process ended with {done.returncode}: {done.stderr.strip()[-200:]}"
-        return pickle.loads(answer.read_bytes())
-
-
-def _described(model: LanguageModel) -> tuple:
-    weights = {name: value.detach().cpu() for name, value in model.state_dict().items()}
-    return model.spec, model.interface, model.n_layers, model.width, model.head.weight.dtype, weights
+            asked = process or stack.enter_context(Anew(Blueprint(model), model, seconds))
+            return asked.ask(_increases, what, seconds=seconds)
+        except AnewError as error:
+            return str(error)
 
 
 @torch.inference_mode()
@@ -80,16 +61,3 @@ def _generate(model: LanguageModel, what: Generation, context: int) -> None:
     decoder = Decoder(model, model.init_state(what.batch, what.policy.held(context)), what.policy, context)
     for _ in range(STEPS):
         token = model.interface.following(decoder.step(token), token)
-
-
-def _main(task: str, answer: str) -> None:
-    spec, interface, n_layers, width, dtype, weights, what, threads = pickle.loads(Path(task).read_bytes())
-    torch.set_num_threads(threads)
-    model = LanguageModel(spec, interface, n_layers, width).to(dtype).eval()
-    model.load_state_dict(weights)
-    del weights
-    Path(answer).write_bytes(pickle.dumps(_increases(model, what)))
-
-
-if __name__ == "__main__":
-    _main(*sys.argv[1:])

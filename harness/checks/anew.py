@@ -1,0 +1,111 @@
+"""The trained model against one that is built anew, of nothing but the numbers that its budget counts.
+
+What a model keeps elsewhere (a global variable, an attribute of a parameter, an object of a library, memory that
+processes share) a copy and a fork have too. An interpreter started anew has not (harness/model/anew.py).
+"""
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from harness.checks import purity
+from harness.checks.case import Outcome
+from harness.checks.conditions import Conditions
+from harness.checks.elsewhere import continued
+from harness.checks.runner import CheckResults, tried
+from harness.checks.tolerances import distance
+from harness.checks.trained import SAME_LOSS, SHORT_PROMPTS, Memory, Watch, as_case, difference, outputs_of, some_rows
+from harness.evaluation.passage import Reading
+from harness.model.anew import Anew
+from harness.model.backbone import LanguageModel
+from harness.model.state import State, map_tensors, saved
+
+FEW_TOKENS = 2**16
+"""A run that trains on fewer shows that it works, and no more: it is spared the seconds of another interpreter."""
+DRAWN = 4
+"""Of the passages that were drawn from the evaluation, those that are read there."""
+ANSWER_SECONDS = 1800
+"""What one answer of the other interpreter may take."""
+
+
+class CheckAnew:
+    """The checks of the trained model against one that an interpreter started anew builds from its spec.
+
+    before: what the model held before training, of whose buffers the other one is given those that the budget counts.
+    tokens: that it was trained on.
+    """
+
+    def __init__(self, model: LanguageModel, before: Memory, tokens: int):
+        self.model, self.blueprint = model, before.blueprint
+        self.process: Anew | None = None
+        self.spared = tokens < FEW_TOKENS
+        if not self.spared and not isinstance(before.blueprint, str):
+            buffers = [name for name, _ in model.named_buffers() if f"model.{name}" in before.counted]
+            self.process = Anew(before.blueprint, model, ANSWER_SECONDS, buffers)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process is not None:
+            self.process.close()
+
+    def check(self, task: Any, watch: Watch, conditions: Conditions) -> CheckResults:
+        """Tries every check, once the process has measured what it is also for."""
+        checks = {
+            "evaluation_anew": lambda process: _evaluation_anew(task, watch, process),
+            "generation_anew": lambda process: _generation_anew(self.model, watch, conditions, process),
+        }
+        return CheckResults([tried(name, partial(self._tried, check)) for name, check in checks.items()])
+
+    def _tried(self, check: Callable[[Anew], Outcome]) -> Outcome:
+        if self.process is not None:
+            return check(self.process)
+        if self.spared:
+            return Outcome(None, None, f"a run of fewer than {FEW_TOKENS} tokens starts no other interpreter")
+        return Outcome(None, None, str(self.blueprint), passed=False)
+
+
+def _evaluation_anew(task: Any, watch: Watch, process: Anew) -> Outcome:
+    """Given its counted numbers alone, a model built anew finds the losses of the evaluation, from saved states."""
+    others = [passage for passage in watch.shapes.values() if not passage.main]
+    passages = [*watch.leading[:1], *watch.drawn[:DRAWN], *others]
+
+    def readings() -> Iterator[tuple[Reading, Tensor, Tensor]]:
+        for passage in passages:
+            rows = some_rows(passage, watch.chance)
+            batch, state = _moved(passage.batch.rows(rows), "cpu"), map_tensors(Tensor.cpu, saved(passage.state))
+            yield batch, passage.outputs[rows].cpu(), process.ask(_read_anew, state, batch)
+
+    value, scored = difference(task, readings())
+    return Outcome(value, SAME_LOSS, f"mean difference over {scored} targets of {len(passages)} of its calls")
+
+
+def _generation_anew(model: LanguageModel, watch: Watch, conditions: Conditions, process: Anew) -> Outcome:
+    """A decoder's state, saved, goes on alike in the model built anew."""
+    case = as_case(model, watch, conditions)
+    state, following, expected = case.run.carried
+    found = process.ask(_continued_anew, saved(state), following)
+    return Outcome(distance(found, expected), purity.single(case), f"behind {SHORT_PROMPTS[0]} tokens")
+
+
+@torch.inference_mode()
+def _read_anew(model: LanguageModel, state: State, batch: Reading) -> Tensor:
+    """The outputs of one call, in the other process."""
+    device = model.head.weight.device
+    return outputs_of(model, map_tensors(lambda tensor: tensor.to(device), state), _moved(batch, device)).cpu()
+
+
+def _moved(batch: Reading, device: torch.device | str) -> Reading:
+    elapsed = None if batch.elapsed is None else batch.elapsed.to(device)
+    return replace(batch, inputs=batch.inputs.to(device), targets=batch.targets.to(device), elapsed=elapsed)
+
+
+def _continued_anew(model: LanguageModel, state: State, tokens: Tensor) -> Tensor:
+    """`continued` of a copy on the CPU, in the other process."""
+    return continued(copy.deepcopy(model).cpu(), state, tokens)
