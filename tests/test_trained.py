@@ -26,6 +26,7 @@ from harness.checks.trained import (
     _section,
     check_trained,
 )
+from harness.config.errors import MachineError
 from harness.config.experiment import CheckError
 from harness.evaluation.evaluate import EvaluateConfig, evaluate
 from harness.evaluation.passage import Passage, Reading, observing
@@ -545,6 +546,11 @@ def test_what_lies_outside_the_counted_numbers_is_missed_in_an_interpreter_start
             assert all(check.value is not None for check in checks.results), checks
             for mixer in mixers:
                 mixer.learn(None)
+        anew.process._process.kill()
+        with pytest.raises(
+            MachineError, match="could not be checked in another process: the other process ended with -9"
+        ):
+            anew.check(task, watch, conditions)
     assert all(expected <= found[name] for name, expected in ANEW.items()), found
     assert found["nothing"] == set()
 

@@ -20,8 +20,9 @@ from harness.checks.elsewhere import continued
 from harness.checks.runner import CheckResults, tried
 from harness.checks.tolerances import distance
 from harness.checks.trained import SAME_LOSS, SHORT_PROMPTS, Memory, Watch, as_case, difference, outputs_of, some_rows
+from harness.config.errors import MachineError
 from harness.evaluation.passage import Reading
-from harness.model.anew import Anew
+from harness.model.anew import Anew, AnewError
 from harness.model.backbone import LanguageModel
 from harness.model.state import State, map_tensors, saved
 
@@ -43,6 +44,7 @@ class CheckAnew:
     def __init__(self, model: LanguageModel, before: Memory, tokens: int):
         self.model, self.blueprint = model, before.blueprint
         self.process: Anew | None = None
+        self.lost = ""
         self.spared = tokens < FEW_TOKENS
         if not self.spared and not isinstance(before.blueprint, str):
             buffers = [name for name, _ in model.named_buffers() if f"model.{name}" in before.counted]
@@ -56,16 +58,30 @@ class CheckAnew:
             self.process.close()
 
     def check(self, task: Any, watch: Watch, conditions: Conditions) -> CheckResults:
-        """Tries every check, once the process has measured what it is also for."""
+        """Tries every check, once the process has measured what it is also for.
+
+        Raises MachineError where it was lost: that says nothing of the model, and the same command tries again.
+        """
         checks = {
             "evaluation_anew": lambda process: _evaluation_anew(task, watch, process),
             "generation_anew": lambda process: _generation_anew(self.model, watch, conditions, process),
         }
-        return CheckResults([tried(name, partial(self._tried, check)) for name, check in checks.items()])
+        results = CheckResults([tried(name, partial(self._tried, check)) for name, check in checks.items()])
+        if self.lost:
+            raise MachineError(
+                f"The trained model could not be checked in another process: {self.lost}.",
+                "a second process that holds the model.",
+                "free memory; then the same command goes on from the last checkpoint.",
+            )
+        return results
 
     def _tried(self, check: Callable[[Anew], Outcome]) -> Outcome:
         if self.process is not None:
-            return check(self.process)
+            try:
+                return check(self.process)
+            except AnewError as error:
+                self.lost = str(error)
+                raise
         if self.spared:
             return Outcome(None, None, f"a run of fewer than {FEW_TOKENS} tokens starts no other interpreter")
         return Outcome(None, None, str(self.blueprint), passed=False)

@@ -11,7 +11,7 @@ import torch
 
 from harness.generation.decode import Decoder
 from harness.machine.memory import Increase
-from harness.model.anew import Anew, AnewError, Blueprint
+from harness.model.anew import Anew, Blueprint
 from harness.model.backbone import LanguageModel
 from harness.model.context import ContextPolicy
 
@@ -40,7 +40,7 @@ def generation_memory(
         try:
             asked = process or stack.enter_context(Anew(Blueprint(model), model, seconds))
             return asked.ask(_increases, what, seconds=seconds)
-        except AnewError as error:
+        except RuntimeError as error:  # of the process, or of the model in it
             return str(error)
 
 

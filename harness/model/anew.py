@@ -64,9 +64,10 @@ class Anew:
         self._write(pickle.dumps((blueprint.written, where, numbers, torch.get_num_threads())))
 
     def ask(self, function: Callable, *given: Any, seconds: float | None = None) -> Any:
-        """What `function` of the model there and of what is given answers. Raises AnewError where it does not.
+        """What `function` of the model there and of what is given answers.
 
-        function: one that a module defines. seconds: what it may take, None for the process's own.
+        function: one that a module defines. seconds: what it may take, None for the process's own. Raises AnewError
+        where the process does not answer, and RuntimeError with what the function raised.
         """
         assert self._process.stdout is not None
         limit = seconds or self.seconds
@@ -81,7 +82,7 @@ class Anew:
                 raise self._ended() from None
             self._awaited -= 1
         if failure is not None:
-            raise AnewError(f"in another process: {failure}")
+            raise RuntimeError(f"in another process: {failure}")
         return answer
 
     def close(self) -> None:
