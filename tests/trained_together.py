@@ -34,12 +34,16 @@ class Stopping(tiny.Counting):
 
 
 def start(root: Path, count: int, task: tiny.Counting, **changes) -> list[int]:
-    """The processes, which train under `root`; the first one records."""
+    """The processes, which train under `root`; the first one records.
+
+    As in a run, whose first process then evaluates, it outlives the others: one whose peer has gone may wait for ever.
+    """
     settings = SETTINGS | changes
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     children = []
+    others_end, held_by_others = os.pipe()
     for rank in range(count):
         child = os.fork()
         if child == 0:
@@ -48,11 +52,15 @@ def start(root: Path, count: int, task: tiny.Counting, **changes) -> list[int]:
                 os.environ |= {name: str(value) for name, value in names.items()} | {"MASTER_ADDR": "127.0.0.1"}
             net = tiny.model(tie_embeddings=True, kernel="reference").double()
             if rank == 0:
+                os.close(held_by_others)
                 tiny.run_once(root, net, task, **settings)
+                os.read(others_end, 1)  # nothing, once all others have closed theirs by ending
             else:
                 train(net, task, tiny.config(**settings), 0, None, NoLogger(), progress=False)
             os._exit(0)
         children.append(child)
+    os.close(others_end)
+    os.close(held_by_others)
     return children
 
 
