@@ -177,6 +177,7 @@ def test_the_memory_of_a_pass_is_measured_over_its_tokens():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_memory_and_gradients_of_the_published_cell_are_measured_once(capsys):
     config = CONFIGS["gradients"] | CONFIGS["gradients"]["quick"] | {"comparisons": ["bench.liquid.published_ltc"]}
     store = Store(None)
