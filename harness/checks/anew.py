@@ -6,7 +6,6 @@ processes share) a copy and a fork have too. An interpreter started anew has not
 
 import copy
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from functools import partial
 from typing import Any, Self
 
@@ -19,7 +18,7 @@ from harness.checks.conditions import Conditions
 from harness.checks.elsewhere import continued
 from harness.checks.runner import CheckResults, tried
 from harness.checks.tolerances import distance
-from harness.checks.trained import SAME_LOSS, SHORT_PROMPTS, Memory, Watch, as_case, difference, outputs_of, some_rows
+from harness.checks.trained import SAME_LOSS, SHORT_PROMPTS, Memory, Watch, as_case, difference, some_rows
 from harness.config.errors import MachineError
 from harness.evaluation.passage import Reading
 from harness.model.anew import Anew, AnewError
@@ -95,7 +94,7 @@ def _evaluation_anew(task: Any, watch: Watch, process: Anew) -> Outcome:
     def readings() -> Iterator[tuple[Reading, Tensor, Tensor]]:
         for passage in passages:
             rows = some_rows(passage, watch.chance)
-            batch, state = _moved(passage.batch.rows(rows), "cpu"), map_tensors(Tensor.cpu, saved(passage.state))
+            batch, state = passage.batch.rows(rows).to("cpu"), map_tensors(Tensor.cpu, saved(passage.state))
             yield batch, passage.outputs[rows].cpu(), process.ask(_read_anew, state, batch)
 
     value, scored = difference(task, readings())
@@ -114,12 +113,7 @@ def _generation_anew(model: LanguageModel, watch: Watch, conditions: Conditions,
 def _read_anew(model: LanguageModel, state: State, batch: Reading) -> Tensor:
     """The outputs of one call, in the other process."""
     device = model.head.weight.device
-    return outputs_of(model, map_tensors(lambda tensor: tensor.to(device), state), _moved(batch, device)).cpu()
-
-
-def _moved(batch: Reading, device: torch.device | str) -> Reading:
-    elapsed = None if batch.elapsed is None else batch.elapsed.to(device)
-    return replace(batch, inputs=batch.inputs.to(device), targets=batch.targets.to(device), elapsed=elapsed)
+    return batch.to(device).read(model, map_tensors(lambda tensor: tensor.to(device), state)).cpu()
 
 
 def _continued_anew(model: LanguageModel, state: State, tokens: Tensor) -> Tensor:

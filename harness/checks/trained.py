@@ -34,7 +34,6 @@ from harness.model.interface import IGNORE, Classes, Tokens
 from harness.model.inventory import Held, inventory, irreproducible
 from harness.model.sizing import SizeConfig
 from harness.model.state import State, state_bytes
-from harness.tasks.task import Batch
 
 LEADING = 3
 """Passages kept from the start: a state that grows is first cut to less than it holds before the third."""
@@ -338,15 +337,8 @@ def _leak(model: LanguageModel, passage: Passage, generator: torch.Generator) ->
     past = torch.arange(length, device=inputs.device) < starts.to(inputs.device)  # (B, T)
     shown = past.view(*past.shape, *(1 for _ in inputs.shape[2:]))
     changed = model.interface.inputs.changed(inputs.cpu()).to(inputs)
-    moved = outputs_of(model, passage.state, replace(batch, inputs=torch.where(shown, inputs, changed)))
+    moved = replace(batch, inputs=torch.where(shown, inputs, changed)).read(model, passage.state)
     return distance(moved * past[..., None], base * past[..., None])
-
-
-def outputs_of(model: LanguageModel, state: State, batch: Reading) -> Tensor:
-    """The outputs (B, T, ...) of one call as the evaluation makes it; where a batch is cut, it reads from nothing."""
-    if batch.cut is not None:
-        return Batch(batch.inputs, batch.targets, batch.elapsed, batch.cut).read(model)
-    return model(batch.inputs, state, batch.elapsed)[0]
 
 
 def _hidden_memory(model: LanguageModel, before: Memory) -> Outcome:

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Self
 
+import torch
 from torch import Tensor
 
 from harness.model.context import FULL, ContextPolicy
@@ -24,6 +25,21 @@ class Reading:
         """Returns the same of these rows alone."""
         elapsed = None if self.elapsed is None else self.elapsed[chosen]
         return replace(self, inputs=self.inputs[chosen], targets=self.targets[chosen], elapsed=elapsed)
+
+    def to(self, device: torch.device | str) -> Self:
+        """Returns the same on `device`."""
+        elapsed = None if self.elapsed is None else self.elapsed.to(device)
+        return replace(self, inputs=self.inputs.to(device), targets=self.targets.to(device), elapsed=elapsed)
+
+    def read(self, model, state: State = None) -> Tensor:
+        """The outputs (B, T, ...) of a model that reads the inputs behind `state`, with gradients across the cut."""
+        if self.cut is None:
+            return model(self.inputs, state, self.elapsed)[0]
+        first, second = slice(self.cut), slice(self.cut, None)
+        times = [None if self.elapsed is None else self.elapsed[:, part] for part in (first, second)]
+        before, state = model(self.inputs[:, first], state, times[0])
+        state = getattr(model, "module", model).truncate_state(state, 0)  # what several processes train wraps a model
+        return torch.cat([before, model(self.inputs[:, second], state, times[1])[0]], dim=1)
 
 
 @dataclass(frozen=True)

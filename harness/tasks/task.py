@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from harness.evaluation.evaluate import EvaluateConfig, by_batches
@@ -22,21 +21,6 @@ class Batch(Reading):
     since the previous token, or None where it is 1. cut: tokens after which what a model holds of the context is
     forgotten as far as it grows with it (an attention's cache), or None.
     """
-
-    def to(self, device: torch.device | str) -> "Batch":
-        """Returns the batch on `device`."""
-        elapsed = None if self.elapsed is None else self.elapsed.to(device)
-        return Batch(self.inputs.to(device), self.targets.to(device), elapsed, self.cut)
-
-    def read(self, model) -> Tensor:
-        """The outputs (B, T, ...) of a model that reads the inputs from nothing, with gradients across the cut."""
-        if self.cut is None:
-            return model(self.inputs, None, self.elapsed)[0]
-        first, second = slice(self.cut), slice(self.cut, None)
-        times = [None if self.elapsed is None else self.elapsed[:, part] for part in (first, second)]
-        before, state = model(self.inputs[:, first], None, times[0])
-        state = getattr(model, "module", model).truncate_state(state, 0)  # what several processes train wraps a model
-        return torch.cat([before, model(self.inputs[:, second], state, times[1])[0]], dim=1)
 
 
 class Task:
