@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from analysis import bench, schema, search, selection
 from analysis.entries import higher_is_better
 from analysis.findings.evidence import METRICS
-from analysis.records import Record
+from analysis.records import Record, by_key
 from analysis.render import MISSING, NOT_MEASURED, Table
 from analysis.statistics import ALPHA, LEAST_SEEDS, Difference, holm, interval, paired, power, summarise
 from harness.config.errors import RecordError
@@ -140,11 +140,9 @@ def answer(claims: Iterable[Claim], records: Iterable[Record], measured: Path) -
 
     measured: the bench's folder, beside which the runs of each sweep are listed.
     """
-    by_key: dict[str, list[Record]] = {}
-    for record in records:
-        by_key.setdefault(record.result["key"], []).append(record)
+    known = by_key(records)
     listed = cache(partial(_jobs, measured.parent))
-    found = [_answer(claim, by_key, measured, listed(claim.sweep)) for claim in claims]
+    found = [_answer(claim, known, measured, listed(claim.sweep)) for claim in claims]
     adjusted = holm([None if one.diverged else one.difference.p for one in found])
     return [replace(one, p=p) for one, p in zip(found, adjusted, strict=True)]
 
@@ -156,14 +154,12 @@ def _jobs(results: Path, sweep: str) -> list[on_disk.Job]:
     return []
 
 
-def _answer(
-    claim: Claim, by_key: Mapping[str, Sequence[Record]], measured: Path, jobs: Sequence[on_disk.Job]
-) -> Answer:
+def _answer(claim: Claim, known: Mapping[str, Sequence[Record]], measured: Path, jobs: Sequence[on_disk.Job]) -> Answer:
     if claim.timing is not None:
         return Answer(claim, Side({}), Side({}), Difference(0), _timed(claim.timing, measured))
-    ours = _side(claim, claim.ours, jobs, by_key)
+    ours = _side(claim, claim.ours, jobs, known)
     if isinstance(claim.against, dict):
-        against = _side(claim, claim.against, jobs, by_key)
+        against = _side(claim, claim.against, jobs, known)
     else:
         against = Side(dict.fromkeys(ours.figures, claim.against))
     shift = claim.by if ours.higher != claim.worse else -claim.by
@@ -171,7 +167,9 @@ def _answer(
     return Answer(claim, ours, against, difference)
 
 
-def _side(claim: Claim, wanted: Selection, jobs: Sequence[on_disk.Job], by_key: Mapping[str, Sequence[Record]]) -> Side:
+def _side(
+    claim: Claim, wanted: Selection, jobs: Sequence[on_disk.Job], recorded: Mapping[str, Sequence[Record]]
+) -> Side:
     """The selected runs; of several that differ in more than the seed, those that are best on validation.
 
     Runs that differ in seed and learning rate alone count as far as one version of the code made them.
@@ -184,16 +182,15 @@ def _side(claim: Claim, wanted: Selection, jobs: Sequence[on_disk.Job], by_key: 
             continue
         rates.add(given.get(RATE))
         alike = tuple(sorted((key, value) for key, value in given.items() if key not in ("seed", RATE)))
-        found = [(given.get(RATE, ""), record) for record in by_key.get(job.key or "", ())]
+        found = [(given.get(RATE, ""), record) for record in recorded.get(job.key or "", ())]
         tried.setdefault(alike, []).extend(found)
     groups: dict[tuple, list[dict]] = {}
     other = 0
     for alike, found in tried.items():
-        counts = selection.of_one_version(record for _, record in found)
-        other += counts.count(False)
-        for (rate, record), counted in zip(found, counts, strict=True):
-            if counted:
-                groups.setdefault((alike, rate), []).append(record.result)
+        counted = selection.of_one_version(found)
+        other += len(found) - len(counted)
+        for rate, record in counted:
+            groups.setdefault((alike, rate), []).append(record.result)
     higher = next((higher_is_better(f"test_{m}") for g in groups.values() for r in g if (m := _metric(r))), True)
     if claim.figure == "share diverged":
         shares = _shares(result for group in groups.values() for result in group)

@@ -119,6 +119,14 @@ def read(path: Path) -> Record:
     return record
 
 
+def by_key(records: Iterable[Record]) -> dict[str, list[Record]]:
+    """{key of a run: its records, one by each version of the code that made it}."""
+    found: dict[str, list[Record]] = {}
+    for record in records:
+        found.setdefault(record.result["key"], []).append(record)
+    return found
+
+
 def failure(path: Path) -> str | None:
     """What ended the last attempt at an unfinished run, in a line; None where its folder does not say."""
     try:

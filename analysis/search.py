@@ -7,7 +7,7 @@ from statistics import mean
 
 import pandas as pd
 
-from analysis.records import Record
+from analysis.records import Record, by_key
 from analysis.render import MISSING, Table
 from analysis.selection import of_one_version
 from harness.config.errors import RecordError
@@ -28,10 +28,8 @@ def tables(records: Iterable[Record], results: Path) -> list[Table]:
     The last column is the mean of the models' differences. Figures are means over the seeds that the choice and the
     first one both ran. Of each model, the runs of one version of the code count: of the one that made most.
     """
-    by_key: dict[str, list[Record]] = {}
-    for record in records:
-        by_key.setdefault(record.result["key"], []).append(record)
-    return [table for known in _started(results) if (table := _table(known, by_key))]
+    recorded = by_key(records)
+    return [table for known in _started(results) if (table := _table(known, recorded))]
 
 
 def keys(results: Path) -> set[str]:
@@ -45,21 +43,21 @@ def _started(results: Path) -> Iterator[sweep.Sweep]:
             yield sweep.read([results], name)
 
 
-def _table(known: sweep.Sweep, by_key: Mapping[str, Sequence[Record]]) -> Table | None:
+def _table(known: sweep.Sweep, recorded: Mapping[str, Sequence[Record]]) -> Table | None:
     figures: dict[str, dict[str, dict[int, float]]] = {}  # by choice, model and seed
     starts, untold = (_shared(known), UNTOLD) if _varied(known) else (_starts(known), (*UNTOLD, RATE))
     runs_of: dict[str, list[tuple[str, Record]]] = {}  # by model, each with its choice
     for job in known.jobs:
         choice = _changed(job, starts, untold)
         figures[choice] = {}
-        for record in by_key.get(job.key or "", ()):
+        for record in recorded.get(job.key or "", ()):
             runs_of.setdefault(record.result["model"], []).append((choice, record))
     left_out = 0
     for model, found in runs_of.items():
-        counts = of_one_version(record for _, record in found)
-        left_out += counts.count(False)
-        for (choice, record), counted in zip(found, counts, strict=True):
-            if counted and (figure := _figure(record.result)) is not None:
+        counted = of_one_version(found)
+        left_out += len(found) - len(counted)
+        for choice, record in counted:
+            if (figure := _figure(record.result)) is not None:
                 figures[choice].setdefault(model, {})[record.result["seed"]] = figure
     models = sorted({model for cells in figures.values() for model in cells})
     if not models:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import pandas as pd
 
@@ -12,6 +13,7 @@ from analysis.statistics import summarise
 from harness.config.errors import RecordError
 from harness.records.identity import meaning
 
+T = TypeVar("T")
 CHOSEN = (*TUNED, *RECIPE)
 """The keys whose values are chosen on validation, so that test figures are shown for the best alone."""
 HIGHER_IS_BETTER = {
@@ -108,11 +110,14 @@ def versions(records: Iterable[Record]) -> list[int]:
     return found
 
 
-def of_one_version(records: Iterable[Record]) -> list[bool]:
-    """Whether each record was made by the version of the code that made most of them, of several the last."""
-    made = versions(records)
+def of_one_version(tried: Sequence[tuple[T, Record]]) -> list[tuple[T, Record]]:
+    """Those of these records, each with what it was a try of, that one version of the code made.
+
+    It is the version that made most of them, of several the last.
+    """
+    made = versions(record for _, record in tried)
     best = max(made, key=lambda version: (made.count(version), version), default=0)
-    return [version == best for version in made]
+    return [one for one, version in zip(tried, made, strict=True) if version == best]
 
 
 def _candidate(variant: object, group: pd.DataFrame, flat: list[dict], tuned: Sequence[str]) -> Candidate:
