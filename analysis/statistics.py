@@ -123,7 +123,7 @@ def prior(figures: Iterable[Mapping[int, float]]) -> Prior | None:
     once: they are one training under two names. None for fewer than two differences that vary.
     """
     known = [dict(rows) for rows in sorted({tuple(sorted(by_seed.items())) for by_seed in figures if by_seed})]
-    spreads = [_spread(one, other) for one, other in itertools.combinations(known, 2)]
+    spreads = [_spread(*_differences(one, other)) for one, other in itertools.combinations(known, 2)]
     found = [one for one in spreads if one is not None]
     if len(found) < 2:
         return None
@@ -155,14 +155,18 @@ def _rounded(value: float) -> float:
     return float(f"{value:.9g}")
 
 
-def _spread(ours: Mapping[int, float], theirs: Mapping[int, float]) -> tuple[float, int] | None:
-    """The variance of the differences by seed, and its degrees of freedom; None where they do not vary, or are one."""
+def _differences(ours: Mapping[int, float], theirs: Mapping[int, float]) -> tuple[np.ndarray, float]:
+    """Ours less theirs in the seeds that both have, and how much of it may be rounding."""
     seeds = sorted(ours.keys() & theirs.keys())
-    differences = np.array([ours[seed] - theirs[seed] for seed in seeds], dtype=float)
     size = max((abs(figures[seed]) for figures in (ours, theirs) for seed in seeds), default=0.0)
-    if len(seeds) < 2 or np.ptp(differences) <= ROUNDING * size:
+    return np.array([ours[seed] - theirs[seed] for seed in seeds], dtype=float), ROUNDING * size
+
+
+def _spread(differences: np.ndarray, rounding: float) -> tuple[float, int] | None:
+    """The variance of the differences, and its degrees of freedom; None where they do not vary, or are one."""
+    if len(differences) < 2 or np.ptp(differences) <= rounding:
         return None
-    return float(differences.var(ddof=1)), len(seeds) - 1
+    return float(differences.var(ddof=1)), len(differences) - 1
 
 
 def paired(ours: Mapping[int, float], theirs: Mapping[int, float], known: Prior | None = None) -> Difference:
@@ -185,22 +189,21 @@ def paired(ours: Mapping[int, float], theirs: Mapping[int, float], known: Prior 
 
     Differences that do not vary have no test (p None), or p 1 where they are zero.
     """
-    seeds = sorted(ours.keys() & theirs.keys())
-    unpaired = tuple(sorted(ours.keys() ^ theirs.keys()))
-    if not seeds:
+    differences, rounding = _differences(ours, theirs)
+    count, unpaired = len(differences), tuple(sorted(ours.keys() ^ theirs.keys()))
+    if not count:
         return Difference(0, unpaired=unpaired)
-    mean = float(np.mean([ours[seed] - theirs[seed] for seed in seeds]))
-    if len(seeds) == 1:
+    mean = float(differences.mean())
+    if count == 1:
         return Difference(1, mean, unpaired=unpaired)
-    own = _spread(ours, theirs)
+    own = _spread(differences, rounding)
     if own is None:
-        equal = abs(mean) <= ROUNDING * max(abs(figures[seed]) for figures in (ours, theirs) for seed in seeds)
-        return Difference(len(seeds), mean, mean, mean, 1.0 if equal else None, unpaired)
+        return Difference(count, mean, mean, mean, 1.0 if abs(mean) <= rounding else None, unpaired)
     variance, freedom = own if known is None else _moderated(*own, known)
-    error = (variance / len(seeds)) ** 0.5
+    error = (variance / count) ** 0.5
     reach = float(stats.t.ppf(0.5 + CONFIDENCE / 2, freedom)) * error
-    p = float(2 * stats.t.sf(abs(mean) / error, freedom)) if len(seeds) >= LEAST_SEEDS else None
-    return Difference(len(seeds), mean, mean - reach, mean + reach, p, unpaired, freedom)
+    p = float(2 * stats.t.sf(abs(mean) / error, freedom)) if count >= LEAST_SEEDS else None
+    return Difference(count, mean, mean - reach, mean + reach, p, unpaired, freedom)
 
 
 def _moderated(variance: float, freedom: float, known: Prior) -> tuple[float, float]:
