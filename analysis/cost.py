@@ -1,7 +1,7 @@
 """What training and generation cost: as measured, and extrapolated, said to be so, to another size."""
 
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -214,7 +214,7 @@ def measured_dollars(tokens_per_second: float | None, dollars_per_hour: float) -
     return None if not tokens_per_second else MILLION / tokens_per_second / HOUR * dollars_per_hour
 
 
-def measured_table(rows: Collection[tuple[str, pd.DataFrame]], speeds: dict[str, float], prices: Prices) -> Table:
+def measured_table(rows: Iterable[tuple[str, pd.DataFrame]], speeds: dict[str, float], prices: Prices) -> Table:
     """Dollars for a million tokens, as measured: training, and generation after each context.
 
     rows: (model, the runs that stand for it; none: not measured). speeds: training tokens/s by model, from the bench.
@@ -222,10 +222,11 @@ def measured_table(rows: Collection[tuple[str, pd.DataFrame]], speeds: dict[str,
     price = prices.measured.dollars_per_hour
     header = ["model", "context", "training", *(f"generation at {context // 1024}k" for context in CONTEXTS)]
     cells, data = [], []
+    labels: dict[str, str] = {}
     for model, runs in rows:
         quiet = runs[~runs["decode_busy"]] if len(runs) else runs
         rates = by_context(quiet, "decode_tokens_per_second")
-        label = runs["label"].iloc[0] if len(runs) else model
+        label = labels[model] = runs["label"].iloc[0] if len(runs) else model
         training = measured_dollars(speeds.get(label, speeds.get(model)), price)
         generation = {context: measured_dollars(rates.get(context), price) for context in CONTEXTS}
         cells.append([model, policy(runs), dollars(training), *map(dollars, generation.values())])
@@ -235,9 +236,7 @@ def measured_table(rows: Collection[tuple[str, pd.DataFrame]], speeds: dict[str,
         "the bench's speed at its shortest length, on its machine; generation: at the recorded runs', under their "
         "context policy."
     ]
-    if named := [
-        f"{model} is {runs['label'].iloc[0]}" for model, runs in rows if len(runs) and runs["label"].iloc[0] != model
-    ]:
+    if named := [f"{model} is {label}" for model, label in labels.items() if label != model]:
         notes.append(f"Standing for their models: {'; '.join(named)}.")
     return Table("cost-measured", "Cost, measured", header, cells, notes, pd.DataFrame(data))
 

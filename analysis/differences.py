@@ -119,8 +119,9 @@ def _table(name: str, records: Sequence[Record], runs: pd.DataFrame, claims: Cla
     present = {model: plain(known, model) for model in REFERENCES}
     metric = quality.removeprefix("test_").replace("_", " ")
     header = ["model", "seeds", f"{metric} (test)", "95 % interval"]
-    longest = runs["longest"].max() if quality != QUALITIES[0] else float("nan")  # of text a figure shows all lengths
-    header += [f"at length {longest:,.0f}"] if longest == longest else []
+    # of text a figure shows all lengths
+    longest = None if quality == QUALITIES[0] else max(runs["longest"].dropna(), default=None)
+    header += [] if longest is None else [f"at length {longest:,.0f}"]
     for model in REFERENCES:
         header += [f"less {model}", "p", f"than {model}"]
     rows, data, paths = [], [], []
@@ -131,11 +132,13 @@ def _table(name: str, records: Sequence[Record], runs: pd.DataFrame, claims: Cla
             cell for model, one in zip(REFERENCES, against, strict=True) for cell in _cells(present[model], one, higher)
         ]
         said = [around, claims.of(entry.model, "quality")]
-        beyond = summarise(mine.loc[mine["longest"] == longest, "test_at_longest"])
-        reached = [spread(beyond, 4)] if longest == longest else []
-        rows.append([entry.label, str(entry.seeds), _figure(entry), _interval(entry), *reached, *cells, *said])
-        exact = {"around": around} | ({"longest": longest, "at_longest": beyond.mean} if reached else {})
-        data.append(_exact(entry, against, higher) | exact)
+        exact = _exact(entry, against, higher) | {"around": around}
+        if longest is not None:
+            beyond = summarise(mine.loc[mine["longest"] == longest, "test_at_longest"])
+            cells.insert(0, spread(beyond, 4))
+            exact |= {"longest": longest, "at_longest": beyond.mean}
+        rows.append([entry.label, str(entry.seeds), _figure(entry), _interval(entry), *cells, *said])
+        data.append(exact)
         paths.append(list(mine["path"]))
     title = f"Quality, {runs['task'].iloc[0]}, {runs['size'].iloc[0]} parameters"
     notes = _notes(present, noise(known), len(everyone) - len(known))

@@ -100,22 +100,16 @@ def compressors(evidence: Evidence) -> list[Finding]:
     first = min(known, key=lambda variant: variant.on_validation)
     mean = first.mean()
     assert mean is not None  # only variants with test figures were asked
-    parts = {
-        counts: [
-            f"{one.name} {one.bits_per_byte:.3f} ({signed(mean - one.bits_per_byte)})"
-            for one in lines
-            if one.counts is counts
-        ]
-        for counts in (False, True)
-    }
+    told = {one: f"{one.name} {one.bits_per_byte:.3f} ({signed(mean - one.bits_per_byte)})" for one in lines}
+    compressed, counts = ([told[one] for one in lines if one.counts is kind] for kind in (False, True))
     seeds = "one seed" if len(first.test) == 1 else f"{len(first.test)} seeds"
     epochs = first.result["training"].get("epochs")
     seen = "" if epochs is None else f" of {epochs:.2g} epochs"
-    counted = f"; counts of the train split alone, {listed(parts[True])}" if parts[True] else ""
+    counted = f"; counts of the train split alone, {listed(counts)}" if counts else ""
     sentence = (
         f"On {first.where}, the best model on validation, {first.spoken}, has {mean:.3f} {METRICS[first.metric]} on "
         f"test ({seeds}{seen}); compressors that read all of the train split first and go on learning have (and the "
-        f"model less them): {listed(parts[False])}{counted}."
+        f"model less them): {listed(compressed)}{counted}."
     )
     both = (*commands([first]), command)
     return [Finding("compressors", CORPORA, sentence, MEASURED, both, first.paths, headline=True)]
