@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from harness.config.errors import UserError as UserError
+    from harness.export.pretrained import load_checkpoint as load_checkpoint
     from harness.generation.library import Generation as Generation
     from harness.generation.library import TrainedModel as TrainedModel
     from harness.generation.library import build_model as build_model
@@ -30,6 +31,7 @@ def __getattr__(name: str):
 
     places = {
         "load": "generation.library",
+        "load_checkpoint": "export.pretrained",
         "TrainedModel": "generation.library",
         "Generation": "generation.library",
         "build_model": "generation.library",

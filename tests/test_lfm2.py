@@ -3,13 +3,15 @@
 import pytest
 import torch
 from torch.testing import assert_close
+from transformers import AutoModelForCausalLM
 
 import configs
 from baselines.lfm2.mixer import GatedConvolution
+from baselines.lfm2.weights import write_lfm2
 from baselines.transformer.mixer import Attention
 from harness.checks.oracles import find_oracle
 from harness.config.errors import ConfigError
-from harness.model.backbone import LanguageModel, Width
+from harness.model.backbone import Width
 from harness.model.state import tensors
 from oracles import step_loop
 
@@ -55,53 +57,15 @@ def test_queries_and_keys_are_normed_as_in_transformers():
     assert find_oracle(Attention(32, head_dim=8, qk_norm=True, window=4)) is None
 
 
-def transformers_model(model: LanguageModel):
-    """Lfm2ForCausalLM with our weights. Its configuration cuts the MLP to two thirds unless told not to."""
-    from transformers import Lfm2Config, Lfm2ForCausalLM
-
-    attention = next(mixer for mixer in model.mixers if isinstance(mixer, Attention))
-    kinds = ["full_attention" if isinstance(block.mixer, Attention) else "conv" for block in model.blocks]
-    config = Lfm2Config(
-        vocab_size=VOCAB,
-        hidden_size=model.width.d_model,
-        intermediate_size=model.width.d_ff,
-        num_hidden_layers=model.n_layers,
-        num_attention_heads=attention.n_heads,
-        num_key_value_heads=attention.n_kv_heads,
-        layer_types=kinds,
-        block_auto_adjust_ff_dim=False,
-        rope_parameters={"rope_type": "default", "rope_theta": attention.rope_theta},
-        attn_implementation="eager",
-    )
-    theirs = Lfm2ForCausalLM(config).to(model.head.weight).eval()
-    weights = {"model.embed_tokens": model.embedding.weight, "model.embedding_norm": model.norm.weight}
-    weights["lm_head"] = model.head.weight
-    for number, block in enumerate(model.blocks):
-        (gate, up), mixer, parts = block.channel_mixer.gate_up.weight.chunk(2), block.mixer, {}
-        parts |= {"feed_forward.w1": gate, "feed_forward.w3": up, "feed_forward.w2": block.channel_mixer.down.weight}
-        parts |= {"operator_norm": block.norm.weight, "ffn_norm": block.channel_norm.weight}
-        if isinstance(mixer, Attention):
-            sizes = [mixer.n_heads * mixer.head_dim] + 2 * [mixer.n_kv_heads * mixer.head_dim]
-            names = [f"self_attn.{name}_proj" for name in "qkv"]
-            parts |= dict(zip(names, mixer.qkv.weight.split(sizes), strict=True))
-            parts |= {"self_attn.out_proj": mixer.out.weight}
-            parts |= {f"self_attn.{name}_layernorm": norm.weight for name, norm in zip("qk", mixer.norms, strict=True)}
-        else:
-            parts |= {"conv.in_proj": mixer.in_proj.weight, "conv.out_proj": mixer.out_proj.weight}
-            parts |= {"conv.conv": mixer.conv_weight.t().unsqueeze(1)}
-        weights |= {f"model.layers.{number}.{name}": part for name, part in parts.items()}
-    theirs.load_state_dict({f"{name}.weight": weight for name, weight in weights.items()})
-    return theirs
-
-
-def test_a_whole_model_gives_the_logits_of_transformers_and_goes_on_giving_them():
-    """Read as a sequence, and after a prefix in 64 single tokens; their norms and angles are in float32 throughout."""
-    model = configs.spec("lfm2").build(VOCAB, 4, Width(64, 48)).double()
+def test_a_whole_model_gives_the_logits_of_transformers_and_goes_on_giving_them(tmp_path):
+    """Read as a sequence, and after a prefix in 64 single tokens."""
+    model = configs.spec("lfm2").build(VOCAB, 4, Width(64, 48))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
         ids = torch.randint(VOCAB, (2, 80))
-        expected = transformers_model(model)(ids).logits
+        write_lfm2(model, tmp_path)
+        expected = AutoModelForCausalLM.from_pretrained(tmp_path)(ids).logits
         whole, _ = model(ids)
         _, state = model(ids[:, :16])
         steps = []

@@ -1,4 +1,4 @@
-"""Checkpoints of mamba-ssm and transformers, loaded into our model."""
+"""Checkpoints of mamba-ssm, loaded into our model; tests/test_pretrained.py has those of transformers."""
 
 from importlib.util import find_spec
 
@@ -9,8 +9,9 @@ from torch.testing import assert_close
 
 from baselines.mamba import oracle as mamba_oracle
 from baselines.mamba.mixer import Selective
-from baselines.mamba.weights import export_mamba_ssm, load_mamba_checkpoint, translate, write_mamba_ssm
+from baselines.mamba.weights import entries, write_mamba_ssm
 from harness.config.errors import CheckpointError
+from harness.export import layout
 from harness.model.backbone import ModelSpec, Width
 from harness.model.block import Gated, GatedBlock
 
@@ -26,6 +27,10 @@ def small_model(vocab_size=40, n_layers=2):
     return spec.build(vocab_size, n_layers, Width(16, 0))
 
 
+def load(model, tensors, library="mamba_ssm"):
+    layout.load(model, entries(model, library), tensors)
+
+
 def test_a_checkpoint_of_mamba_ssm_gives_its_logits():
     head = mamba_ssm("mamba_ssm.models.mixer_seq_simple")
     config = mamba_ssm("mamba_ssm.models.config_mamba").MambaConfig(
@@ -36,7 +41,7 @@ def test_a_checkpoint_of_mamba_ssm_gives_its_logits():
         if "norm" in name:
             nn.init.uniform_(p, 0.5, 1.5)
     model = small_model()
-    load_mamba_checkpoint(model, theirs.state_dict())
+    load(model, theirs.state_dict())
     _on_cpu(theirs)
     tokens = torch.randint(40, (2, 13))
     assert_close(model(tokens)[0], theirs(tokens).logits, rtol=1e-4, atol=1e-5)
@@ -57,41 +62,25 @@ def _on_cpu(theirs) -> None:
         layer.mixer.forward = lambda x, inference_params=None, oracle=oracle: oracle.forward(x)
 
 
-def test_a_checkpoint_of_transformers_gives_its_logits():
-    from transformers import MambaConfig, MambaForCausalLM
-
-    config = MambaConfig(vocab_size=40, hidden_size=16, num_hidden_layers=2, layer_norm_epsilon=1e-5)
-    theirs = MambaForCausalLM(config).eval()
-    model = small_model()
-    load_mamba_checkpoint(model, theirs.state_dict())
-    tokens = torch.randint(40, (2, 13))
-    with mamba_oracle.transformers_in_torch():
-        logits = theirs(tokens, use_cache=False).logits
-    assert_close(model(tokens)[0], logits, rtol=1e-4, atol=1e-5)
-    untied = {name: tensor for name, tensor in theirs.state_dict().items() if name != "lm_head.weight"}
-    other = small_model()
-    load_mamba_checkpoint(other, untied)
-    assert torch.equal(other(tokens)[0], model(tokens)[0])
-
-
 def test_mamba_ssm_reads_what_is_exported(tmp_path):
     head, model = mamba_ssm("mamba_ssm.models.mixer_seq_simple"), small_model()
     write_mamba_ssm(model, tmp_path)
     theirs = head.MambaLMHeadModel.from_pretrained(str(tmp_path))
-    assert {translate(name) for name in theirs.state_dict()} == set(model.state_dict())
+    assert {name for entry in entries(model, "mamba_ssm") for name in entry.theirs} == set(theirs.state_dict())
     other = small_model()
-    load_mamba_checkpoint(other, theirs.state_dict())
+    load(other, theirs.state_dict())
     tokens = torch.randint(40, (2, 13))
     assert torch.equal(other(tokens)[0], model(tokens)[0])
 
 
 @pytest.mark.parametrize("damage", ["missing", "unknown", "deeper", "shape"])
 def test_a_checkpoint_that_does_not_fit_is_refused(damage):
-    state_dict = export_mamba_ssm(small_model())
+    made = small_model()
+    state_dict = layout.export(made, entries(made, "mamba_ssm"), "mamba-ssm")
     model = small_model(n_layers=4 if damage == "deeper" else 2, vocab_size=48 if damage == "shape" else 40)
     if damage == "missing":
         del state_dict["backbone.layers.1.mixer.A_log"]
     if damage == "unknown":
         state_dict["backbone.layers.0.norm2.weight"] = torch.ones(16)
     with pytest.raises(CheckpointError, match="Remedy"):
-        load_mamba_checkpoint(model, state_dict)
+        load(model, state_dict)

@@ -2,10 +2,10 @@
 
 import inspect
 
-import torch
 from torch import Tensor
 
 from baselines.gated_deltanet.mixer import GatedDeltaNet
+from baselines.gated_deltanet.weights import mixer_entries
 from harness.checks.oracles import Oracle, oracle_of, replaced
 
 
@@ -36,20 +36,14 @@ def transformers_gated_deltanet(mixer: GatedDeltaNet) -> Oracle:
         rms_norm_eps=mixer.norm.eps,
     )
     other = Qwen3NextGatedDeltaNet(config, layer_idx=0).to(mixer.A_log).eval()
-    other.load_state_dict(_weights(mixer))
+    weights = mixer.state_dict()
+    weights: dict[str, Tensor] = {}
+    for entry in mixer_entries(mixer, "", ""):
+        weights |= entry.place(mixer.state_dict())
+    other.load_state_dict(weights)
 
     def forward(x: Tensor) -> Tensor:
         with transformers_in_torch():
             return other(x)
 
     return Oracle("transformers Qwen3NextGatedDeltaNet", forward)
-
-
-def _weights(mixer: GatedDeltaNet) -> dict[str, Tensor]:
-    """Ours under Qwen3-Next's names: it lays out q, k, v and z, and b and a, head by head."""
-    weights = mixer.state_dict()
-    rows = weights.pop("in_proj.weight").split([mixer.keys, mixer.keys, *[mixer.values] * 2, *[mixer.n_heads] * 2])
-    heads = [part.unflatten(0, (mixer.n_heads, -1)) for part in rows]
-    weights["in_proj_qkvz.weight"] = torch.cat(heads[:4], dim=1).flatten(0, 1)
-    weights["in_proj_ba.weight"] = torch.cat(heads[4:], dim=1).flatten(0, 1)
-    return weights

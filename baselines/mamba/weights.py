@@ -1,115 +1,130 @@
-"""Checkpoints of mamba-ssm's and Hugging Face's Mamba-1 language models into ours, and ours into mamba-ssm's."""
+"""Mamba-1 as mamba-ssm's and transformers' own models, and theirs as ours."""
 
 import json
-import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from baselines.mamba.mixer import Selective
-from harness.config.errors import CheckpointError, ConfigError
-from harness.model.backbone import LanguageModel
-from harness.model.block import Gated
-from harness.records import weights
+from harness.config.errors import ConfigError
+from harness.export import layout
+from harness.export.layout import Entry
+from harness.export.pretrained import CONFIG, read_config, read_tensors, read_transformers, unreadable
+from harness.model.backbone import LanguageModel, ModelSpec, Width
+from harness.model.block import Gated, GatedBlock
 
-_NAMES = (
-    (r"backbone\.embeddings?\.weight", "embedding.weight"),  # Hugging Face writes the plural
-    (r"backbone\.layers\.(\d+)\.norm\.weight", r"blocks.\1.norm.weight"),
-    (r"backbone\.layers\.(\d+)\.mixer\.((?:in_proj|conv1d)\..+)", r"blocks.\1.mixer.\2"),
-    (r"backbone\.layers\.(\d+)\.mixer\.(.+)", r"blocks.\1.mixer.core.\2"),
-    (r"backbone\.norm_f\.weight", "norm.weight"),
-    (r"lm_head\.weight", "head.weight"),
-)
-
-
-def translate(name: str) -> str:
-    """The name in a LanguageModel of a tensor of a Mamba checkpoint; raises CheckpointError for any other."""
-    for pattern, ours in _NAMES:
-        if match := re.fullmatch(pattern, name):
-            return match.expand(ours)
-    raise CheckpointError(
-        f"The checkpoint holds a tensor that no Mamba-1 language model has: {name}.",
-        "backbone.embedding, backbone.layers.*.norm and .mixer, backbone.norm_f and lm_head.",
-        "give the state dict of mamba-ssm's MambaLMHeadModel with Mamba-1 layers and RMSNorm.",
-    )
+LIBRARIES = {"mamba_ssm": "embedding", "transformers": "embeddings"}
+"""What each calls the embedding, their one difference."""
+WEIGHTS = "pytorch_model.bin"
+PLAIN = {"hidden_act": "silu", "layer_norm_epsilon": 1e-5, "use_bias": False, "use_conv_bias": True}
+"""Of transformers' configuration, which must stand."""
+DEFAULTS = {"attn_layer_idx": [], "d_intermediate": 0, "rms_norm": True}
+"""Of mamba-ssm's configuration, which must stand."""
 
 
-def load_mamba_checkpoint(model: LanguageModel, state_dict: Mapping[str, Tensor]) -> None:
-    """Copies every tensor of a checkpoint into a model of conf/model/mamba.yaml's kind.
-
-    Raises CheckpointError when a name is unknown or missing or a shape differs. A tied head may be left out.
-    """
-    tensors = {translate(name): tensor for name, tensor in state_dict.items()}
-    if model.spec.tie_embeddings and "embedding.weight" in tensors:
-        tensors.setdefault("head.weight", tensors["embedding.weight"])
-    try:
-        model.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise CheckpointError(
-            f"The checkpoint does not fit this model: {error}",
-            "the vocabulary (padded, as saved), width, depth and mixer options that the checkpoint was made with.",
-            "build the model with those; see the checkpoint's config.json.",
-        ) from error
-
-
-def export_mamba_ssm(model: LanguageModel) -> dict[str, Tensor]:
-    """The weights of a Mamba-1 model under the names of mamba-ssm."""
-    first = {"embedding": "backbone.embedding", "norm": "backbone.norm_f", "head": "lm_head"}
-    tensors = {}
-    for name, tensor in model.state_dict().items():
+def entries(model: LanguageModel, library: str) -> list[Entry]:
+    """Where a library has the weights of a Mamba or Mamba-2."""
+    outside = {"embedding": f"backbone.{LIBRARIES[library]}", "norm": "backbone.norm_f", "head": "lm_head"}
+    found = []
+    for name in model.state_dict():
         part, rest = name.split(".", 1)
-        renamed = f"{first.get(part, 'backbone.layers')}.{rest.replace('mixer.core.', 'mixer.')}"
-        tensors[renamed] = tensor.clone()
-    return tensors
+        found.append(Entry(name, (f"{outside.get(part, 'backbone.layers')}.{rest.replace('mixer.core.', 'mixer.')}",)))
+    return found
 
 
 def write_mamba_ssm(model: LanguageModel, folder: Path) -> None:
     """Writes what mamba-ssm's MambaLMHeadModel.from_pretrained reads; raises ConfigError for a model that it lacks."""
     block, core = _mamba(model)
-    expand = block.d_inner / block.d_model
-    expand += 0.5 / block.d_model if int(expand * block.d_model) != block.d_inner else 0  # it rounds down
+    sizes = {"d_state": core.d_state, "d_conv": block.d_conv, "dt_rank": core.dt_rank}
+    save_mamba_ssm(model, folder, block.d_inner, sizes)
+
+
+def save_mamba_ssm(model: LanguageModel, folder: Path, d_inner: int, options: Mapping[str, Any]) -> None:
+    """Writes the folder of a model of that library's, whose layers have `options`."""
+    d_model = model.width.d_model
+    expand = d_inner / d_model
+    expand += 0.5 / d_model if int(expand * d_model) != d_inner else 0  # it rounds down
     config = {
-        "d_model": block.d_model,
+        "d_model": d_model,
         "n_layer": model.n_layers,
         "vocab_size": model.head.out_features,
-        "ssm_cfg": {"d_state": core.d_state, "d_conv": block.d_conv, "expand": expand, "dt_rank": core.dt_rank},
+        "ssm_cfg": {**options, "expand": expand},
         "pad_vocab_size_multiple": 1,
         "tie_embeddings": model.spec.tie_embeddings,
     }
-    (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
-    torch.save(export_mamba_ssm(model), folder / "pytorch_model.bin")
+    (folder / CONFIG).write_text(json.dumps(config, indent=1) + "\n")
+    torch.save(layout.export(model, entries(model, "mamba_ssm"), "mamba-ssm"), folder / WEIGHTS)
 
 
 def write_transformers(model: LanguageModel, folder: Path) -> None:
     """Writes what transformers' MambaForCausalLM reads; raises ConfigError for a model that it lacks."""
     block, core = _mamba(model)
-    if block.d_inner % block.d_model:
+    config = {"state_size": core.d_state, "conv_kernel": block.d_conv, "time_step_rank": core.dt_rank}
+    save_transformers(model, folder, "Mamba", block.d_inner, config)
+
+
+def save_transformers(model: LanguageModel, folder: Path, kind: str, d_inner: int, options: Mapping[str, Any]) -> None:
+    """Writes the folder of transformers' Mamba or Mamba2, whose layers have `options`."""
+    if d_inner % model.width.d_model:
         raise ConfigError(
-            f"The block has {block.d_inner} channels inside, no multiple of d_model={block.d_model}.",
-            "a whole expansion, which is all that transformers' Mamba takes.",
+            f"The block has {d_inner} channels inside, no multiple of d_model={model.width.d_model}.",
+            f"a whole expansion, which is all that transformers' {kind} takes.",
             "export it with format=mamba_ssm or format=hf.",
         )
     config = {
-        "architectures": ["MambaForCausalLM"],
-        "model_type": "mamba",
-        "vocab_size": model.head.out_features,
-        "hidden_size": block.d_model,
-        "state_size": core.d_state,
-        "num_hidden_layers": model.n_layers,
-        "layer_norm_epsilon": 1e-5,
-        "expand": block.d_inner // block.d_model,
-        "conv_kernel": block.d_conv,
-        "time_step_rank": core.dt_rank,
-        "tie_word_embeddings": model.spec.tie_embeddings,
-        "dtype": "float32",
-        **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id")),
+        "model_type": kind.lower(),
+        **layout.backbone(model, kind),
+        **PLAIN,
+        "expand": d_inner // model.width.d_model,
+        **options,
     }
-    (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
-    tensors = export_mamba_ssm(model)
-    tensors["backbone.embeddings.weight"] = tensors.pop("backbone.embedding.weight")
-    weights.save(folder / "model.safetensors", tensors)
+    layout.write(folder, config, layout.export(model, entries(model, "transformers"), f"transformers' {kind}"))
+
+
+def read_mamba_ssm(folder: Path, make: Callable[..., LanguageModel] | None = None) -> LanguageModel:
+    """The model of a folder of mamba-ssm's. make: as `restore` takes it, for layers other than Mamba-1's."""
+    config = DEFAULTS | {"tie_embeddings": True} | read_config(folder)
+    layout.require(config, **DEFAULTS)
+    tensors = read_tensors(folder / WEIGHTS)
+    return restore(folder, tensors, "mamba_ssm", make or mamba1, config["tie_embeddings"])
+
+
+def read_transformers_mamba(folder: Path) -> LanguageModel:
+    """The model of a folder of transformers' MambaForCausalLM."""
+    config, tensors = read_transformers(folder)
+    layout.require(config, **PLAIN)
+    return restore(folder, tensors, "transformers", mamba1, config["tie_word_embeddings"])
+
+
+def restore(
+    folder: Path, tensors: Mapping[str, Tensor], library: str, make: Callable[..., LanguageModel], tie: bool
+) -> LanguageModel:
+    """The model that a library's weights in `folder` belong to, carrying them; its sizes are read from their shapes.
+
+    make: a function of the vocabulary, the layers, the shapes of the first layer's tensors and of whether the head is
+    tied.
+    """
+    try:
+        layers = 1 + max(int(name.split(".")[2]) for name in tensors if name.startswith("backbone.layers."))
+        shapes = {name.removeprefix("backbone.layers.0.mixer."): tensor.shape for name, tensor in tensors.items()}
+        model = make(tensors[f"backbone.{LIBRARIES[library]}.weight"].shape[0], layers, shapes, tie)
+    except (KeyError, ValueError, IndexError) as error:
+        raise unreadable(folder, error) from error
+    layout.load(model, entries(model, library), tensors)
+    return model
+
+
+def mamba1(vocab_size: int, n_layers: int, shapes: Mapping[str, tuple[int, ...]], tie: bool) -> LanguageModel:
+    """An untrained Mamba-1 whose mixers have tensors of these shapes."""
+    d_inner, d_state = shapes["A_log"]
+    mixer = partial(Selective, d_state=d_state, dt_rank=shapes["dt_proj.weight"][1])
+    block = GatedBlock(d_conv=shapes["conv1d.weight"][2], depth_factor=1)
+    width = Width(shapes["in_proj.weight"][1], 0, d_inner)
+    return ModelSpec("mamba", mixer, block=block, tie_embeddings=tie).build(vocab_size, n_layers, width)
 
 
 def _mamba(model: LanguageModel) -> tuple[Gated, Selective]:
@@ -126,3 +141,5 @@ def _mamba(model: LanguageModel) -> tuple[Gated, Selective]:
 
 FORMATS = {"mamba_ssm": write_mamba_ssm, "transformers": write_transformers}
 """What `python -m harness.export` writes."""
+READERS = {"mamba_ssm Mamba1": read_mamba_ssm, "mamba": read_transformers_mamba}
+"""What `harness.load_checkpoint` reads."""

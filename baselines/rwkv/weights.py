@@ -4,7 +4,6 @@ Names in a file: emb, head, ln_out, and per block ln1, att, ln2, ffn (ln0 in blo
 """
 
 import functools
-import pickle
 from pathlib import Path
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from baselines.rwkv.mixer import ChannelMix, TimeMix
 from harness.config.errors import CheckpointError
+from harness.export.pretrained import read_tensors
 from harness.model.backbone import LanguageModel, ModelSpec, Width
 
 OUTSIDE = {"embedding": "emb", "embedding_norm": "blocks.0.ln0", "norm": "ln_out", "head": "head"}
@@ -48,7 +48,7 @@ def import_x070(model: LanguageModel, tensors: dict[str, Tensor]) -> None:
         raise CheckpointError(
             f"{len(wrong)} tensors do not fit the model, {wrong[0]!r} first.",
             "an x070 (RWKV-7) checkpoint of the model's own vocabulary, depth, widths and ranks.",
-            "build the model from the checkpoint with load_x070.",
+            "build the model from the checkpoint: harness.load_checkpoint(PATH).",
         )
     with torch.no_grad():
         for name, tensor in own.items():
@@ -79,15 +79,9 @@ def _rank_keys(n_layers: int) -> list[tuple[str, str]]:
     return [*keys, ("value_rank", "v")] if n_layers > 1 else keys
 
 
-def load_x070(path: str | Path) -> LanguageModel:
+def load_x070(path: Path) -> LanguageModel:
     """Reads an x070 .pth file; raises CheckpointError where it is not one."""
-    try:
-        tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise CheckpointError(
-            f"{path} cannot be read: {error}.", "an x070 .pth file of tensors.", "correct the path or the file."
-        ) from error
-    return build_x070(tensors)
+    return build_x070(read_tensors(path))
 
 
 def write_x070(model: LanguageModel, folder: Path) -> None:
@@ -97,3 +91,5 @@ def write_x070(model: LanguageModel, folder: Path) -> None:
 
 FORMATS = {"rwkv": write_x070}
 """What `python -m harness.export` writes."""
+READERS = {"pth": load_x070}
+"""What `harness.load_checkpoint` reads."""

@@ -1,93 +1,107 @@
-"""Our Transformers as transformers' own Llama, or Mistral where attention has a window."""
+"""Our Transformers as transformers' own Llama, or Mistral where attention has a window, and theirs as ours."""
 
-import json
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from torch import Tensor
-
-from baselines.transformer.mixer import Attention
+from baselines.transformer.mixer import NORM_EPS, Attention
 from harness.config.errors import ConfigError
-from harness.model.backbone import LanguageModel
+from harness.export import layout
+from harness.export.layout import Entry, mlp, rows
+from harness.export.pretrained import read_transformers
+from harness.model.backbone import LanguageModel, ModelSpec, Width
 from harness.model.mlp import SwiGLU
-from harness.records import weights
 
-OUTSIDE = {"embedding": "model.embed_tokens", "norm": "model.norm", "head": "lm_head"}
-INSIDE = {
-    "norm": ("input_layernorm",),
-    "mixer.qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    "mixer.out": ("self_attn.o_proj",),
-    "channel_norm": ("post_attention_layernorm",),
-    "channel_mixer.gate_up": ("mlp.gate_proj", "mlp.up_proj"),
-    "channel_mixer.down": ("mlp.down_proj",),
-}
-"""What the parts of a block are called there; of two or three, ours has the rows of all, in this order."""
+OUTSIDE = [
+    Entry("embedding.weight", ("model.embed_tokens.weight",)),
+    Entry("norm.weight", ("model.norm.weight",)),
+    Entry("head.weight", ("lm_head.weight",)),
+]
+ROPE = {"rope_type": "default"}
 
 
-def export_llama(model: LanguageModel) -> dict[str, Tensor]:
-    """The weights under the names of LlamaForCausalLM; raises ConfigError for a model that is no Llama."""
-    attention = _attention(model)
-    heads = [attention.n_heads, attention.n_kv_heads, attention.n_kv_heads]
-    tensors = {}
-    for name, tensor in model.state_dict().items():
-        part, rest = name.removesuffix(".weight"), tensor
-        if not part.startswith("blocks."):
-            tensors[f"{OUTSIDE[part]}.weight"] = rest
-            continue
-        _, layer, inside = part.split(".", 2)
-        theirs = INSIDE[inside]
-        sizes = [count * attention.head_dim for count in heads] if len(theirs) == 3 else len(rest) // len(theirs)
-        for their, own in zip(theirs, rest.split(sizes), strict=True):
-            tensors[f"model.layers.{layer}.{their}.weight"] = own
-    return tensors
+def entries(model: LanguageModel) -> list[Entry]:
+    """Where LlamaForCausalLM has the weights of a model of attention and SwiGLU."""
+    found = list(OUTSIDE)
+    for layer, block in enumerate(model.blocks):
+        ours, theirs = f"blocks.{layer}.", f"model.layers.{layer}."
+        found += [
+            Entry(f"{ours}norm.weight", (f"{theirs}input_layernorm.weight",)),
+            *attention_entries(block.mixer, f"{ours}mixer.", f"{theirs}self_attn.", "o_proj"),
+            Entry(f"{ours}channel_norm.weight", (f"{theirs}post_attention_layernorm.weight",)),
+            *mlp(f"{ours}channel_mixer.", f"{theirs}mlp.", "gate_proj", "up_proj", "down_proj"),
+        ]
+    return found
+
+
+def attention_entries(mixer: Attention, ours: str, theirs: str, out: str) -> Iterator[Entry]:
+    """Where transformers has the projections of attention, `out` the last one."""
+    sizes = [heads * mixer.head_dim for heads in (mixer.n_heads, mixer.n_kv_heads, mixer.n_kv_heads)]
+    yield rows(f"{ours}qkv.weight", [f"{theirs}{part}_proj.weight" for part in "qkv"], sizes)
+    yield Entry(f"{ours}out.weight", (f"{theirs}{out}.weight",))
+
+
+def attention_config(mixer: Attention) -> dict[str, Any]:
+    """What configurations of transformers call the sizes of attention."""
+    return {
+        "num_attention_heads": mixer.n_heads,
+        "num_key_value_heads": mixer.n_kv_heads,
+        "rope_parameters": ROPE | {"rope_theta": mixer.rope_theta},
+    }
 
 
 def write_llama(model: LanguageModel, folder: Path) -> None:
     """Writes what AutoModelForCausalLM reads, without liquidbench; raises ConfigError for a model that is no Llama."""
-    attention, windowed = _attention(model), _attention(model).window is not None
-    kind = "Mistral" if windowed else "Llama"
+    attention = _attention(model)
+    kind = "Llama" if attention.window is None else "Mistral"
     config = {
-        "architectures": [f"{kind}ForCausalLM"],
         "model_type": kind.lower(),
-        "vocab_size": model.head.out_features,
-        "hidden_size": model.width.d_model,
+        **layout.backbone(model, kind),
         "intermediate_size": model.width.d_ff,
-        "num_hidden_layers": model.n_layers,
-        "num_attention_heads": attention.n_heads,
-        "num_key_value_heads": attention.n_kv_heads,
+        **attention_config(attention),
         "head_dim": attention.head_dim,
         "hidden_act": "silu",
-        "rms_norm_eps": 1e-5,
-        "rope_parameters": {"rope_type": "default", "rope_theta": attention.rope_theta},
-        "tie_word_embeddings": model.spec.tie_embeddings,
-        "dtype": "float32",
-        "bos_token_id": None,
-        "eos_token_id": None,
-        **({"sliding_window": attention.window} if windowed else {}),
+        "rms_norm_eps": NORM_EPS,
+        **({} if attention.window is None else {"sliding_window": attention.window}),
     }
-    (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
-    weights.save(folder / "model.safetensors", export_llama(model))
+    layout.write(folder, config, layout.export(model, entries(model), kind))
+
+
+def read_llama(folder: Path) -> LanguageModel:
+    """The model of a folder of LlamaForCausalLM or MistralForCausalLM."""
+    config, tensors = read_transformers(folder)
+    layout.require(config, hidden_act="silu", rms_norm_eps=NORM_EPS)
+    attention = {name: config[name] for name in ("attention_bias", "mlp_bias") if name in config}  # Mistral has none
+    layout.require(attention, **dict.fromkeys(attention, False))
+    mixer = partial(Attention, **rotary(config), head_dim=config["head_dim"], window=config.get("sliding_window"))
+    spec = ModelSpec("transformer", mixer, SwiGLU, tie_embeddings=config["tie_word_embeddings"])
+    width = Width(config["hidden_size"], config["intermediate_size"])
+    model = spec.build(config["vocab_size"], config["num_hidden_layers"], width)
+    layout.load(model, entries(model), tensors)
+    return model
+
+
+def rotary(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of attention in a configuration of transformers; raises CheckpointError for scaled positions."""
+    layout.require({"partial_rotary_factor": 1.0} | config["rope_parameters"], partial_rotary_factor=1.0, **ROPE)
+    return {"rope_theta": config["rope_parameters"]["rope_theta"], "n_kv_heads": config["num_key_value_heads"]}
 
 
 def _attention(model: LanguageModel) -> Attention:
     """The attention of the first block, as it is in all; raises ConfigError where the model has what Llama lacks."""
-    spec = model.spec
-    plain = all(
-        isinstance(block.mixer, Attention)
-        and not block.mixer.norms
-        and isinstance(block.channel_mixer, SwiGLU)
-        and block.adapter is None
-        for block in model.blocks
-    )
-    alike = len(spec.pattern) == 1 and spec.norm == "rmsnorm" and not spec.embedding_norm and not spec.scale_embedding
-    first = model.blocks[0].mixer
-    if not (plain and alike and isinstance(first, Attention)):
+    mixers = [block.mixer for block in model.blocks]
+    same = len(model.spec.pattern) == 1 and all(isinstance(mixer, Attention) and not mixer.norms for mixer in mixers)
+    if not (same and layout.is_plain(model)):
         raise ConfigError(
-            f"model={spec.name} as configured is neither Llama nor Mistral.",
+            f"model={model.spec.name} as configured is neither Llama nor Mistral.",
             "attention and SwiGLU in block=transformer without a convolution, with RMSNorm and without qk_norm.",
             "export it with format=hf.",
         )
-    return first
+    return mixers[0]
 
 
 FORMATS = {"transformers": write_llama}
 """What `python -m harness.export` writes."""
+READERS = {"llama": read_llama, "mistral": read_llama}
+"""What `harness.load_checkpoint` reads."""

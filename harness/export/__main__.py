@@ -1,9 +1,10 @@
 """Exports a trained run: `python -m harness.export run=runs/RUN format=hf to=FOLDER`.
 
 format=hf (the default): for transformers; import harness.export.hf there, then AutoModelForCausalLM.from_pretrained.
-format=transformers: Transformers and Mamba-1 as its own Llama, Mistral or Mamba. format=rwkv: RWKV-7 as a .pth file of
-the rwkv package. format=mamba_ssm: Mamba-1 as a folder for its from_pretrained. format=onnx: one token of any model
-as a graph for onnxruntime, its state among the inputs and outputs. format=onnx_int8: the same with weights of 8 bits.
+format=transformers: Transformers, Mamba, Mamba-2, LFM2 and Gated DeltaNet as classes of its own. format=rwkv: RWKV-7 as
+a .pth file of the rwkv package. format=mamba_ssm: Mamba and Mamba-2 as a folder for its from_pretrained. format=onnx:
+one token of any model as a graph for onnxruntime, its state among the inputs and outputs. format=onnx_int8: the same
+with weights of 8 bits.
 to: the folder to write, RUN/export-FORMAT where it is not given.
 """
 

@@ -1,8 +1,8 @@
 """Writes a trained model in a format of others.
 
 `hf` serves every model, `onnx` and `onnx_int8` every one whose step is a fixed graph. Any other format is an
-architecture's own: its module `weights`, beside its mixer, lists in FORMATS what writes it, a function of the model and
-of the folder.
+architecture's own: its module `weights`, beside its mixer (the first of several), lists in FORMATS what writes it, a
+function of the model and of the folder.
 """
 
 import importlib
@@ -59,10 +59,10 @@ def export(trained: TrainedModel, name: str, folder: Path) -> Path:
 def formats(trained: TrainedModel) -> dict[str, Writer]:
     """The formats that this model has, by name."""
     mixer = trained.config["model"]["mixer"]
-    modules = {node["_target_"].rpartition(".")[0] for node in (mixer if isinstance(mixer, list) else [mixer])}
+    first = mixer[0] if isinstance(mixer, list) else mixer
+    folder = first["_target_"].rpartition(".")[0].rpartition(".")[0]
     found: dict[str, Writer] = {"hf": _hf, "onnx": _onnx, "onnx_int8": _onnx_int8}
-    folders = {module.rpartition(".")[0] for module in modules}
-    if len(folders) == 1 and (folder := folders.pop()) and find_spec(f"{folder}.weights") is not None:
+    if folder and find_spec(f"{folder}.weights") is not None:
         for name, write in getattr(importlib.import_module(f"{folder}.weights"), "FORMATS", {}).items():
             found[name] = partial(_own, write)
     return found
