@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: run test test-long check lint tables peers bench gpu mutation clean
+.PHONY: run test test-long check lint tables peers bench gpu mutation kills clean
 
 run: $(VENV)/.installed
 	$(BIN)/python run.py model=ltc solver=rk4
@@ -79,6 +79,11 @@ $(VENV)/.installed-gpu: $(VENV)/.installed-test
 mutation: $(VENV)/.installed-test
 	$(PIP) --editable .[mutation]
 	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(BIN)/python tests/mutation.py
+
+# A training, exports, scores and a server, each through a hundred kill -9 at random moments.
+kills: $(VENV)/.installed-test
+	LIQUIDBENCH_KILLS=100 OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 \
+	$(BIN)/python -m pytest -n0 -s -k kills tests/test_checkpoint.py tests/test_kills.py
 
 clean:
 	rm -rf $(VENV) runs reports

@@ -146,22 +146,17 @@ def test_a_streak_of_long_gradients_is_counted_across_a_stop(tmp_path):
 
 
 @pytest.mark.slow
-def test_kill_at_random_moments(tmp_path):
+def test_kills_at_random_moments_leave_no_trace(tmp_path):
     """kill -9, several times, in real processes; one thread each."""
-    seed = int.from_bytes(os.urandom(4))
+    seed, kills = int.from_bytes(os.urandom(4)), os.environ.get("LIQUIDBENCH_KILLS", "3")
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
-    command = [sys.executable, str(Path(__file__).parent / "killed_run.py"), str(tmp_path), "3", str(seed)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    command = [sys.executable, str(Path(__file__).parent / "killed_run.py"), str(tmp_path), kills, str(seed)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
-    deaths = json.loads(done.stdout)
-    assert deaths.count(-9) >= 1, (seed, deaths)
-    whole, killed = (next((tmp_path / part).glob("tiny-*")) for part in ("whole", "killed"))
-    contents = [checkpoint.load(path / "checkpoint.pt", path.name.split("-")[-1]) for path in (whole, killed)]
-    for name, tensor in contents[0]["model"].items():
-        assert torch.equal(tensor, contents[1]["model"][name]), (seed, name)
-    assert contents[0]["ledger"]["losses"] == contents[1]["ledger"]["losses"], seed
-    lines = [[json.loads(line) for line in (p / "metrics.jsonl").read_text().splitlines()] for p in (whole, killed)]
-    assert tiny.untimed(lines[0]) == tiny.untimed(lines[1]), seed
+    found = json.loads(done.stdout)
+    print(f"a training through kills: {found}")
+    assert found["kills"] >= 1, found
+    assert not found["differences"], found
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty", "text"])

@@ -19,8 +19,8 @@ from harness.export.__main__ import main
 from harness.export.formats import formats
 from harness.generation.generate import generate
 from harness.generation.library import TrainedModel, build_model
-from harness.model.context import FULL
 from harness.model.backbone import Width
+from harness.model.context import FULL
 from harness.model.sizing import SizeConfig, solve
 
 LATER = [pytest.param(name, marks=pytest.mark.long) for name in configs.MODELS if name not in ("ltc", "transformer")]

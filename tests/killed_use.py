@@ -1,0 +1,175 @@
+"""python killed_use.py RUN FOLDER KILLS SEED: exports, scores and serves a run, each through KILLS kill -9.
+
+Every moment is random. What was there or was answered before a kill must be there after it, whole. Processes are
+forked, so that the imports are paid for once; one thread each, so that forking is safe. Prints what was survived.
+"""
+
+import functools
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import torch
+import uvicorn
+
+import harness
+from harness.export import hf  # noqa: F401  (transformers takes seconds to import)
+from harness.export.formats import export
+from harness.generation.library import Past
+from harness.records import scores
+from harness.serve.app import application
+from harness.serve.sessions import Limits
+
+ASKED = {"prompt": "the quick", "max_new_tokens": 3, "temperature": 0.9}
+
+
+def start(work: Callable[[], None]) -> int:
+    """The process id of a fork that does `work` and ends."""
+    child = os.fork()
+    if child == 0:
+        work()
+        os._exit(0)
+    return child
+
+
+def kill(child: int) -> bool:
+    """Whether it was alive."""
+    os.kill(child, signal.SIGKILL)
+    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def exporting(trained: harness.TrainedModel, folder: Path, kills: int, choose: random.Random) -> int:
+    """An export is whole or not there, and can be made after every kill."""
+    begun = time.monotonic()
+    whole, deaths = files(export(trained, "hf", folder / "whole")), 0
+    seconds = time.monotonic() - begun
+    for number in range(kills):
+        made = folder / f"export-{number}"
+        child = start(lambda made=made: export(trained, "hf", made))
+        time.sleep(choose.uniform(0, 1.2 * seconds))
+        deaths += kill(child)
+        assert not made.exists() or files(made) == whole
+        if not made.exists():
+            assert files(export(trained, "hf", made)) == whole
+    return deaths
+
+
+def scoring(trained: harness.TrainedModel, folder: Path, kills: int, choose: random.Random) -> int:
+    """Scores that were written are kept, and the run's result is as it was."""
+    run, deaths = Path(shutil.copytree(trained.path, folder / "run")), 0
+    result = (run / "result.json").read_bytes()
+    entry = {"scores": {"acc": {"value": 0.5, "values": [0.5] * 3000}}}
+    for number in range(kills):
+        reads, writes = os.pipe()
+
+        def work(number: int = number, writes: int = writes) -> None:
+            for task in range(1000):
+                scores.add(run, trained.result, {f"{number}-{task % 9}": entry})
+                os.write(writes, f"{number}-{task % 9}\n".encode())
+
+        child = start(work)
+        time.sleep(choose.uniform(0, 0.05))
+        deaths += kill(child)
+        os.close(writes)
+        with os.fdopen(reads) as lines:
+            written = {line.strip() for line in lines}
+        found = scores.read(run, trained.result)
+        assert written <= found.keys()
+        assert all(kept == entry for kept in found.values())
+        assert (run / "result.json").read_bytes() == result
+    return deaths
+
+
+def serving(trained: harness.TrainedModel, folder: Path, kills: int, choose: random.Random) -> int:
+    """A session goes on from the last snapshot that was answered, or that was asked for, as if nothing had been."""
+    (folder / "sessions").mkdir()
+    after = sessions_of(trained)
+    held: dict[str, tuple[int, ...]] = {}  # the seeds that a snapshot was made behind
+    asked: tuple[str, tuple[int, ...]] = "", ()
+    deaths = 0
+    for _ in range(kills):
+        server, url = serve(trained, folder / "sessions")
+        for session, seeds in held.items():
+            read = post(url, f"/sessions/{session}/restore").json()["read"]
+            held[session] = asked[1] if session == asked[0] and read != after(seeds)[0].read else seeds
+            assert read == after(held[session])[0].read
+        killer = threading.Timer(choose.uniform(0.02, 0.5), os.kill, (server, signal.SIGKILL))
+        killer.start()
+        try:
+            while True:
+                session = choose.choice([*held, ""]) or post(url, "/sessions").json()["session"]
+                seeds = (*held.get(session, ()), choose.randrange(1000))
+                answer = post(url, "/generate", ASKED | {"session": session, "seed": seeds[-1]})
+                said = "".join(json.loads(line).get("text", "") for line in answer.text.splitlines())
+                assert said == after(seeds)[1]
+                asked = session, seeds
+                post(url, f"/sessions/{session}/snapshot")
+                held[session] = seeds
+        except httpx.TransportError:
+            killer.join()
+        deaths += os.WIFSIGNALED(os.waitpid(server, 0)[1])
+    assert any(len(seeds) > 1 for seeds in held.values())
+    return deaths
+
+
+def serve(trained: harness.TrainedModel, folder: Path) -> tuple[int, str]:
+    """The process of a server of `trained`, and its address, once it answers."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    served = application(trained, Limits(), folder)
+    child, url = start(lambda: uvicorn.run(served, port=port, log_level="error")), f"http://127.0.0.1:{port}"
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            httpx.get(f"{url}/health").raise_for_status()
+            return child, url
+        except httpx.TransportError:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+
+def post(url: str, path: str, content: dict | None = None) -> httpx.Response:
+    answer = httpx.post(url + path, json=content, timeout=60)
+    return answer.raise_for_status()
+
+
+def sessions_of(trained: harness.TrainedModel) -> Callable[[tuple[int, ...]], tuple[Past | None, str]]:
+    """A function: where a session is after generations of these seeds, and what the last one said."""
+
+    @functools.cache
+    def after(seeds: tuple[int, ...]) -> tuple[Past | None, str]:
+        if not seeds:
+            return None, ""
+        generation = trained.generate(**ASKED, seed=seeds[-1], after=after(seeds[:-1])[0])
+        said = "".join(generation)
+        return generation.past, said
+
+    return after
+
+
+def main(run: Path, folder: Path, kills: int, seed: int) -> None:
+    choose, trained = random.Random(seed), harness.load(run)
+    torch.set_num_threads(1)
+    survived = {}
+    for part in (exporting, scoring, serving):
+        (folder / part.__name__).mkdir()
+        survived[part.__name__] = part(trained, folder / part.__name__, kills, choose)
+    print(json.dumps(survived))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))
