@@ -55,9 +55,9 @@ class Claim(Part):
 
     source, at: who claims it, and the address. theirs: the figures that they state. sweep: whose runs answer it, of
     which `ours` and `against` are those with these overrides; against may be a number. figure: the task's metric on
-    test (`length`: of sequences so long), the exponent of the state's bytes by the context, the slowest token of all
-    contexts, or the share of a seed's runs that diverged. worse: whether the claim is that `ours` is the worse.
-    timing: in place of a sweep. needs: why there is neither.
+    test (`length`: of sequences so long), or there the share of sequences that are right as a whole, the exponent of
+    the state's bytes by the context, the slowest token of all contexts, or the share of a seed's runs that diverged.
+    worse: whether the claim is that `ours` is the worse. timing: in place of a sweep. needs: why there is neither.
     """
 
     claim: str = Name
@@ -65,7 +65,7 @@ class Claim(Part):
     at: str = Name
     theirs: str = ""
     sweep: str = ""
-    figure: Literal["test", "state exponent", "slowest token in ms", "share diverged"] = "test"
+    figure: Literal["test", "whole sequences", "state exponent", "slowest token in ms", "share diverged"] = "test"
     length: int | None = None
     ours: Selection = {}
     against: Selection | float = 0.0
@@ -198,7 +198,7 @@ def _side(
     best = min(groups.values(), key=lambda group: _rank(group, higher), default=[])
     figures = {result["seed"]: _figure(claim, result) for result in best}
     known = {seed: figure for seed, figure in figures.items() if figure is not None}
-    higher = higher if claim.figure == "test" else False
+    higher = claim.figure == "whole sequences" or (claim.figure == "test" and higher)
     return Side(known, sum(result["status"] == "diverged" for result in best), len(rates), higher, other)
 
 
@@ -241,7 +241,7 @@ def _figure(claim: Claim, result: dict) -> float | None:
         return max((row["decode_ms_p50"] for row in contexts if row.get("decode_ms_p50") and not busy), default=None)
     known = evaluation.get("extrapolation") or [] if claim.length else [evaluation.get("test") or {}]
     scored = next((one for one in known if one.get("length") == claim.length), {})
-    return scored.get(_metric(result) or "")
+    return scored.get("sequence_accuracy" if claim.figure == "whole sequences" else _metric(result) or "")
 
 
 def _timed(timing: Timing, measured: Path) -> tuple[float, float, float] | None:

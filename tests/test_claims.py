@@ -121,6 +121,11 @@ def test_a_figure_is_taken_at_its_length_or_from_the_measurement(tmp_path):
         record.result["evaluation"]["extrapolation"] = [{"length": 48, HIGHER: 0.1 * record.result["seed"]}]
         contexts = [{"context": c, "state_bytes": 8 * c, "decode_ms_p50": c / 64} for c in (64, 128)]
         record.result["measurement"] = {"contexts": contexts, "load": {"busy": record.result["seed"] == 1}}
+    for record in records:
+        record.result["evaluation"]["test"]["sequence_accuracy"] = 0.2 * record.result["seed"]
+    whole = answered(tmp_path, records, figure="whole sequences").ours
+    assert whole.figures == pytest.approx({0: 0, 1: 0.2, 2: 0.4})
+    assert whole.higher
     assert answered(tmp_path, records, length=48).ours.figures == pytest.approx({0: 0, 1: 0.1, 2: 0.2})
     assert answered(tmp_path, records, figure="state exponent").ours.figures == pytest.approx({0: 1, 1: 1, 2: 1})
     assert answered(tmp_path, records, figure="slowest token in ms").ours.figures == {0: 2.0, 2: 2.0}

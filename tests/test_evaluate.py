@@ -15,6 +15,7 @@ from harness.evaluation.evaluate import EvaluateConfig, evaluate
 from harness.evaluation.passage import observing
 from harness.evaluation.text import extrapolation, loss_by_position, stream_loss, stream_rows, token_losses
 from harness.model.context import ContextPolicy
+from harness.model.interface import IGNORE, Tokens
 from harness.tasks.mqar import MQAR
 from harness.tasks.parity import Parity
 from harness.tasks.text import TextTask
@@ -256,6 +257,14 @@ def test_accuracy_of_one_who_knows_and_of_one_who_guesses(task):
     assert known["validation"]["accuracy"] == known["test"]["accuracy"] == 1.0
     assert known["test"]["loss"] < 1e-6
     assert [(row["length"], row["accuracy"]) for row in known["extrapolation"]] == [(32, 1.0), (64, 1.0)]
+    assert {row["sequence_accuracy"] for row in (known["test"], *known["extrapolation"])} == {1.0}
     guessed = evaluate(Bigram(task.vocab_size), task, config, train_length=32)
     assert guessed["test"]["accuracy"] < 0.7
     assert guessed["test"]["loss"] > 0.5
+    assert guessed["test"]["sequence_accuracy"] < 0.1
+
+
+def test_a_sequence_is_right_where_all_that_it_is_asked_is_right():
+    targets = torch.tensor([[1, 2, 3], [1, 2, IGNORE], [1, IGNORE, IGNORE], [IGNORE, IGNORE, IGNORE]])
+    said = torch.tensor([[1, 2, 3], [1, 2, 0], [0, 2, 3], [0, 0, 0]])
+    assert Tokens(4).whole(nn.functional.one_hot(said, 4).float(), targets) == (2, 3)

@@ -12,6 +12,7 @@ import torch
 from harness.config.ranges import Batch, Count, Factors, Probability, ScoredBytes, Temperature, Tokens
 from harness.evaluation.passage import Passage, observe
 from harness.model.context import Context, ContextPolicy
+from harness.model.interface import Tokens as TokenIds
 
 EVALUATION_SEED = 0
 """Every run is evaluated on the same examples, whatever its own seed."""
@@ -69,11 +70,15 @@ def by_batches(model, task: Any, config: EvaluateConfig, train_length: int) -> d
 
 
 def _figures(model, task: Any, split: str, config: EvaluateConfig, train_length: int, factor: int = 1) -> dict:
-    """The metric and the loss, means over the scored targets, and how many those are."""
+    """The metric and the loss, means over the scored targets, and how many those are.
+
+    Of an accuracy of tokens, `sequence_accuracy` too: the share of sequences whose scored targets are all right.
+    """
     device, length = next(model.parameters()).device, factor * train_length
     batch_size = max(1, min(config.streams // factor, config.synthetic_examples))
     loss = torch.zeros((), dtype=torch.float64, device=device)
-    scored, total = 0, 0
+    scored, total, right, asked = 0, 0.0, 0, 0
+    of_sequences = task.metric == "accuracy" and isinstance(task.targets, TokenIds)
     count = math.ceil(config.synthetic_examples / batch_size)
     for index in range(count):
         batch = task.batch(split, index, batch_size, length, EVALUATION_SEED).to(device)
@@ -83,4 +88,8 @@ def _figures(model, task: Any, split: str, config: EvaluateConfig, train_length:
         loss += task.loss(outputs, batch).double()
         scored += task.scored(batch)
         total += task.total(outputs, batch)
-    return {task.metric: total / scored, "loss": loss.item() / scored, "targets": scored}
+        if of_sequences:
+            whole, rows = task.targets.whole(outputs, batch.targets)
+            right, asked = right + whole, asked + rows
+    figures = {task.metric: total / scored, "loss": loss.item() / scored, "targets": scored}
+    return figures | ({"sequence_accuracy": right / asked} if of_sequences else {})

@@ -56,6 +56,13 @@ class Tokens:
         """How many scored targets are the likeliest token."""
         return (outputs.argmax(dim=-1) == targets).sum().item()
 
+    def whole(self, outputs: Tensor, targets: Tensor) -> tuple[int, int]:
+        """How many rows have every scored target as the likeliest token, and how many have one scored."""
+        scored = targets != IGNORE
+        asked = scored.any(dim=1)
+        missed = (scored & (outputs.argmax(dim=-1) != targets)).any(dim=1)
+        return int((asked & ~missed).sum()), int(asked.sum())
+
 
 @dataclass(frozen=True)
 class Classes:
