@@ -79,7 +79,10 @@ _SIZES = {"batch": (1, 3), "width": (1, 5, 64, 70)}
 LRC_SCAN = Operation(
     "lrc_scan",
     reference,
-    (Kernel("numba", "cpu", "arch.lrc.scan_numba:lrc_scan", (torch.float32, torch.float64)),),
+    (
+        Kernel("numba", "cpu", "arch.lrc.scan_numba:lrc_scan", (torch.float32, torch.float64)),
+        Kernel("triton", "cuda", "arch.lrc.scan_triton:lrc_scan", (torch.float32, torch.float64), needs=("triton",)),
+    ),
     samples=Samples(
         sample, {"length": (1, 2, 5), **_SIZES}, ({}, {"timed": True}), ({"batch": 3, "length": 60, "width": 130},)
     ),
