@@ -11,12 +11,9 @@ from torch import Tensor
 
 from arch.cfc.scan import Cell
 from arch.cfc.scan_torch import Walks, scan_by
+from harness.ops.toolbox.triton_linear import ACTIVATIONS, COLUMNS, DEPTH, ROWS, WARPS, product
 from harness.ops.toolbox.triton_math import sigmoid, tanh
 
-ROWS, COLUMNS, DEPTH = 16, 64, 32  # of a product's tile: 16 is the least that the matrix units take
-STAGES = tl.constexpr(3)  # tiles on their way from the cache while one is multiplied
-WARPS = 8
-ACTIVATIONS = {"lecun_tanh": 0, "tanh": 1, "relu": 2, "silu": 3, "gelu": 4}
 MODES = {"default": 0, "no_gate": 1, "pure": 2}
 
 
@@ -58,41 +55,6 @@ def walk_back(
 
 
 @triton.jit
-def _activate(x, KIND: tl.constexpr):
-    if KIND == 0:
-        x = 1.7159 * tanh(0.666 * x)
-    elif KIND == 1:
-        x = tanh(x)
-    elif KIND == 2:
-        x = tl.where(x < 0, 0.0, x)
-    elif KIND == 3:
-        x = x * sigmoid(x)
-    elif KIND == 4:
-        x = 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
-    return x
-
-
-@triton.jit
-def _product(
-    x, row, real, depth, weight, column, width, by_column, by_depth, KIND: tl.constexpr, ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
-):  # fmt: skip
-    """Some columns of activation(x) @ W: x (.., depth), W[k, c] at by_depth k + by_column c. -> (ROWS, COLUMNS)."""
-    total = tl.zeros((ROWS, COLUMNS), x.dtype.element_ty)
-    for k in tl.range(0, depth, DEPTH, num_stages=STAGES):
-        inner = k + tl.arange(0, DEPTH)
-        part = tl.load(
-            x + row[:, None] * depth + inner[None, :], mask=real[:, None] & (inner < depth)[None, :], other=0.0
-        )
-        inside = (inner < depth)[:, None] & (column < width)[None, :]
-        tile = tl.load(weight + inner[:, None] * by_depth + column[None, :] * by_column, mask=inside, other=0.0)
-        # Of float32 three products on the matrix units, which lose no more than one of its own.
-        exact: tl.constexpr = "ieee" if x.dtype.element_ty == tl.float64 else "tf32x3"
-        total += tl.dot(_activate(part, KIND), tile, input_precision=exact, out_dtype=total.dtype)
-    return total
-
-
-@triton.jit
 def _combine(a, b, t_a, t_b, time, w_tau, amplitude, MODE: tl.constexpr, TIMED: tl.constexpr):
     """The closed form from the heads."""
     if MODE == 2:
@@ -113,7 +75,7 @@ def _backbone(
         column = low + tl.arange(0, COLUMNS)
         inside = real[:, None] & (column < units)[None, :]
         at = row[:, None] * units + column[None, :]
-        total = _product(states, row, real, width, recurrent, column, units, width, 1, -1, ROWS, COLUMNS, DEPTH)
+        total = product(states, row, real, width, recurrent, column, units, width, 1, -1, ROWS, COLUMNS, DEPTH)
         tl.store(z + at, tl.load(u + at, mask=inside, other=0.0) + total, mask=inside)
         low += COLUMNS
 
@@ -129,7 +91,7 @@ def _heads(
     b, t_a, t_b = a, a, a
     for head in tl.static_range(HEADS):
         place, weight = head * width + column, heads + head * width * units
-        total = _product(z, row, real, units, weight, column, width, units, 1, KIND, ROWS, COLUMNS, DEPTH)
+        total = product(z, row, real, units, weight, column, width, units, 1, KIND, ROWS, COLUMNS, DEPTH)
         total += tl.load(bias + place, mask=there, other=0.0)[None, :]
         tl.store(g + row[:, None] * (HEADS * width) + place[None, :], total, mask=real[:, None] & there[None, :])
         if head == 0:
@@ -188,7 +150,7 @@ def _through(
         column = low + tl.arange(0, COLUMNS)
         inside = real[:, None] & (column < width)[None, :]
         at = to[:, None] * width + column[None, :]
-        total = _product(x, row, real, depth, weight, column, width, 1, width, -1, ROWS, COLUMNS, DEPTH)
+        total = product(x, row, real, depth, weight, column, width, 1, width, -1, ROWS, COLUMNS, DEPTH)
         if SCALED:
             total *= tl.load(scale + at, mask=inside, other=0.0)
         tl.store(result + at, total, mask=inside)

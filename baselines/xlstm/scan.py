@@ -142,7 +142,10 @@ MLSTM_READ = Operation(
 SLSTM_SCAN = Operation(
     "slstm_scan",
     slstm_reference,
-    (Kernel("numba", "cpu", "baselines.xlstm.slstm_numba:slstm_scan", _FLOATS),),
+    (
+        Kernel("numba", "cpu", "baselines.xlstm.slstm_numba:slstm_scan", _FLOATS),
+        Kernel("triton", "cuda", "baselines.xlstm.slstm_triton:slstm_scan", _FLOATS, needs=("triton",)),
+    ),
     samples=Samples(
         slstm_sample, {**_HEADS, "length": (1, 2, 5)}, ({}, {"fresh": True}), ({"batch": 5, "length": 40, "width": 33},)
     ),
