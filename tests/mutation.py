@@ -9,8 +9,9 @@ The changes are cosmic-ray's, less the operators whose mutants cannot run at all
 the smallest hash of the seed and of what is changed, so that other code leaves the rest of the sample as it was.
 
 Tests of a module are the files that import it, or, where none does, those that import it by the fewest steps; of one
-that is looked up by name, those named after its folder. A mutant is tried in a copy of the tree, in a fork of this
-process, which has imported torch and the rest once for all of them.
+that is looked up by name, those named after its folder; and of one that defines an operation, the conformance tests,
+which find it themselves. A mutant is tried in a copy of the tree, in a fork of this process, which has imported torch
+and the rest once for all of them.
 """
 
 import argparse
@@ -37,6 +38,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "tests" / "data" / "mutants.jsonl"
 REASONS = ROOT / "tests" / "data" / "survivors.yaml"
 PAGE = ROOT / "docs" / "mutation.md"
+OPERATIONS = "tests/test_operations.py"
 MIXERS = "tests/test_mixer_mutants.py"
 """Left out: it makes mutants of its own."""
 PACKAGES = ("harness", "arch", "baselines", "analysis", "bench")
@@ -163,6 +165,12 @@ def dotted(path: str) -> str:
 
 def concerning(path: str) -> list[str]:
     """The test files of a module, by the fewest steps of import, those that import the least first."""
+    found = _importing(path)
+    defines = "harness.ops.registry.Operation" in imported(ROOT / path)
+    return found + [OPERATIONS] * (defines and OPERATIONS not in found)
+
+
+def _importing(path: str) -> list[str]:
     files = [*modules(), *(str(file.relative_to(ROOT)) for file in sorted((ROOT / "tests").glob("*.py")))]
     imports = {file: imported(ROOT / file) for file in files}
     reached, known = [path], {path}

@@ -50,6 +50,7 @@ def test_tests_concern_the_modules_that_they_import():
     assert mutation.concerning("harness/training/ledger.py") == ["tests/test_ledger.py"]
     assert "tests/test_checks.py" in mutation.concerning("harness/checks/checks.py")  # by way of the runner
     assert mutation.concerning("arch/ltc/oracle.py")[0] == "tests/test_ltc_oracle.py"  # which no one imports
+    assert mutation.concerning("arch/m1/memory.py")[-1] == mutation.OPERATIONS  # which finds operations itself
     assert all(map(mutation.concerning, mutation.modules()))
 
 

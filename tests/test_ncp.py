@@ -210,3 +210,14 @@ def test_flops_of_the_wired_cfc_are_those_of_a_real_step(mode, mixed_memory):
     with FlopCounterMode(display=False) as counter:
         mixer.step(torch.randn(1, 6), mixer.init_state(1))
     assert mixer.flops_per_token(7).matmul == counter.get_total_flops()
+
+
+def test_the_pure_wired_cfc_starts_uniform_within_each_layer_s_bounds_of_xavier():
+    torch.manual_seed(0)
+    mixer = cfc(mode="pure", units=200, motors=40)
+    bounds = torch.tensor([(6 / (1 + cell.n)) ** 0.5 for cell in mixer.cells for _ in range(cell.n)])
+    for started in (mixer.w_tau, mixer.amplitude):
+        scaled = started.detach() / bounds
+        assert scaled.abs().max() <= 1
+        assert scaled.min() < -0.95
+        assert scaled.max() > 0.95

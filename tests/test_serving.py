@@ -55,6 +55,7 @@ def test_sessions_and_dollars_are_of_the_state_as_kept_and_as_it_is_uncut(runs):
     assert "Not measured: ltc_published, " in known.notes[-1]
 
     assert list(rows(even)) == ["ltc"]
+    assert rows(even)["ltc"]["state"] == "10.2 kB"
     assert [rows(even)["ltc"][rival] for rival in serving.RIVALS] == ["3", "11", "not measured"]
     assert rows(larger)["transformer"]["sessions per GB at 128k"] == "0"
     assert rows(larger)["transformer"]["cache"] == "full"

@@ -5,6 +5,7 @@ import random
 from collections import Counter
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -587,6 +588,13 @@ def small_experiment(name, tmp_path, **changes):
     made, config = experiment(name, Text(), tmp_path)
     trainer = TrainerConfig(tokens=512, batch_size=2, length=LENGTH, device="cpu", validation_batches=1)
     return replace(made, trainer=trainer, evaluate=EVALUATE, model=replace(made.model, **changes)), config
+
+
+def test_all_checks_that_failed_are_named_and_the_first_is_told(tmp_path):
+    made, _ = small_experiment("gru", tmp_path)
+    checks = [{"name": n, "passed": n == "b", "detail": f"why {n}"} for n in "abc"]
+    with pytest.raises(CheckError, match="model=gru fails a, c: why a"):
+        made._refuse_failed({"results": checks}, SimpleNamespace(path=tmp_path))
 
 
 @pytest.mark.slow
