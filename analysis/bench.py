@@ -13,7 +13,7 @@ from analysis.render import Table, si_bytes
 from analysis.styles import styles
 from harness.config.errors import RecordError
 
-SUBJECTS = ("kernels", "models", "newton", "checks", "gradients", "sessions", "edge")
+SUBJECTS = ("kernels", "models", "newton", "checks", "gradients", "sessions", "edge", "dynamics")
 FIGURES = (
     "Newton's method over time against the fused sequential scan",
     "Newton's method over time against the fused sequential scan, on a GPU",
@@ -27,7 +27,7 @@ Row = dict[Any, Any]
 
 
 def sections(measured: Path, images: str) -> dict[str, str]:
-    """The generated sections kernels, models, newton, checks, gradients, sessions and edge.
+    """The generated sections kernels, models, newton, checks, gradients, sessions, edge and dynamics.
 
     measured: the bench's folder. images: where the figures stand, as a page names that folder. A device's tables follow
     the CPU's; a subject that was not measured is the command that measures it.
@@ -279,6 +279,34 @@ def edge(content: dict) -> str:
     return "\n\n".join([*parts, f"onnxruntime {runtimes}; {_footer(content)}"]) + "\n"
 
 
+def dynamics(content: dict) -> str:
+    """The Lyapunov exponents of trained recurrences, and what an all but exact solver changes, over the seeds."""
+    frame = pd.DataFrame(content["rows"])
+    if frame.empty:
+        return "Not measured: `python -m bench dynamics runs/RUN ...`, with weights."
+    rows = []
+    frame = frame.reindex(columns=["model", "solver", "params", "lyapunov", "bits", "exact_bits"]).fillna(
+        {"solver": ""}
+    )
+    for _, runs in frame.groupby(["model", "solver", "params"], sort=False):
+        first, known = runs.iloc[0], runs["lyapunov"].dropna()
+        named = ", ".join(filter(None, (first["model"], first["solver"])))
+        row = {"": named, "parameters": _count(first["params"]), "runs": str(len(runs))}
+        row["nats a token"] = _ends(known, "{:+.3g}") or "its state grows"
+        row["forgets by e in"] = f"{-1 / known.mean():,.0f} tokens" if len(known) and known.mean() < 0 else ""
+        row["bits per byte"] = _ends(runs["bits"].dropna(), "{:.3f}")
+        row["under an exact flow"] = _ends((runs["exact_bits"] - runs["bits"]).dropna(), "{:+.4f}")
+        rows.append(row)
+    title = "**The largest Lyapunov exponent of trained recurrences, and the same weights under an exact flow**"
+    return "\n\n".join([title, _table(rows, ""), _footer(content)]) + "\n"
+
+
+def _ends(values: pd.Series, form: str) -> str:
+    """The mean and the least and the greatest; nothing of none."""
+    ends = f" ({form} to {form})".format(values.min(), values.max()) if len(values) > 1 else ""
+    return form.format(values.mean()) + ends if len(values) else ""
+
+
 def _table(rows: list[Row], otherwise: str) -> str:
     return _markdown(pd.DataFrame(rows)) if rows else otherwise
 
@@ -356,4 +384,4 @@ def _markdown(table: pd.DataFrame) -> str:
 
 
 TABLES = {"kernels": kernels, "models": models, "newton": newton, "checks": checks, "gradients": gradients}
-TABLES |= {"sessions": sessions, "edge": edge}
+TABLES |= {"sessions": sessions, "edge": edge, "dynamics": dynamics}

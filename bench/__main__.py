@@ -11,7 +11,7 @@ import yaml
 from analysis.bench import SUBJECTS, TABLES
 from analysis.references import REFERENCES
 from analysis.references import table as references_table
-from bench import checks, edge, gradients, kernels, models, newton, references, sessions
+from bench import checks, dynamics, edge, gradients, kernels, models, newton, references, sessions
 from bench.store import Store
 from bench.targets import Target
 from bench.timing import Limits
@@ -20,7 +20,8 @@ from harness.config.errors import UserError
 from harness.machine.runtime import one_precision, use_threads
 
 ROOT = Path(__file__).resolve().parents[1]
-EDGE = "edge"
+OF_RUNS = {"edge": edge.run, "dynamics": dynamics.run}
+"""Subjects that measure runs, which the command names, on the CPU alone."""
 RUN = {
     "kernels": kernels.run,
     "models": models.run,
@@ -45,17 +46,19 @@ def arguments(given: list[str] | None) -> argparse.Namespace:
         "given",
         nargs="*",
         metavar="task|run",
-        help="references: the text, as run.py takes it (default: task=sotu); edge: folders of trained runs of texts",
+        help="references: the text, as run.py takes it (default: task=sotu); edge, dynamics: folders of trained runs",
     )
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--out", type=Path, help="where to keep them (default: results/bench; with --quick nowhere)")
     parser.add_argument("--force", action="store_true", help="repeat the measurements that are kept")
     parser.add_argument("--quick", action="store_true", help="one small cell, to see that everything runs")
     options = parser.parse_args(given)
-    if options.given and options.subject not in (REFERENCES, EDGE):
-        parser.error(f"{' '.join(options.given)}: only `references` takes a task, and `edge` runs")
-    if options.subject == EDGE and options.device != "cpu":
-        parser.error("edge: onnxruntime is measured on the CPU")
+    if options.given and options.subject not in (REFERENCES, *OF_RUNS):
+        parser.error(
+            f"{' '.join(options.given)}: only `references` takes a task, and {' and '.join(OF_RUNS)} take runs"
+        )
+    if options.subject in OF_RUNS and options.device != "cpu":
+        parser.error(f"{options.subject}: it is measured on the CPU")
     if options.out is None and not options.quick:
         home = ROOT if (ROOT / "results").is_dir() else Path()  # a wheel has no records beside it
         options.out = home / "results" / "bench"
@@ -92,8 +95,8 @@ def _timed(options: argparse.Namespace, config: dict) -> str:
     if store.aside:
         print(f"measurements of another machine or of other packages moved to {store.aside}; measuring again")
     torch.manual_seed(0)
-    if options.subject == EDGE:
-        edge.run(config, store, [Path(run) for run in options.given], _say)
+    if options.subject in OF_RUNS:
+        OF_RUNS[options.subject](config, store, [Path(run) for run in options.given], _say)
     else:
         RUN[options.subject](config, store, torch.device(options.device), limits, _say)
     store.note(targets=[target.verdict(store.rows) for target in targets], limits=asdict(limits))

@@ -150,12 +150,17 @@ def _resident(folder: Path, context: int, tokens: int) -> int:
     return int(done.stdout.split()[-1])
 
 
-def loss_row(trained: TrainedModel, count: int) -> Row:
-    """Bits per byte of `count` bytes of the test split, read as evaluation reads them, by each of KINDS."""
+def text_of(trained: TrainedModel) -> TextTask:
+    """What the run was trained on; raises ConfigError where that is no text."""
     task = build(checked(trained.config["task"], "task"))
     if not isinstance(task, TextTask):
         raise ConfigError(f"The run {trained.path} was trained on no text.", "a run of a text.", "name another run.")
-    stream = task.streams["test"][: count + 1].astype(np.int64)
+    return task
+
+
+def loss_row(trained: TrainedModel, count: int) -> Row:
+    """Bits per byte of `count` bytes of the test split, read as evaluation reads them, by each of KINDS."""
+    stream = text_of(trained).streams["test"][: count + 1].astype(np.int64)
     with torch.inference_mode():
         nats, scored = stream_loss(trained.model, torch.from_numpy(stream)[None], trained.policy, CHUNK)
     row: Row = {"model": trained.model.spec.name, "bytes": scored, "ours_bits": nats / math.log(2) / scored}

@@ -1,0 +1,80 @@
+"""The subject `dynamics`: whether trained recurrences are stable, and what they owe to their solver's error."""
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import harness
+from analysis.bench import Row
+from bench.edge import text_of
+from bench.store import Store
+from harness.config.configure import locate
+from harness.evaluation.text import stream_loss
+from harness.generation.library import CHUNK, TrainedModel, build_model
+from harness.measurement.lyapunov import exponents
+from harness.model.sizing import count
+
+
+def run(config: dict, store: Store, runs: Sequence[Path], say: Callable[[str], None]) -> None:
+    """Measures the runs that the store lacks, folders with trained weights; raises ConfigError for one of no text."""
+    store.note(**{key: config[key] for key in ("settle", "tokens", "passages", "bytes")})
+    exact = locate(config["compose"], "compose")(config["exact"])["solver"]
+    for path in runs:
+        if not store.holds([path.name], contestant=path.name):
+            row = {"contestant": path.name} | _row(harness.load(path), config, exact)
+            store.add([row])
+            say(str(row))
+    store.write()
+
+
+def _row(trained: TrainedModel, config: dict, exact: dict) -> Row:
+    model, text = trained.model, text_of(trained).streams["test"].astype(np.int64)
+    row: Row = {"model": model.spec.name, "params": count(model).total}
+    row |= {"seed": trained.config["seed"], "lyapunov": None, "lyapunov_range": None}
+    if model.constant_state:
+        size = config["settle"] + config["tokens"]
+        starts = np.linspace(0, len(text) - size, config["passages"]).astype(int)
+        passages = torch.from_numpy(np.stack([text[start : start + size] for start in starts]))
+        found = exponents(model, passages, config["settle"])
+        row |= {"lyapunov": float(found.mean()), "lyapunov_range": [float(found.min()), float(found.max())]}
+    other = with_solver(trained, exact)
+    if other is not None:
+        row["solver"] = _solver(trained.config["model"])["name"]
+        stream = torch.from_numpy(text[: config["bytes"] + 1])[None]
+        row |= {"bits": _bits(trained, stream), "exact_bits": _bits(other, stream)}
+    return row
+
+
+def with_solver(trained: TrainedModel, solver: dict) -> TrainedModel | None:
+    """The trained model, its weights as they are, under another solver; None where it has none."""
+    found = _solver(trained.config["model"])
+    if found is None:
+        return None
+    node = _replaced(trained.config["model"], found, solver)
+    model = build_model(node, trained.model.interface, trained.model.n_layers, trained.model.width)
+    model.load_state_dict(trained.model.state_dict())
+    return TrainedModel(model.eval(), trained.config, trained.result, trained.policy, trained.reads_text, trained.path)
+
+
+def _solver(node: dict) -> dict | None:
+    """The node of the solver in a model's configuration."""
+    mixers = node["mixer"] if isinstance(node["mixer"], list) else [node["mixer"]]
+    return next((mixer["solver"] for mixer in mixers if "solver" in mixer), None)
+
+
+def _replaced(node, old: dict, new: dict):
+    """A configuration with `new` in the place of every `old`."""
+    if node == old:
+        return new
+    if isinstance(node, dict):
+        return {key: _replaced(value, old, new) for key, value in node.items()}
+    return [_replaced(value, old, new) for value in node] if isinstance(node, list) else node
+
+
+def _bits(trained: TrainedModel, stream: torch.Tensor) -> float:
+    with torch.inference_mode():
+        nats, scored = stream_loss(trained.model, stream, trained.policy, CHUNK)
+    return nats / math.log(2) / scored
