@@ -210,6 +210,8 @@ def test_flops_of_the_wired_cfc_are_those_of_a_real_step(mode, mixed_memory):
     with FlopCounterMode(display=False) as counter:
         mixer.step(torch.randn(1, 6), mixer.init_state(1))
     assert mixer.flops_per_token(7).matmul == counter.get_total_flops()
+    if mixed_memory:  # gates of its own
+        assert mixer.flops_per_token(7).other > cfc(mode=mode, mixed_memory=False).flops_per_token(7).other
 
 
 def test_the_pure_wired_cfc_starts_uniform_within_each_layer_s_bounds_of_xavier():
