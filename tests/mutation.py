@@ -9,9 +9,9 @@ The changes are cosmic-ray's, less the operators whose mutants cannot run at all
 the smallest hash of the seed and of what is changed, so that other code leaves the rest of the sample as it was.
 
 Tests of a module are the files that import it, or, where none does, those that import it by the fewest steps; of one
-that is looked up by name, those named after its folder; and of one that defines an operation, the conformance tests,
-which find it themselves. A mutant is tried in a copy of the tree, in a fork of this process, which has imported torch
-and the rest once for all of them.
+that is looked up by name, those named after its folder; those named after the module itself; and of one that defines
+an operation, the conformance tests, which find it themselves. A mutant is tried in a copy of the tree, in a fork of
+this process, which has imported torch and the rest once for all of them.
 """
 
 import argparse
@@ -165,7 +165,9 @@ def dotted(path: str) -> str:
 
 def concerning(path: str) -> list[str]:
     """The test files of a module, by the fewest steps of import, those that import the least first."""
-    found = _importing(path)
+    stem = Path(path).stem
+    named = [str(file.relative_to(ROOT)) for file in sorted((ROOT / "tests").glob(f"test_*_{stem}.py"))]
+    found = list(dict.fromkeys([*_importing(path), *named]))
     defines = "harness.ops.registry.Operation" in imported(ROOT / path)
     return found + [OPERATIONS] * (defines and OPERATIONS not in found)
 

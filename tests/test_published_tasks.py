@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+import torch
 import yaml
 
 import harness
@@ -182,6 +183,9 @@ def test_a_command_that_cannot_be_read_is_told(arguments, said, monkeypatch):
     monkeypatch.setattr(evaluation, "find_spec", lambda name: name)
     with pytest.raises(ConfigError, match=said):
         evaluation.main(arguments.split())
+    if not torch.cuda.is_available():
+        with pytest.raises(MachineError, match="no CUDA device"):
+            evaluation.main(["run=r", "tasks=a", "device=cuda"])
     monkeypatch.setattr(evaluation, "find_spec", lambda name: None)
     with pytest.raises(MachineError, match=r"liquidbench\[lm_eval\]"):
         evaluation.main(["run=r", "tasks=a"])

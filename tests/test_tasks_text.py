@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from harness.config.errors import TaskError
+from harness.tasks import overlap
 from harness.tasks import sotu as sotu_module
 from harness.tasks.local import LocalText
 from harness.tasks.sotu import SHA256, Sotu
@@ -285,6 +286,14 @@ def test_a_head_that_many_files_carry_does_not_join_them(tmp_path):
     assert homes(tmp_path, story(3))[1] == []
     (tmp_path / "quoting.txt").write_text(story(3, 50))
     assert homes(tmp_path, story(3))[1] == [["03.txt", "quoting.txt"]]
+
+
+def test_what_a_fiftieth_of_very_many_texts_carries_is_no_head():
+    texts = [story(index, words=40) for index in range(600)]
+    for index in range(11):  # more than are few, and less than a fiftieth
+        texts[50 * index] += " " + story(999, words=40)
+    joined = [group for group in overlap.groups([text.encode() for text in texts]) if len(group) > 1]
+    assert joined == [[50 * index for index in range(11)]]
 
 
 def test_files_that_all_share_much_are_refused(tmp_path):
