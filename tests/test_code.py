@@ -12,6 +12,9 @@ import pytest
 
 import configs
 import run
+from arch.lrc.scan import LRC_SCAN
+from baselines.recurrent.scan import GRU_SCAN
+from harness.config import experiment
 from harness.records import code
 
 LTC = "arch.ltc.mixer"
@@ -194,3 +197,9 @@ def test_it_needs_no_torch():
     program = "import sys, harness.records.code; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], cwd=run.ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
+
+
+def test_the_modules_of_kernels_are_those_of_the_backends_that_ran():
+    ran = {LRC_SCAN.name: ["numba", "triton"], GRU_SCAN.name: ["aten"]}
+    named = experiment._modules_of_kernels(ran, "cpu")
+    assert named == {"arch.lrc.scan_numba", "baselines.recurrent.scan_torch"}

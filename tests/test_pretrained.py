@@ -20,6 +20,7 @@ from transformers import (
 import configs
 import harness
 from baselines.gated_deltanet.oracle import transformers_in_torch as qwen3_next_in_torch
+from baselines.lfm2.weights import write_lfm2
 from baselines.mamba.oracle import transformers_in_torch as mamba_in_torch
 from baselines.mamba2.oracle import transformers_in_torch as mamba2_in_torch
 from harness.config.errors import CheckpointError, ConfigError
@@ -91,6 +92,15 @@ def test_transformers_own_class_gives_the_same_logits_and_is_read_back_to_the_bi
         assert model == "gated_deltanet"  # its authors' checkpoints are mixtures of experts
         return
     assert_equal_weights(harness.load_checkpoint(tmp_path), ours.model)
+
+
+def test_convolutions_alone_are_an_lfm2_too(tmp_path):
+    there, here = tmp_path / "there", tmp_path / "here"
+    published(Lfm2Config(**SMALL, num_attention_heads=4, num_key_value_heads=2, layer_types=["conv"] * 3), there)
+    ours = harness.load_checkpoint(there)
+    here.mkdir()
+    write_lfm2(ours, here)
+    assert_same_logits(ours, AutoModelForCausalLM.from_pretrained(here))
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

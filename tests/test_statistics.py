@@ -224,3 +224,9 @@ def test_exponents_are_slopes_on_logarithms():
     assert noisy.low < noisy.value < noisy.high
     assert power({512: 1.0, 2048: 4.0}) == Slope(pytest.approx(1.0), None, None)
     assert power({512: 1.0}) is power({}) is power({512: 0.0, 1024: 1.0}) is None
+
+
+def test_a_difference_turned_round_is_theirs_less_ours():
+    ours = Difference(3, 0.2, 0.1, 0.4, p=0.03)
+    assert ours.turned == Difference(3, -0.2, -0.4, -0.1, p=0.03)
+    assert Difference(1, 0.2).turned == Difference(1, -0.2)

@@ -49,12 +49,12 @@ def write_lfm2(model: LanguageModel, folder: Path) -> None:
         "model_type": "lfm2",
         **layout.backbone(model, "Lfm2"),
         "intermediate_size": model.width.d_ff,
-        **attention_config(attention),
+        **(attention_config(attention) if attention else {"num_attention_heads": 1, "num_key_value_heads": 1}),
         "block_auto_adjust_ff_dim": False,
         "norm_eps": NORM_EPS,
         "layer_types": kinds,
         "conv_bias": False,
-        "conv_L_cache": convolution.d_conv,
+        **({"conv_L_cache": convolution.d_conv} if convolution else {}),
     }
     layout.write(folder, config, layout.export(model, entries(model), "transformers' Lfm2"))
 
@@ -74,19 +74,19 @@ def read_lfm2(folder: Path) -> LanguageModel:
     return model
 
 
-def _parts(model: LanguageModel) -> tuple[Attention, GatedConvolution]:
-    """An attention and a convolution of the model; raises ConfigError where it has what LFM2 lacks."""
+def _parts(model: LanguageModel) -> tuple[Attention | None, GatedConvolution | None]:
+    """An attention and a convolution of the model, None for none; raises ConfigError where it has what LFM2 lacks."""
     mixers = [block.mixer for block in model.blocks]
     attention = [mixer for mixer in mixers if isinstance(mixer, Attention) and mixer.norms and mixer.window is None]
     convolutions = [mixer for mixer in mixers if isinstance(mixer, GatedConvolution)]
-    whole = attention and convolutions and len(attention) + len(convolutions) == len(mixers)
+    whole = len(attention) + len(convolutions) == len(mixers)
     if not (whole and layout.is_plain(model)):
         raise ConfigError(
             f"model={model.spec.name} as configured is not LFM2 as its authors have it.",
             "gated convolutions, and attention with qk_norm and without a window, in block=transformer with RMSNorm.",
             "export it with format=hf.",
         )
-    return attention[0], convolutions[0]
+    return attention[0] if attention else None, convolutions[0] if convolutions else None
 
 
 FORMATS = {"transformers": write_lfm2}
