@@ -1,6 +1,5 @@
 """The subject `dynamics`: whether trained recurrences are stable, and what they owe to their solver's error."""
 
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -9,11 +8,10 @@ import torch
 
 import harness
 from analysis.bench import Row
-from bench.edge import text_of
+from bench.edge import bits, text_of
 from bench.store import Store
 from harness.config.configure import locate
-from harness.evaluation.text import stream_loss
-from harness.generation.library import CHUNK, TrainedModel, build_model
+from harness.generation.library import TrainedModel, build_model
 from harness.measurement.lyapunov import exponents
 from harness.model.sizing import count
 
@@ -43,8 +41,8 @@ def _row(trained: TrainedModel, config: dict, exact: dict) -> Row:
     other = with_solver(trained, exact)
     if other is not None:
         row["solver"] = _solver(trained.config["model"])["name"]
-        stream = torch.from_numpy(text[: config["bytes"] + 1])[None]
-        row |= {"bits": _bits(trained, stream), "exact_bits": _bits(other, stream)}
+        stream = text[: config["bytes"] + 1]
+        row |= {"bits": bits(trained, stream), "exact_bits": bits(other, stream)}
     return row
 
 
@@ -72,9 +70,3 @@ def _replaced(node, old: dict, new: dict):
     if isinstance(node, dict):
         return {key: _replaced(value, old, new) for key, value in node.items()}
     return [_replaced(value, old, new) for value in node] if isinstance(node, list) else node
-
-
-def _bits(trained: TrainedModel, stream: torch.Tensor) -> float:
-    with torch.inference_mode():
-        nats, scored = stream_loss(trained.model, stream, trained.policy, CHUNK)
-    return nats / math.log(2) / scored

@@ -161,9 +161,7 @@ def text_of(trained: TrainedModel) -> TextTask:
 def loss_row(trained: TrainedModel, count: int) -> Row:
     """Bits per byte of `count` bytes of the test split, read as evaluation reads them, by each of KINDS."""
     stream = text_of(trained).streams["test"][: count + 1].astype(np.int64)
-    with torch.inference_mode():
-        nats, scored = stream_loss(trained.model, torch.from_numpy(stream)[None], trained.policy, CHUNK)
-    row: Row = {"model": trained.model.spec.name, "bytes": scored, "ours_bits": nats / math.log(2) / scored}
+    row: Row = {"model": trained.model.spec.name, "bytes": len(stream) - 1, "ours_bits": bits(trained, stream)}
     with TemporaryDirectory() as home:
         folder = Path(home)
         write(trained, folder)
@@ -173,6 +171,13 @@ def loss_row(trained: TrainedModel, count: int) -> Row:
             row[f"{kind}_bits"] = _bits(trained, folder, stream)
             row[f"{kind}_graph_bytes"] = (folder / GRAPH).stat().st_size
     return row
+
+
+def bits(trained: TrainedModel, stream: np.ndarray) -> float:
+    """Bits per byte of a stream, but for its first, read as evaluation reads it."""
+    with torch.inference_mode():
+        nats, scored = stream_loss(trained.model, torch.from_numpy(stream)[None], trained.policy, CHUNK)
+    return nats / math.log(2) / scored
 
 
 def _bits(trained: TrainedModel, folder: Path, stream: np.ndarray) -> float:

@@ -13,7 +13,7 @@ import run
 import tiny
 from analysis import bench as tables
 from bench import __main__ as command
-from bench import dynamics
+from bench import dynamics, edge
 from bench.store import Store
 from harness.measurement.lyapunov import exponents
 from harness.model.backbone import ModelSpec, Width
@@ -87,6 +87,11 @@ def test_a_run_has_what_can_be_measured_of_it_and_the_page_shows_it(trained, tmp
     command.main(["dynamics", *folders, "--quick", "--out", str(tmp_path)])
     rows = {row["model"]: row for row in tables.read(tmp_path / "dynamics.json")["rows"]}
     assert rows["ltc"]["solver"] == "semi_implicit"
+    text = torch.from_numpy(edge.text_of(trained["ltc"]).streams["test"][: CONFIG["bytes"] + 1].astype("int64"))
+    with torch.no_grad():
+        logits = trained["ltc"].model(text[None, :-1])[0][0]
+    nats = torch.nn.functional.cross_entropy(logits, text[1:]).item()
+    assert rows["ltc"]["bits"] == pytest.approx(nats / math.log(2), rel=1e-5)
     assert 0 < abs(rows["ltc"]["bits"] - rows["ltc"]["exact_bits"]) < 0.1
     low, high = rows["ltc"]["lyapunov_range"]
     assert low < rows["ltc"]["lyapunov"] < high
