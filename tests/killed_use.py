@@ -20,6 +20,7 @@ from pathlib import Path
 import httpx
 import torch
 import uvicorn
+from tqdm import tqdm
 
 import harness
 from harness.export import hf  # noqa: F401  (transformers takes seconds to import)
@@ -162,6 +163,7 @@ def sessions_of(trained: harness.TrainedModel) -> Callable[[tuple[int, ...]], tu
 
 
 def main(run: Path, folder: Path, kills: int, seed: int) -> None:
+    tqdm.set_lock(threading.RLock())  # its own is shared with forks, and one that is killed may hold it
     choose, trained = random.Random(seed), harness.load(run)
     torch.set_num_threads(1)
     survived = {}
