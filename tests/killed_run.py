@@ -61,6 +61,7 @@ def main(root: Path, kills: int, seed: int) -> None:
         os.kill(child, signal.SIGKILL)
         deaths.append(wait_for(child))
     assert wait_for(train_in_child(root / "killed", updates)) == 0
+    assert set(deaths) <= {0, -signal.SIGKILL}
     found = differences(*(next((root / part).glob("tiny-*")) for part in ("whole", "killed")))
     print(json.dumps({"seed": seed, "kills": deaths.count(-signal.SIGKILL), "differences": found}))
 

@@ -42,10 +42,29 @@ def start(work: Callable[[], None]) -> int:
     return child
 
 
-def kill(child: int) -> bool:
-    """Whether it was alive."""
-    os.kill(child, signal.SIGKILL)
-    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+def end(child: int) -> bool:
+    """Waits for a process; whether it was killed. It must have been, or have ended well."""
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert status in (0, -signal.SIGKILL)
+    return status != 0
+
+
+class Telling:
+    """A fork that does `work`, which is given a function that tells a line, and is killed."""
+
+    def __init__(self, work: Callable[[Callable[[str], None]], None]):
+        reads, writes = os.pipe()
+        self.child = start(lambda: work(lambda line: os.write(writes, f"{line}\n".encode()) and None))
+        os.close(writes)
+        self.lines = os.fdopen(reads)
+        self.first = self.lines.readline().strip()
+
+    def kill(self, seconds: float) -> tuple[bool, list[str]]:
+        """So long after its first line; whether that ended it, and all its lines."""
+        time.sleep(seconds)
+        os.kill(self.child, signal.SIGKILL)
+        with self.lines:
+            return end(self.child), [self.first, *(line.strip() for line in self.lines)]
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -54,15 +73,22 @@ def files(folder: Path) -> dict[str, bytes]:
 
 def exporting(trained: harness.TrainedModel, folder: Path, kills: int, choose: random.Random) -> int:
     """An export is whole or not there, and can be made after every kill."""
-    begun = time.monotonic()
-    whole, deaths = files(export(trained, "hf", folder / "whole")), 0
-    seconds = time.monotonic() - begun
+
+    def work(made: Path) -> Callable[[Callable[[str], None]], None]:
+        def exports(tell: Callable[[str], None]) -> None:
+            tell("begun")
+            export(trained, "hf", made)
+
+        return exports
+
+    peaceful, begun = Telling(work(folder / "whole")), time.monotonic()
+    assert not end(peaceful.child)
+    whole, seconds, deaths = files(folder / "whole"), time.monotonic() - begun, 0
     for number in range(kills):
         made = folder / f"export-{number}"
-        child = start(lambda made=made: export(trained, "hf", made))
-        time.sleep(choose.uniform(0, 1.2 * seconds))
-        deaths += kill(child)
-        assert not made.exists() or files(made) == whole
+        died, _ = Telling(work(made)).kill(choose.uniform(0, seconds))
+        deaths += died
+        assert files(made) == whole if made.exists() else died
         if not made.exists():
             assert files(export(trained, "hf", made)) == whole
     return deaths
@@ -71,22 +97,18 @@ def exporting(trained: harness.TrainedModel, folder: Path, kills: int, choose: r
 def scoring(trained: harness.TrainedModel, folder: Path, kills: int, choose: random.Random) -> int:
     """Scores that were written are kept, and the run's result is as it was."""
     run, deaths = Path(shutil.copytree(trained.path, folder / "run")), 0
-    result = (run / "result.json").read_bytes()
-    entry = {"scores": {"acc": {"value": 0.5, "values": [0.5] * 3000}}}
+    result, written = (run / "result.json").read_bytes(), set[str]()
+    entry = {"scores": {"acc": {"value": 0.5, "values": [0.5] * 300}}}
     for number in range(kills):
-        reads, writes = os.pipe()
 
-        def work(number: int = number, writes: int = writes) -> None:
-            for task in range(1000):
+        def work(tell: Callable[[str], None], number: int = number) -> None:
+            for task in range(10_000):
                 scores.add(run, trained.result, {f"{number}-{task % 9}": entry})
-                os.write(writes, f"{number}-{task % 9}\n".encode())
+                tell(f"{number}-{task % 9}")
 
-        child = start(work)
-        time.sleep(choose.uniform(0, 0.05))
-        deaths += kill(child)
-        os.close(writes)
-        with os.fdopen(reads) as lines:
-            written = {line.strip() for line in lines}
+        died, told = Telling(work).kill(choose.uniform(0, 0.05))
+        deaths += died
+        written |= set(told)
         found = scores.read(run, trained.result)
         assert written <= found.keys()
         assert all(kept == entry for kept in found.values())
@@ -107,8 +129,8 @@ def serving(trained: harness.TrainedModel, folder: Path, kills: int, choose: ran
             read = post(url, f"/sessions/{session}/restore").json()["read"]
             held[session] = asked[1] if session == asked[0] and read != after(seeds)[0].read else seeds
             assert read == after(held[session])[0].read
-        killer = threading.Timer(choose.uniform(0.02, 0.5), os.kill, (server, signal.SIGKILL))
-        killer.start()
+        killer = threading.Timer(choose.uniform(0, 0.1), os.kill, (server, signal.SIGKILL))
+        answered, enough = 0, choose.randint(1, 4)
         try:
             while True:
                 session = choose.choice([*held, ""]) or post(url, "/sessions").json()["session"]
@@ -118,11 +140,13 @@ def serving(trained: harness.TrainedModel, folder: Path, kills: int, choose: ran
                 assert said == after(seeds)[1]
                 asked = session, seeds
                 post(url, f"/sessions/{session}/snapshot")
-                held[session] = seeds
+                held[session], answered = seeds, answered + 1
+                if answered == enough:
+                    killer.start()
         except httpx.TransportError:
             killer.join()
-        deaths += os.WIFSIGNALED(os.waitpid(server, 0)[1])
-    assert any(len(seeds) > 1 for seeds in held.values())
+        deaths += end(server)
+    assert sum(map(len, held.values())) >= kills
     return deaths
 
 

@@ -155,7 +155,7 @@ def test_kills_at_random_moments_leave_no_trace(tmp_path):
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     print(f"a training through kills: {found}")
-    assert found["kills"] >= 1, found
+    assert found["kills"] >= int(kills) / 2, found
     assert not found["differences"], found
 
 
