@@ -1,6 +1,8 @@
 """Models in other libraries' own classes, ours written there and theirs read here."""
 
+import copy
 import json
+import re
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -59,7 +61,7 @@ def in_torch():
 @torch.no_grad()
 def published(config: PreTrainedConfig, folder: Path, **options):
     """A model of theirs, every weight away from where it starts, as they save it."""
-    theirs = AutoModelForCausalLM.from_config(config).eval()
+    theirs = AutoModelForCausalLM.from_config(copy.deepcopy(config)).eval()
     for parameter in theirs.parameters():
         parameter.add_(torch.randn_like(parameter), alpha=0.05)
     theirs.save_pretrained(folder, **options)
@@ -121,6 +123,34 @@ def test_a_checkpoint_in_parts_of_half_precision_and_of_an_older_version_is_read
     assert_same_logits(ours, theirs.float())
 
 
+@pytest.mark.parametrize(
+    ("name", "changes"), [("llama", {"sliding_window": 8}), ("mamba", {"ssm_cfg": {}}), ("llama", {"model_max": 3})]
+)
+def test_keys_that_its_class_does_not_read_change_nothing(name, changes, tmp_path, in_torch):
+    theirs = published(PUBLISHED[name], tmp_path)
+    edit(tmp_path, **changes)
+    assert_same_logits(harness.load_checkpoint(tmp_path), theirs)
+
+
+def test_a_head_that_is_another_matrix_is_not_tied_whatever_the_configuration_says(tmp_path):
+    published(PUBLISHED["llama"], tmp_path)
+    edit(tmp_path, tie_word_embeddings=True)
+    ours = harness.load_checkpoint(tmp_path)
+    assert ours.head.weight is not ours.embedding.weight
+    assert_same_logits(ours, AutoModelForCausalLM.from_pretrained(tmp_path))
+
+
+def test_weights_of_several_precisions_are_read_as_they_are(tmp_path):
+    ours = model_of("rwkv")
+    formats(ours)["rwkv"](ours, tmp_path)
+    tensors = torch.load(tmp_path / "model.pth", weights_only=True)
+    tensors["emb.weight"] = tensors["emb.weight"].bfloat16()
+    torch.save(tensors, tmp_path / "model.pth")
+    read = harness.load_checkpoint(tmp_path / "model.pth")
+    assert torch.equal(read.blocks[0].mixer.w0, ours.model.blocks[0].mixer.w0)
+    assert read.embedding.weight.dtype == torch.float32
+
+
 @pytest.mark.parametrize("name", ["mamba", "mamba2"])
 def test_a_folder_of_mamba_ssm_is_read(name, tmp_path):
     ours = model_of(name)
@@ -130,6 +160,10 @@ def test_a_folder_of_mamba_ssm_is_read(name, tmp_path):
     edit(tmp_path, ssm_cfg=settings["ssm_cfg"] | {"layer": "Mamba3"})
     with pytest.raises(CheckpointError, match="mamba_ssm Mamba3"):
         harness.load_checkpoint(tmp_path)
+    for option in ({"ngroups": 2}, {"norm_before_gate": True}, {"dt_limit": [0.0, 0.1]}, {"activation": "x"}):
+        edit(tmp_path, ssm_cfg=settings["ssm_cfg"] | option)
+        with pytest.raises(CheckpointError, match=re.escape(f"{next(iter(option))}={next(iter(option.values()))}")):
+            harness.load_checkpoint(tmp_path)
     edit(tmp_path, **settings, attn_layer_idx=[1])
     with pytest.raises(CheckpointError, match=r"attn_layer_idx=\[1\]"):
         harness.load_checkpoint(tmp_path)
@@ -161,6 +195,8 @@ ROPE = {"rope_theta": 1e4, "factor": 8.0, "rope_type": "linear"}
         ("mamba", {"model_type": "liquid", "architectures": None}, "checkpoint of 'liquid'"),
         ("mamba2", {"time_step_limit": [0.0, 0.1]}, "time_step_limit"),
         ("lfm2", {"norm_eps": 1e-6}, "norm_eps=1e-06"),
+        ("lfm2", {"layer_types": ["conv", "sliding_attention", "conv"]}, "cannot be read"),
+        ("mistral", {"layer_types": ["full_attention"] * 3}, "transformers makes a Ministral"),
     ],
 )
 def test_a_checkpoint_of_what_is_not_ours_is_refused(name, changes, named, tmp_path):
@@ -174,6 +210,7 @@ def test_a_checkpoint_of_what_is_not_ours_is_refused(name, changes, named, tmp_p
     ("config", "named"),
     [
         (LlamaConfig(**SMALL, **HEADS, attention_bias=True), "attention_bias=True"),
+        (LlamaConfig(**SMALL, **HEADS, head_dim=16), "num_attention_heads x head_dim=64"),
         (Mamba2Config(**SMALL, num_heads=8, head_dim=8, n_groups=2), "n_groups=2"),
         (MambaConfig(**SMALL, use_bias=True, layer_norm_epsilon=1e-5), "use_bias=True"),
         (Lfm2Config(**SMALL, **HEADS, conv_bias=True, layer_types=["conv"] * 3), "conv_bias=True"),
@@ -195,6 +232,19 @@ def test_what_cannot_be_read_is_refused_without_running_its_code(tmp_path):
     torch.save({"backbone.embedding.weight": Malicious(tmp_path / "touched")}, tmp_path / "pytorch_model.bin")
     with pytest.raises(CheckpointError, match=r"pytorch_model\.bin cannot be read"):
         harness.load_checkpoint(tmp_path)
+    torch.save({"backbone.layers.3000.norm.weight": torch.ones(8)}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match="cannot be read: its tensors are of 1 layers"):
+        harness.load_checkpoint(tmp_path)
+    for damaged in (b"hello", b"\x80\x02.", b""):
+        (tmp_path / "model.pth").write_bytes(damaged)
+        with pytest.raises(CheckpointError, match="cannot be read"):
+            harness.load_checkpoint(tmp_path / "model.pth")
+    for tensors in ({1: torch.ones(2)}, {"a": torch.ones(2).int()}, {"a": torch.ones(2, device="meta")}, [1]):
+        torch.save(tensors, tmp_path / "model.pth")
+        with pytest.raises(CheckpointError, match="cannot be read"):
+            harness.load_checkpoint(tmp_path / "model.pth")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        harness.load_checkpoint(tmp_path / ("long" * 100))
     published(PUBLISHED["llama"], tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"nonsense")
     with pytest.raises(CheckpointError, match="cannot be read"):

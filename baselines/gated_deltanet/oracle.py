@@ -36,7 +36,6 @@ def transformers_gated_deltanet(mixer: GatedDeltaNet) -> Oracle:
         rms_norm_eps=mixer.norm.eps,
     )
     other = Qwen3NextGatedDeltaNet(config, layer_idx=0).to(mixer.A_log).eval()
-    weights = mixer.state_dict()
     weights: dict[str, Tensor] = {}
     for entry in mixer_entries(mixer, "", ""):
         weights |= entry.place(mixer.state_dict())

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from baselines.lfm2.mixer import GatedConvolution
 from baselines.transformer.mixer import NORM_EPS, Attention
-from baselines.transformer.weights import attention_config, attention_entries, rotary
+from baselines.transformer.weights import attention_config, attention_entries, attention_options
 from harness.config.errors import ConfigError
 from harness.export import layout
 from harness.export.layout import Entry, mlp, taps
@@ -61,14 +61,14 @@ def write_lfm2(model: LanguageModel, folder: Path) -> None:
 
 def read_lfm2(folder: Path) -> LanguageModel:
     """The model of a folder of Lfm2ForCausalLM."""
-    config, tensors = read_transformers(folder)
+    config, tensors = read_transformers(folder, "Lfm2")
     layout.require(config, conv_bias=False, norm_eps=NORM_EPS)
-    d_model = config["hidden_size"]
-    attention = partial(Attention, head_dim=d_model // config["num_attention_heads"], qk_norm=True, **rotary(config))
+    attention = partial(Attention, qk_norm=True, **attention_options(config))
     mixers = {ATTENTION: attention, CONVOLUTION: partial(GatedConvolution, d_conv=config["conv_L_cache"])}
     pattern = [mixers[kind] for kind in config["layer_types"]]
-    spec = ModelSpec("lfm2", pattern, SwiGLU, tie_embeddings=config["tie_word_embeddings"])
-    width = Width(d_model, len(tensors["model.layers.0.feed_forward.w1.weight"]))
+    tie = layout.is_tied(config["tie_word_embeddings"], tensors, "model.embed_tokens.weight")
+    spec = ModelSpec("lfm2", pattern, SwiGLU, tie_embeddings=tie)
+    width = Width(config["hidden_size"], len(tensors["model.layers.0.feed_forward.w1.weight"]))
     model = spec.build(config["vocab_size"], len(pattern), width)
     layout.load(model, entries(model), tensors)
     return model

@@ -13,7 +13,7 @@ from baselines.mamba.mixer import Selective
 from harness.config.errors import ConfigError
 from harness.export import layout
 from harness.export.layout import Entry
-from harness.export.pretrained import CONFIG, read_config, read_tensors, read_transformers, unreadable
+from harness.export.pretrained import CONFIG, layers, read_config, read_tensors, read_transformers
 from harness.model.backbone import LanguageModel, ModelSpec, Width
 from harness.model.block import Gated, GatedBlock
 
@@ -24,6 +24,17 @@ PLAIN = {"hidden_act": "silu", "layer_norm_epsilon": 1e-5, "use_bias": False, "u
 """Of transformers' configuration, which must stand."""
 DEFAULTS = {"attn_layer_idx": [], "d_intermediate": 0, "rms_norm": True}
 """Of mamba-ssm's configuration, which must stand."""
+OPTIONS = {
+    **{"bias": False, "conv_bias": True, "ngroups": 1, "d_ssm": None, "D_has_hdim": False, "rmsnorm": True},
+    **{"norm_before_gate": False, "dt_limit": [0.0, float("inf")]},
+}
+"""Of a layer's, likewise: its own defaults."""
+FREE = {
+    *("layer", "d_state", "d_conv", "expand", "dt_rank", "headdim"),  # which the shapes tell
+    *("dt_min", "dt_max", "dt_init", "dt_scale", "dt_init_floor", "conv_init", "A_init_range"),
+    *("use_fast_path", "use_mem_eff_path", "chunk_size"),
+}
+"""Of a layer's, what changes no figure of trained weights."""
 
 
 def entries(model: LanguageModel, library: str) -> list[Entry]:
@@ -86,34 +97,36 @@ def save_transformers(model: LanguageModel, folder: Path, kind: str, d_inner: in
 
 
 def read_mamba_ssm(folder: Path, make: Callable[..., LanguageModel] | None = None) -> LanguageModel:
-    """The model of a folder of mamba-ssm's. make: as `restore` takes it, for layers other than Mamba-1's."""
+    """The model of a folder of mamba-ssm's. make: as `restore` takes it, for layers other than Mamba-1's.
+
+    Raises CheckpointError for an option of the layers that ours do not have.
+    """
     config = DEFAULTS | {"tie_embeddings": True} | read_config(folder)
     layout.require(config, **DEFAULTS)
+    options = OPTIONS | {name: value for name, value in config["ssm_cfg"].items() if name not in FREE}
+    layout.require(options, **OPTIONS | {name: None for name in options if name not in OPTIONS})
     tensors = read_tensors(folder / WEIGHTS)
-    return restore(folder, tensors, "mamba_ssm", make or mamba1, config["tie_embeddings"])
+    return restore(tensors, "mamba_ssm", make or mamba1, config["tie_embeddings"])
 
 
 def read_transformers_mamba(folder: Path) -> LanguageModel:
     """The model of a folder of transformers' MambaForCausalLM."""
-    config, tensors = read_transformers(folder)
+    config, tensors = read_transformers(folder, "Mamba")
     layout.require(config, **PLAIN)
-    return restore(folder, tensors, "transformers", mamba1, config["tie_word_embeddings"])
+    return restore(tensors, "transformers", mamba1, config["tie_word_embeddings"])
 
 
 def restore(
-    folder: Path, tensors: Mapping[str, Tensor], library: str, make: Callable[..., LanguageModel], tie: bool
+    tensors: Mapping[str, Tensor], library: str, make: Callable[..., LanguageModel], tie: bool
 ) -> LanguageModel:
-    """The model that a library's weights in `folder` belong to, carrying them; its sizes are read from their shapes.
+    """The model that a library's weights belong to, carrying them; its sizes are read from their shapes.
 
     make: a function of the vocabulary, the layers, the shapes of the first layer's tensors and of whether the head is
-    tied.
+    tied. tie: whether the configuration says so.
     """
-    try:
-        layers = 1 + max(int(name.split(".")[2]) for name in tensors if name.startswith("backbone.layers."))
-        shapes = {name.removeprefix("backbone.layers.0.mixer."): tensor.shape for name, tensor in tensors.items()}
-        model = make(tensors[f"backbone.{LIBRARIES[library]}.weight"].shape[0], layers, shapes, tie)
-    except (KeyError, ValueError, IndexError) as error:
-        raise unreadable(folder, error) from error
+    count, embedding = layers(tensors, "backbone.layers."), f"backbone.{LIBRARIES[library]}.weight"
+    shapes = {name.removeprefix("backbone.layers.0.mixer."): tensor.shape for name, tensor in tensors.items()}
+    model = make(len(tensors[embedding]), count, shapes, layout.is_tied(tie, tensors, embedding))
     layout.load(model, entries(model, library), tensors)
     return model
 

@@ -34,9 +34,9 @@ def read_mamba2_ssm(folder: Path) -> LanguageModel:
 
 def read_transformers_mamba2(folder: Path) -> LanguageModel:
     """The model of a folder of transformers' Mamba2ForCausalLM; raises CheckpointError for more groups than one."""
-    config, tensors = read_transformers(folder)
+    config, tensors = read_transformers(folder, "Mamba2")
     layout.require(config, **PLAIN, n_groups=1, time_step_limit=[0.0, float("inf")])
-    return restore(folder, tensors, "transformers", mamba2, config["tie_word_embeddings"])
+    return restore(tensors, "transformers", mamba2, config["tie_word_embeddings"])
 
 
 def mamba2(vocab_size: int, n_layers: int, shapes: Mapping[str, tuple[int, ...]], tie: bool) -> LanguageModel:

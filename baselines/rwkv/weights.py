@@ -11,7 +11,7 @@ from torch import Tensor
 
 from baselines.rwkv.mixer import ChannelMix, TimeMix
 from harness.config.errors import CheckpointError
-from harness.export.pretrained import read_tensors
+from harness.export.pretrained import layers, read_tensors
 from harness.model.backbone import LanguageModel, ModelSpec, Width
 
 OUTSIDE = {"embedding": "emb", "embedding_norm": "blocks.0.ln0", "norm": "ln_out", "head": "head"}
@@ -59,7 +59,7 @@ def build_x070(tensors: dict[str, Tensor]) -> LanguageModel:
     """The model that x070 weights belong to, carrying them; its sizes are read from the shapes."""
     try:
         vocab_size, d_model = tensors["emb.weight"].shape
-        n_layers = 1 + max(int(name.split(".")[1]) for name in tensors if name.startswith("blocks."))
+        n_layers = layers(tensors, "blocks.")
         ranks = {key: tensors[f"blocks.{n_layers - 1}.att.{x}1"].shape[1] for key, x in _rank_keys(n_layers)}
         head_dim = tensors["blocks.0.att.r_k"].shape[1]
         width = Width(d_model, tensors["blocks.0.ffn.key.weight"].shape[0])
@@ -69,7 +69,7 @@ def build_x070(tensors: dict[str, Tensor]) -> LanguageModel:
         ) from error
     mixer = functools.partial(TimeMix, head_dim=head_dim, **ranks)
     spec = ModelSpec("rwkv", mixer, ChannelMix, norm="layernorm", embedding_norm=True, width_multiple=head_dim)
-    model = spec.build(vocab_size, n_layers, width).to(tensors["emb.weight"].dtype)
+    model = spec.build(vocab_size, n_layers, width)
     import_x070(model, tensors)
     return model
 

@@ -5,6 +5,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from baselines.transformer.mixer import NORM_EPS, Attention
 from harness.config.errors import ConfigError
 from harness.export import layout
@@ -69,23 +71,40 @@ def write_llama(model: LanguageModel, folder: Path) -> None:
 
 
 def read_llama(folder: Path) -> LanguageModel:
-    """The model of a folder of LlamaForCausalLM or MistralForCausalLM."""
-    config, tensors = read_transformers(folder)
+    """The model of a folder of LlamaForCausalLM."""
+    config, tensors = read_transformers(folder, "Llama")
+    layout.require(config, attention_bias=False, mlp_bias=False)
+    return _restore(config, tensors, None)
+
+
+def read_mistral(folder: Path) -> LanguageModel:
+    """The model of a folder of MistralForCausalLM, of one window in all layers."""
+    config, tensors = read_transformers(folder, "Mistral")
+    return _restore(config, tensors, config["sliding_window"])
+
+
+def _restore(config: Mapping[str, Any], tensors: Mapping[str, Tensor], window: int | None) -> LanguageModel:
     layout.require(config, hidden_act="silu", rms_norm_eps=NORM_EPS)
-    attention = {name: config[name] for name in ("attention_bias", "mlp_bias") if name in config}  # Mistral has none
-    layout.require(attention, **dict.fromkeys(attention, False))
-    mixer = partial(Attention, **rotary(config), head_dim=config["head_dim"], window=config.get("sliding_window"))
-    spec = ModelSpec("transformer", mixer, SwiGLU, tie_embeddings=config["tie_word_embeddings"])
+    mixer = partial(Attention, **attention_options(config), window=window)
+    tie = layout.is_tied(config["tie_word_embeddings"], tensors, "model.embed_tokens.weight")
+    spec = ModelSpec("transformer", mixer, SwiGLU, tie_embeddings=tie)
     width = Width(config["hidden_size"], config["intermediate_size"])
     model = spec.build(config["vocab_size"], config["num_hidden_layers"], width)
     layout.load(model, entries(model), tensors)
     return model
 
 
-def rotary(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of attention in a configuration of transformers; raises CheckpointError for scaled positions."""
+def attention_options(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of attention in a configuration of transformers.
+
+    Raises CheckpointError for scaled positions, and for heads that are not d_model wide together.
+    """
     layout.require({"partial_rotary_factor": 1.0} | config["rope_parameters"], partial_rotary_factor=1.0, **ROPE)
-    return {"rope_theta": config["rope_parameters"]["rope_theta"], "n_kv_heads": config["num_key_value_heads"]}
+    heads, d_model = config["num_attention_heads"], config["hidden_size"]
+    head_dim = config.get("head_dim") or d_model // heads
+    layout.require({"num_attention_heads x head_dim": heads * head_dim}, **{"num_attention_heads x head_dim": d_model})
+    theta = config["rope_parameters"]["rope_theta"]
+    return {"rope_theta": theta, "head_dim": head_dim, "n_kv_heads": config["num_key_value_heads"]}
 
 
 def _attention(model: LanguageModel) -> Attention:
@@ -103,5 +122,5 @@ def _attention(model: LanguageModel) -> Attention:
 
 FORMATS = {"transformers": write_llama}
 """What `python -m harness.export` writes."""
-READERS = {"llama": read_llama, "mistral": read_llama}
+READERS = {"llama": read_llama, "mistral": read_mistral}
 """What `harness.load_checkpoint` reads."""

@@ -1,7 +1,7 @@
 """A model's weights under the names and in the shapes that another library has for them, both ways."""
 
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,12 +89,15 @@ def export(model: LanguageModel, entries: Sequence[Entry], library: str) -> dict
     return {name: tensor for entry in entries for name, tensor in entry.place(own).items()}
 
 
-def load(
-    model: LanguageModel, entries: Sequence[Entry], tensors: Mapping[str, Tensor], ignored: Collection[str] = ()
-) -> None:
+def is_tied(said: bool, tensors: Mapping[str, Tensor], embedding: str, head: str = "lm_head.weight") -> bool:
+    """Whether the head is the embedding: as the configuration said, unless there are two matrices."""
+    return said and (head not in tensors or torch.equal(tensors[head], tensors[embedding]))
+
+
+def load(model: LanguageModel, entries: Sequence[Entry], tensors: Mapping[str, Tensor]) -> None:
     """Copies weights by their names into a model; raises CheckpointError where names or shapes do not match.
 
-    A tied head may be left out. ignored: names that may be there, and are not read.
+    A tied head may be left out.
     """
     given = dict(tensors)
     if model.spec.tie_embeddings:
@@ -102,7 +105,7 @@ def load(
         if embedding in given:
             given.setdefault(head, given[embedding])
     wanted = {name for entry in entries for name in entry.theirs}
-    missing, unknown = sorted(wanted - given.keys()), sorted(given.keys() - wanted - set(ignored))
+    missing, unknown = sorted(wanted - given.keys()), sorted(given.keys() - wanted)
     try:
         if missing or unknown:
             raise ValueError(

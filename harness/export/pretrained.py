@@ -9,9 +9,8 @@ import contextlib
 import importlib
 import json
 import logging
-import pickle
 import pkgutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -42,7 +41,12 @@ def load_checkpoint(path: str | Path) -> LanguageModel:
             f"one of {', '.join(sorted(found))}.",
             "take such a checkpoint, or give the mixer a `weights.py` with READERS.",
         )
-    return found[kind](place).float().eval()
+    try:
+        return found[kind](place).float().eval()
+    except CheckpointError:
+        raise
+    except Exception as error:  # whatever a damaged or a strange file makes a reader raise
+        raise unreadable(place, error) from error
 
 
 def readers() -> dict[str, Reader]:
@@ -55,35 +59,48 @@ def readers() -> dict[str, Reader]:
     return found
 
 
-def read_transformers(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The configuration, with transformers' defaults, and the weights of a folder that transformers can load.
+def read_transformers(folder: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The configuration, with transformers' defaults, and the weights of a folder of transformers' `kind`ForCausalLM.
 
-    transformers itself reads them, files in parts and older names included; no code of the folder is run.
+    transformers itself reads them, files in parts and older names included; no code of the folder is run, nor a kernel
+    that it names.
     """
     from transformers import AutoModelForCausalLM
 
-    try:
-        with _quiet("transformers"):
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=torch.float32, trust_remote_code=False, local_files_only=True, output_loading_info=True
-            )
-        model, notes = loaded
-    except Exception as error:  # whatever a damaged file makes it raise
-        raise unreadable(folder, error) from error
+    with _quiet("transformers"):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=torch.float32,
+            attn_implementation="eager",
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    model, notes = loaded
     if wrong := {name: found for name, found in notes.items() if found}:
-        raise unreadable(folder, ValueError(f"transformers reports {wrong}"))
+        raise ValueError(f"transformers reports {wrong}")
+    if type(model).__name__ != f"{kind}ForCausalLM":
+        raise ValueError(f"transformers makes a {type(model).__name__} of it")
     return model.config.to_dict(), model.state_dict()
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file of torch, read without running code."""
+    """The tensors of a file of torch, by their names, read without running code."""
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
-        if not (isinstance(found, dict) and found and all(isinstance(tensor, Tensor) for tensor in found.values())):
-            raise ValueError("it is no table of tensors")
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        if not (isinstance(found, dict) and found and all(_is_entry(*entry) for entry in found.items())):
+            raise ValueError("it is no table of dense tensors of real numbers by their names")
+    except Exception as error:  # what torch raises of damaged files is of many kinds
         raise unreadable(path, error) from error
     return found
+
+
+def layers(names: Iterable[str], prefix: str) -> int:
+    """How many layers `PREFIX.NUMBER...` the names tell of; raises ValueError where one between them is missing."""
+    numbers = {int(name.removeprefix(prefix).split(".")[0]) for name in names if name.startswith(prefix)}
+    if numbers != set(range(len(numbers))) or not numbers:
+        raise ValueError(f"its tensors are of {len(numbers)} layers, and none of one between them")
+    return len(numbers)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -106,13 +123,22 @@ def unreadable(path: Path, error: Exception) -> CheckpointError:
     )
 
 
+def _is_entry(name: Any, tensor: Any) -> bool:
+    if not (isinstance(name, str) and isinstance(tensor, Tensor)):
+        return False
+    return tensor.layout is torch.strided and tensor.is_floating_point() and not tensor.is_meta
+
+
 def _kind(path: Path) -> str:
-    if path.is_file():
-        return path.suffix.removeprefix(".")
+    try:
+        if path.is_file():
+            return path.suffix.removeprefix(".")
+    except OSError as error:  # such as a name that is too long
+        raise unreadable(path, error) from error
     config = read_config(path)
-    layers = config.get("ssm_cfg")
-    if isinstance(layers, dict):
-        return f"mamba_ssm {layers.get('layer', 'Mamba1')}"
+    options = config.get("ssm_cfg")
+    if "model_type" not in config and isinstance(options, dict):  # transformers' folders may carry it along
+        return f"mamba_ssm {options.get('layer', 'Mamba1')}"
     return str(config.get("model_type", "no known library"))
 
 
