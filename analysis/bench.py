@@ -285,14 +285,14 @@ def dynamics(content: dict) -> str:
     if frame.empty:
         return "Not measured: `python -m bench dynamics runs/RUN ...`, with weights."
     rows = []
-    frame = frame.reindex(columns=["model", "solver", "params", "lyapunov", "bits", "exact_bits"]).fillna(
-        {"solver": ""}
-    )
-    for _, runs in frame.groupby(["model", "solver", "params"], sort=False):
+    alike = ["model", "solver", "params", "task", "learning_rate"]
+    frame = frame.reindex(columns=[*alike, "constant", "lyapunov", "bits", "exact_bits"]).fillna({"solver": ""})
+    for _, runs in frame.groupby(alike, sort=False, dropna=False):
         first, known = runs.iloc[0], runs["lyapunov"].dropna()
-        named = ", ".join(filter(None, (first["model"], first["solver"])))
-        row = {"": named, "parameters": _count(first["params"]), "runs": str(len(runs))}
-        row["nats a token"] = _ends(known, "{:+.3g}") or "its state grows"
+        row = {"": ", ".join(filter(None, (first["model"], first["solver"]))), "text": first["task"]}
+        row |= {"parameters": _count(first["params"]), "rate": f"{first['learning_rate']:g}", "runs": str(len(runs))}
+        forgets = "nothing is left" if first["constant"] else "its state grows"
+        row["nats a token"] = _ends(known, "{:+.3g}") or forgets
         row["forgets by e in"] = f"{-1 / known.mean():,.0f} tokens" if len(known) and known.mean() < 0 else ""
         row["bits per byte"] = _ends(runs["bits"].dropna(), "{:.3f}")
         row["under an exact flow"] = _ends((runs["exact_bits"] - runs["bits"]).dropna(), "{:+.4f}")

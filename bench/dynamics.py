@@ -1,5 +1,6 @@
 """The subject `dynamics`: whether trained recurrences are stable, and what they owe to their solver's error."""
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from analysis.bench import Row
 from bench.edge import bits, text_of
 from bench.store import Store
 from harness.config.configure import locate
+from harness.config.errors import ConfigError
 from harness.generation.library import TrainedModel, build_model
 from harness.measurement.lyapunov import exponents
 from harness.model.sizing import count
@@ -18,32 +20,45 @@ from harness.model.sizing import count
 
 def run(config: dict, store: Store, runs: Sequence[Path], say: Callable[[str], None]) -> None:
     """Measures the runs that the store lacks, folders with trained weights; raises ConfigError for one of no text."""
-    store.note(**{key: config[key] for key in ("settle", "tokens", "passages", "bytes")})
     exact = locate(config["compose"], "compose")(config["exact"])["solver"]
     for path in runs:
-        if not store.holds([path.name], contestant=path.name):
-            row = {"contestant": path.name} | _row(harness.load(path), config, exact)
+        cell = {"contestant": path.name} | {key: config[key] for key in ("settle", "tokens", "passages", "bytes")}
+        if not store.holds([path.name], **cell):
+            row = cell | _row(harness.load(path), config, exact)
             store.add([row])
             say(str(row))
     store.write()
 
 
 def _row(trained: TrainedModel, config: dict, exact: dict) -> Row:
+    """Figures that are no finite numbers are null: an exponent of what forgets all, a loss that diverges."""
     model, text = trained.model, text_of(trained).streams["test"].astype(np.int64)
-    row: Row = {"model": model.spec.name, "params": count(model).total}
-    row |= {"seed": trained.config["seed"], "lyapunov": None, "lyapunov_range": None}
+    row: Row = {"model": model.spec.name, "params": count(model).total, "task": trained.config["task"]["name"]}
+    row |= {"seed": trained.config["seed"], "learning_rate": trained.config["trainer"]["learning_rate"]}
+    row |= {"constant": model.constant_state, "lyapunov": None, "lyapunov_range": None}
     if model.constant_state:
         size = config["settle"] + config["tokens"]
+        if len(text) < size:
+            raise ConfigError(
+                f"The test split of {trained.path} has {len(text)} bytes.",
+                f"{size} at least: `settle` and `tokens` of conf/bench/dynamics.yaml.",
+                "name a run of a longer text.",
+            )
         starts = np.linspace(0, len(text) - size, config["passages"]).astype(int)
         passages = torch.from_numpy(np.stack([text[start : start + size] for start in starts]))
         found = exponents(model, passages, config["settle"])
-        row |= {"lyapunov": float(found.mean()), "lyapunov_range": [float(found.min()), float(found.max())]}
+        if found.isfinite().all():
+            row |= {"lyapunov": float(found.mean()), "lyapunov_range": [float(found.min()), float(found.max())]}
     other = with_solver(trained, exact)
     if other is not None:
         row["solver"] = _solver(trained.config["model"])["name"]
         stream = text[: config["bytes"] + 1]
-        row |= {"bits": bits(trained, stream), "exact_bits": bits(other, stream)}
+        row |= {key: _finite(bits(one, stream)) for key, one in (("bits", trained), ("exact_bits", other))}
     return row
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def with_solver(trained: TrainedModel, solver: dict) -> TrainedModel | None:
