@@ -35,7 +35,7 @@ def _row(trained: TrainedModel, config: dict, exact: dict) -> Row:
     model, text = trained.model, text_of(trained).streams["test"].astype(np.int64)
     row: Row = {"model": model.spec.name, "params": count(model).total, "task": trained.config["task"]["name"]}
     row |= {"seed": trained.config["seed"], "learning_rate": trained.config["trainer"]["learning_rate"]}
-    row |= {"constant": model.constant_state, "lyapunov": None, "lyapunov_range": None}
+    row |= {"constant": model.constant_state, "lyapunov": None, "lyapunov_ends": None}
     if model.constant_state:
         size = config["settle"] + config["tokens"]
         if len(text) < size:
@@ -48,7 +48,7 @@ def _row(trained: TrainedModel, config: dict, exact: dict) -> Row:
         passages = torch.from_numpy(np.stack([text[start : start + size] for start in starts]))
         found = exponents(model, passages, config["settle"])
         if found.isfinite().all():
-            row |= {"lyapunov": float(found.mean()), "lyapunov_range": [float(found.min()), float(found.max())]}
+            row |= {"lyapunov": float(found.mean()), "lyapunov_ends": [float(found.min()), float(found.max())]}
     other = with_solver(trained, exact)
     if other is not None:
         row["solver"] = _solver(trained.config["model"])["name"]

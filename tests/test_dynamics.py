@@ -101,7 +101,7 @@ def test_a_run_has_what_can_be_measured_of_it_and_the_page_shows_it(trained, tmp
     nats = torch.nn.functional.cross_entropy(logits, text[1:]).item()
     assert rows["ltc"]["bits"] == pytest.approx(nats / math.log(2), rel=1e-5)
     assert 0 < abs(rows["ltc"]["bits"] - rows["ltc"]["exact_bits"]) < 0.1
-    low, high = rows["ltc"]["lyapunov_range"]
+    low, high = rows["ltc"]["lyapunov_ends"]
     assert low < rows["ltc"]["lyapunov"] < high
     assert rows["transformer"]["lyapunov"] is None
     assert "bits" not in rows["gru"]
