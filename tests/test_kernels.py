@@ -134,7 +134,7 @@ def test_fused_is_served_on_either_device_or_optional(device):
 
 WIDE = {"cfc": "cfc_scan", "cfc_ncp": "wired_cfc_scan", "ltc_ncp": "neuron_scan", "lrcssm": "lrc_scan"}
 """Models whose scan is fused for float32 and float64 alone."""
-CPU_ALONE = {"wired_cfc_scan", "neuron_scan", "lrc_scan", "slstm_scan"}
+CPU_ALONE = {"wired_cfc_scan", "neuron_scan"}
 """Operations without a Triton kernel: on a GPU their loops run, and the screen says so."""
 
 
