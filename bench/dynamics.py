@@ -1,7 +1,9 @@
 """The subject `dynamics`: whether trained recurrences are stable, and what they owe to their solver's error."""
 
+import copy
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -63,25 +65,22 @@ def _finite(value: float) -> float | None:
 
 def with_solver(trained: TrainedModel, solver: dict) -> TrainedModel | None:
     """The trained model, its weights as they are, under another solver; None where it has none."""
-    found = _solver(trained.config["model"])
-    if found is None:
+    node = copy.deepcopy(trained.config["model"])
+    if _solver(node) is None:
         return None
-    node = _replaced(trained.config["model"], found, solver)
+    for mixer in _solved(node):
+        mixer["solver"] = solver
     model = build_model(node, trained.model.interface, trained.model.n_layers, trained.model.width)
     model.load_state_dict(trained.model.state_dict())
-    return TrainedModel(model.eval(), trained.config, trained.result, trained.policy, trained.reads_text, trained.path)
+    return replace(trained, model=model.eval())
 
 
 def _solver(node: dict) -> dict | None:
-    """The node of the solver in a model's configuration."""
+    """The solver in a model's configuration."""
+    return next((mixer["solver"] for mixer in _solved(node)), None)
+
+
+def _solved(node: dict) -> list[dict]:
+    """The mixers of a model's configuration that have a solver."""
     mixers = node["mixer"] if isinstance(node["mixer"], list) else [node["mixer"]]
-    return next((mixer["solver"] for mixer in mixers if "solver" in mixer), None)
-
-
-def _replaced(node, old: dict, new: dict):
-    """A configuration with `new` in the place of every `old`."""
-    if node == old:
-        return new
-    if isinstance(node, dict):
-        return {key: _replaced(value, old, new) for key, value in node.items()}
-    return [_replaced(value, old, new) for value in node] if isinstance(node, list) else node
+    return [mixer for mixer in mixers if "solver" in mixer]
