@@ -13,6 +13,8 @@ from analysis.render import Table, si_bytes
 from analysis.styles import styles
 from harness.config.errors import RecordError
 
+TRAINED_ALIKE = ["model", "solver", "params", "task", "learning_rate"]
+"""What the runs that the subject `dynamics` averages share."""
 SUBJECTS = ("kernels", "models", "newton", "checks", "gradients", "sessions", "edge", "dynamics")
 FIGURES = (
     "Newton's method over time against the fused sequential scan",
@@ -284,10 +286,11 @@ def dynamics(content: dict) -> str:
     frame = pd.DataFrame(content["rows"])
     if frame.empty:
         return "Not measured: `python -m bench dynamics runs/RUN ...`, with weights."
+    figures = ["constant", "update", "updates", "lyapunov", "bits", "exact_bits"]
+    frame = frame.reindex(columns=[*TRAINED_ALIKE, *figures]).fillna({"solver": ""})
+    ends = frame[frame["update"].isna()]
     rows = []
-    alike = ["model", "solver", "params", "task", "learning_rate"]
-    frame = frame.reindex(columns=[*alike, "constant", "lyapunov", "bits", "exact_bits"]).fillna({"solver": ""})
-    for _, runs in frame.groupby(alike, sort=False, dropna=False):
+    for _, runs in ends.groupby(TRAINED_ALIKE, sort=False, dropna=False):
         first, known = runs.iloc[0], runs["lyapunov"].dropna()
         row = {"": ", ".join(filter(None, (first["model"], first["solver"]))), "text": first["task"]}
         row |= {"parameters": _count(first["params"]), "rate": f"{first['learning_rate']:g}", "runs": str(len(runs))}
@@ -298,7 +301,27 @@ def dynamics(content: dict) -> str:
         row["under an exact flow"] = _ends((runs["exact_bits"] - runs["bits"]).dropna(), "{:+.4f}")
         rows.append(row)
     title = "**The largest Lyapunov exponent of trained recurrences, and the same weights under an exact flow**"
-    return "\n\n".join([title, _table(rows, ""), _footer(content)]) + "\n"
+    parts = [title, _table(rows, "Not measured."), *_on_the_way(frame), _footer(content)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _on_the_way(frame: pd.DataFrame) -> list[str]:
+    """Of runs that kept snapshots, the solver's error and the exponent by updates: a table for each learning rate."""
+    parts = []
+    kept = frame.groupby(TRAINED_ALIKE, dropna=False)["update"].transform(lambda updates: updates.notna().any())
+    frame = frame[kept].assign(update=frame["update"].fillna(frame["updates"]))
+    for rate, runs in frame.groupby("learning_rate"):
+        rows = []
+        for update, at in runs.groupby("update"):
+            row = {"updates": f"{update:,.0f}"}
+            names = (at["model"] + ", " + at["solver"]).str.removesuffix(", ")
+            for name, of_one in at.groupby(names, sort=False):
+                row[name] = _ends((of_one["exact_bits"] - of_one["bits"]).dropna(), "{:+.4f}")
+                row[f"{name}: nats a token"] = _ends(of_one["lyapunov"].dropna(), "{:+.3g}")
+            rows.append(row)
+        title = f"**In training at the rate {rate:g}: what an exact flow changes in bits per byte, and the exponent**"
+        parts += [title, _markdown(pd.DataFrame(rows).fillna(""))]
+    return parts
 
 
 def _ends(values: pd.Series, form: str) -> str:

@@ -1,4 +1,7 @@
-"""The subject `dynamics`: whether trained recurrences are stable, and what they owe to their solver's error."""
+"""The subject `dynamics`: whether trained recurrences are stable, and what they owe to their solver's error.
+
+Of a run that kept weights on its way (trainer.snapshots) every snapshot is measured too.
+"""
 
 import copy
 import math
@@ -18,18 +21,28 @@ from harness.config.errors import ConfigError
 from harness.generation.library import TrainedModel, build_model
 from harness.measurement.lyapunov import exponents
 from harness.model.sizing import count
+from harness.records import recorded, weights
 
 
 def run(config: dict, store: Store, runs: Sequence[Path], say: Callable[[str], None]) -> None:
     """Measures the runs that the store lacks, folders with trained weights; raises ConfigError for one of no text."""
     exact = locate(config["compose"], "compose")(config["exact"])["solver"]
-    for path in runs:
+    for path, update in [(run, update) for run in runs for update in _moments(run)]:
         cell = {"contestant": path.name} | {key: config[key] for key in ("settle", "tokens", "passages", "bytes")}
-        if not store.holds([path.name], **cell):
-            row = cell | _row(harness.load(path), config, exact)
+        cell |= {} if update is None else {"update": update}
+        if not store.holds([path.name], **{"update": None} | cell):
+            row = cell | _row(harness.load(path, update), config, exact)
             store.add([row])
             say(str(row))
     store.write()
+
+
+def _moments(path: Path) -> list[int | None]:
+    """The updates whose weights a run kept on its way, then None for its end where it has one."""
+    result, kept = recorded.result(path), set(weights.snapshots(path))
+    if result.get("status") != "finished":
+        return sorted(kept)
+    return [*sorted(kept - {result["training"]["updates"]}), None]
 
 
 def _row(trained: TrainedModel, config: dict, exact: dict) -> Row:
@@ -37,6 +50,7 @@ def _row(trained: TrainedModel, config: dict, exact: dict) -> Row:
     model, text = trained.model, text_of(trained).streams["test"].astype(np.int64)
     row: Row = {"model": model.spec.name, "params": count(model).total, "task": trained.config["task"]["name"]}
     row |= {"seed": trained.config["seed"], "learning_rate": trained.config["trainer"]["learning_rate"]}
+    row |= {"updates": trained.result["training"]["updates"], "status": trained.result["status"]}
     row |= {"constant": model.constant_state, "lyapunov": None, "lyapunov_ends": None}
     if model.constant_state:
         size = config["settle"] + config["tokens"]

@@ -23,6 +23,7 @@ def make(home: Path, *overrides: str) -> Path:
     torch.manual_seed(made.seed)
     model = made.model.build(made.task.interface, made.size.n_layers, width)
     with Run.open(home / "runs", made.model.name, config, made.task.digest) as opened:
-        train(model, made.task, made.trainer, made.seed, opened, NoLogger(), progress=False)
-        opened.finish({"status": "finished", "width": width._asdict() | {"n_layers": model.n_layers}})
+        trained = train(model, made.task, made.trainer, made.seed, opened, NoLogger(), progress=False)
+        shape = width._asdict() | {"n_layers": model.n_layers}
+        opened.finish({"status": "finished", "width": shape, "training": trained.to_dict()})
     return opened.path

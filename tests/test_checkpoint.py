@@ -16,7 +16,7 @@ import torch
 import tiny
 from harness.config.errors import CheckpointError, MachineError, RecordError
 from harness.machine.signals import held_back
-from harness.records import code
+from harness.records import code, weights
 from harness.records.record import Run
 from harness.training import checkpoint
 from harness.training.loggers import NoLogger
@@ -101,6 +101,23 @@ def test_a_signal_takes_effect_once_the_update_is_on_the_disk(tmp_path, whole, h
         assert checkpoint.load(path, path.parent.name.split("-")[-1])["ledger"]["update"] == at + 1
         assert signal.getsignal(number) is handled
     assert_same(tiny.run_once(tmp_path, tiny.model(dropout=0.2, seed=5), checkpoint_every=100), whole)
+
+
+def test_a_snapshot_has_the_weights_of_its_update_and_changes_nothing(tmp_path, whole, handled):
+    made = tiny.run_once(tmp_path / "kept", snapshots=3)
+    assert_same(made, whole)
+    (folder,) = (tmp_path / "kept").glob("tiny-*")
+    kept = weights.snapshots(folder)
+    assert list(kept) == [3, 10, 30]
+    with pytest.raises(StopError):
+        tiny.run_once(tmp_path / "stopped", None, Signalled(signal.SIGTERM, 9), snapshots=3)
+    (stopped,) = (tmp_path / "stopped").glob("tiny-*")
+    assert stopped.name == folder.name  # snapshots make no other run
+    saved = checkpoint.load(stopped / checkpoint.NAME, stopped.name.split("-")[-1])
+    for update, model in ((10, saved["model"]), (30, made[0].state_dict())):
+        found = weights.load(kept[update])
+        assert found.keys() == model.keys()
+        assert all(torch.equal(found[name], tensor) for name, tensor in model.items())
 
 
 def test_a_second_signal_does_not_wait(handled):

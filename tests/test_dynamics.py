@@ -123,6 +123,37 @@ def test_the_exponents_of_seeds_are_shown_together():
     assert "| a | other | 250k | 0.001 | 1 | nothing is left | |" in shown
 
 
+def test_snapshots_are_measured_and_shown_by_updates(tmp_path):
+    path = recorded_run.make(tmp_path, "model=ltc", "trainer.snapshots=2", "trainer.tokens=512")
+    store = Store(None)
+    said: list[str] = []
+    exact = {"exact": ["model=ltc", "solver=rk4", "solver.substeps=2"]}
+    dynamics.run(CONFIG | exact, store, [path], said.append)
+    dynamics.run(CONFIG | exact, store, [path], said.append)
+    first, last = store.rows
+    assert len(said) == 2
+    assert first["update"] < last["updates"]
+    assert "update" not in last
+    assert (first["bits"], first["lyapunov"]) != (last["bits"], last["lyapunov"])
+    header, *shown = tables.dynamics(store.content).partition("In training at the rate 0.003")[2].splitlines()[2:6]
+    assert [cell.strip() for cell in header.split("|")[1:4]] == [
+        "updates",
+        "ltc, semi_implicit",
+        "ltc, semi_implicit: nats a token",
+    ]
+    error = last["exact_bits"] - last["bits"]
+    cells = [[cell.strip() for cell in line.split("|")[1:4]] for line in shown[1:]]
+    assert cells[0][0] == f"{first['update']:,}"
+    assert cells[1] == [f"{last['updates']:,}", f"{error:+.4f}", f"{last['lyapunov']:+.3g}"]
+
+
+def test_runs_without_snapshots_have_no_table_of_training():
+    store = Store(None)
+    row = {"model": "a", "params": 1, "task": "text", "learning_rate": 1e-3, "constant": True, "lyapunov": -0.1}
+    store.add([row | {"contestant": "a"}])
+    assert "In training" not in tables.dynamics(store.content)
+
+
 def test_a_text_that_is_too_short_is_refused(trained):
     with pytest.raises(ConfigError, match=r"The test split of .+ has \d+ bytes.+settle"):
         dynamics._row(trained["gru"], CONFIG | {"tokens": 10**6}, {})

@@ -51,6 +51,29 @@ def test_a_run_recorded_before_weights_were_kept_is_loaded_from_its_checkpoint(c
         harness.load(copy)
 
 
+def test_weights_on_the_way_are_loaded_by_their_update(tmp_path):
+    folder = recorded_run.make(tmp_path, "model=gru", "kernel=reference", "trainer.snapshots=2")
+    first, second, last = harness.load(folder, 1).model, harness.load(folder, 2).model, harness.load(folder).model
+    assert torch.equal(second.head.weight, last.head.weight)
+    assert not torch.equal(first.head.weight, last.head.weight)
+    with pytest.raises(RecordError, match=r"no weights of update 3\..*one of 1, 2\."):
+        harness.load(folder, 3)
+
+
+def test_a_diverged_run_is_loaded_by_an_update_alone(tmp_path):
+    folder = recorded_run.make(tmp_path, "model=gru", "kernel=reference", "trainer.snapshots=1")
+    result = json.loads((folder / "result.json").read_text())
+    (folder / "result.json").write_text(json.dumps(result | {"status": "diverged"}))
+    with pytest.raises(RecordError, match="it has no trained model"):
+        harness.load(folder)
+    assert harness.load(folder, 2).model.head.weight.isfinite().all()
+
+
+def test_a_run_without_snapshots_says_how_to_have_them(folder):
+    with pytest.raises(RecordError, match=r"no weights of update 1\..*trainer\.snapshots=N"):
+        harness.load(folder, 1)
+
+
 def test_a_stream_is_what_generation_gives(folder):
     model = harness.load(folder)
     prompt = torch.tensor([list("the quick é".encode())])

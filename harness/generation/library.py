@@ -173,8 +173,10 @@ class TrainedModel:
         return tokens.to(self.model.head.weight.device)
 
 
-def load(path: str | Path) -> TrainedModel:
+def load(path: str | Path, update: int | None = None) -> TrainedModel:
     """Reads a finished run's folder: its model with the trained weights, its configuration and its record.
+
+    update: takes the weights behind this one instead, which trainer.snapshots keeps, of a diverged run too.
 
     Nothing in the folder is trusted: weights are read from safetensors, or from a checkpoint without its code, and the
     configuration may name classes of LiquidBench alone. Raises RecordError for what is no finished run or holds no
@@ -183,7 +185,7 @@ def load(path: str | Path) -> TrainedModel:
     """
     folder = Path(path)
     config, result = recorded.config(folder), recorded.result(folder)
-    tensors = _weights(folder, result)
+    tensors = _weights(folder, result) if update is None else _snapshot(folder, update)
     task: Task = build(checked(config.get("task", {}), "task", annotation=Task))
     try:
         width = Width(*(result["width"].get(name) for name in Width._fields))
@@ -243,6 +245,19 @@ def _weights(folder: Path, result: dict) -> dict[str, Tensor]:
             f"make the run again, with weights, below runs/: python -m harness.records.again {folder}",
         )
     return saved["model"]
+
+
+def _snapshot(folder: Path, update: int) -> dict[str, Tensor]:
+    """The weights in a run's folder behind an update."""
+    kept = weights.snapshots(folder)
+    if update not in kept:
+        raise RecordError(
+            f"The run {folder} has no weights of update {update}.",
+            f"one of {', '.join(map(str, kept))}." if kept else "a run made with trainer.snapshots=N, N above 0.",
+            "name such an update, or make the run again with snapshots: "
+            f"python run.py ... force=true trainer.snapshots=8 ({folder / 'config.json'} says of what).",
+        )
+    return weights.load(kept[update])
 
 
 class _Characters:

@@ -9,7 +9,7 @@ from typing import Any
 SCHEMA_VERSION = 3
 IGNORED = ("logger", "records", "force", "progress", "question")
 """Keys of the configuration that change nothing about a run's figures, and so not its key either."""
-IGNORED_BY_TRAINER = ("log_every", "validate_every", "checkpoint_every", "shard", "recompute")
+IGNORED_BY_TRAINER = ("log_every", "validate_every", "checkpoint_every", "snapshots", "shard", "recompute")
 """The same of its `trainer`: how often training is looked at, and what is kept in memory meanwhile, and where.
 
 validation_batches stays: it changes a curve's values.

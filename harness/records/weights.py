@@ -14,6 +14,8 @@ from harness.records.files import replacing
 from harness.training import checkpoint
 
 NAME = "weights.safetensors"
+SNAPSHOTS = "snapshots"
+"""The folder of the weights that stay on the way of a training (trainer.snapshots)."""
 
 
 def keep(folder: Path, key: str) -> dict[str, Any] | None:
@@ -53,6 +55,18 @@ def load(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
             "the safetensors file that the run wrote.",
             f"copy it again, or make the run again: python -m harness.records.again {path.parent}",
         ) from error
+
+
+def snapshot(folder: Path, update: int) -> Path:
+    """The file of a run's weights behind this update; its folder is made."""
+    (folder / SNAPSHOTS).mkdir(exist_ok=True)
+    return folder / SNAPSHOTS / f"{update}.safetensors"
+
+
+def snapshots(folder: Path) -> dict[int, Path]:
+    """The files of a run's weights on the way by their updates, in order."""
+    found = {int(path.stem): path for path in (folder / SNAPSHOTS).glob("*.safetensors") if path.stem.isdecimal()}
+    return dict(sorted(found.items()))
 
 
 def _as_saved(tensor: Tensor) -> Tensor:

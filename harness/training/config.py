@@ -63,6 +63,7 @@ class TrainerConfig:
     divergence_norm: Norm = 1e3
     divergence_patience: Count = 20
     checkpoint_every: Count = 50
+    snapshots: CountOrNone = 0
     validate_every: CountOrNone = 100
     validation_batches: Count = 8
     log_every: Count = 10
@@ -123,6 +124,11 @@ class TrainerConfig:
         if self.tokens is None:
             raise ValueError("a budget is resolved before its updates are counted (TrainerConfig.resolved).")
         return math.ceil(self.tokens / self.tokens_per_update)
+
+    @property
+    def snapshot_updates(self) -> frozenset[int]:
+        """The updates behind which a copy of the weights stays, evenly spaced in the logarithm up to the last one."""
+        return frozenset(round(self.updates ** (k / self.snapshots)) for k in range(1, self.snapshots + 1))
 
     @property
     def device_type(self) -> str:

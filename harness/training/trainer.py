@@ -17,6 +17,7 @@ from harness.machine.runtime import make_accelerator, seed_all, use_threads
 from harness.machine.signals import Held, held_back
 from harness.model.backbone import LanguageModel
 from harness.model.flops import train_flops_per_token
+from harness.records import weights
 from harness.records.code import changed_modules, listed
 from harness.records.record import Run
 from harness.tasks.task import Batch, Task
@@ -90,6 +91,7 @@ class Trainer:
         self.rows = processes.rows(config.batch_size)
         self.ledger = Ledger()
         self.lost_lines = 0
+        self.snapshot_updates = config.snapshot_updates
 
     def prepare(self) -> None:
         """Makes of the model as it stands what is trained, and its optimizer."""
@@ -145,6 +147,12 @@ class Trainer:
         content = kept | {"ledger": self.ledger.to_dict(), "code": self.run.code}
         checkpoint.save(self.run.path / checkpoint.NAME, self.run.key, content)
 
+    def keep(self) -> None:
+        """Writes the weights of this moment beside the checkpoint, where they stay."""
+        sharing.gather(self.trained, self.model)
+        if self.run is not None:
+            weights.save(weights.snapshot(self.run.path, self.ledger.update), self.model.state_dict())
+
     def advance(self, display: TrainingProgress, signals: Held) -> None:
         """Makes updates up to the next checkpoint, to divergence or to a signal; validates and logs where it is due."""
         config, ledger = self.config, self.ledger
@@ -158,6 +166,8 @@ class Trainer:
                 return self.log({"update": ledger.divergence.update, "loss": loss, "gradient_norm": norm})
             self.apply(rate)
             ledger.add(loss, time.perf_counter() - start)
+            if ledger.update in self.snapshot_updates:
+                self.keep()
             display.advance(ledger.update, loss, config.tokens_per_update / ledger.update_seconds[-1])
             if ledger.update % config.log_every == 0 or ledger.update in (1, config.updates):
                 self.log(self.figures() | {"gradient_norm": norm, "learning_rate": rate})
