@@ -11,9 +11,12 @@ import torch
 import yaml
 from torch import nn
 
+import configs
+from harness.evaluation import passage
 from harness.evaluation.evaluate import EvaluateConfig, evaluate
-from harness.evaluation.passage import observing
+from harness.evaluation.passage import Reading, observing
 from harness.evaluation.text import extrapolation, loss_by_position, stream_loss, stream_rows, token_losses
+from harness.model.backbone import Width
 from harness.model.context import ContextPolicy
 from harness.model.interface import IGNORE, Tokens
 from harness.tasks.mqar import MQAR
@@ -262,6 +265,30 @@ def test_accuracy_of_one_who_knows_and_of_one_who_guesses(task):
     assert guessed["test"]["accuracy"] < 0.7
     assert guessed["test"]["loss"] > 0.5
     assert guessed["test"]["sequence_accuracy"] < 0.1
+
+
+def test_long_lengths_read_fewer_examples():
+    config = EvaluateConfig(streams=8, synthetic_examples=40, extrapolation_bytes=1024, length_factors=(1, 2, 8, 64))
+    rows = evaluate(Bigram(2), Parity(), config, train_length=32)["extrapolation"]
+    assert [row["targets"] // row["length"] for row in rows] == [40, 16, 4, 1]
+
+
+@pytest.mark.parametrize("cut", [None, 9])
+@pytest.mark.parametrize("timed", [False, True])
+def test_what_is_read_in_pieces_is_what_is_read_at_once(cut, timed, monkeypatch):
+    model = configs.spec("ltc", "kernel=reference").build(16, 2, Width(16, 16)).eval()
+    tokens = torch.randint(16, (2, 23))
+    reading = Reading(tokens, tokens, torch.rand(2, 23) if timed else None, cut)
+    whole = reading.read(model)
+    monkeypatch.setattr(passage, "PIECE", 4)
+    sizes = []
+    model.register_forward_hook(lambda _, given, __: sizes.append(given[0].shape[1]))
+    with torch.no_grad():
+        torch.testing.assert_close(reading.read(model), whole.detach())
+    assert max(sizes) == 4
+    sizes.clear()
+    reading.read(model).sum().backward()  # training reads whole sequences
+    assert sizes == ([23] if cut is None else [9, 14])
 
 
 def test_a_sequence_is_right_where_all_that_it_is_asked_is_right():

@@ -27,7 +27,8 @@ class EvaluateConfig:
     streams: rows that a split is cut into, advanced side by side; also the train-length sequences of one batch.
     max_bytes: of each split, None for all of it. position_buckets, position_bytes: buckets, and bytes read for them.
     length_factors: lengths evaluated, in training lengths. extrapolation_bytes: read at the longest length.
-    synthetic_examples: examples of a synthetic task at each length. sample_*: the text that is generated.
+    synthetic_examples: examples of a synthetic task at each length, beyond the trained one fewer where these would be
+    more than extrapolation_bytes tokens. sample_*: the text that is generated.
     """
 
     context: Context = "train"
@@ -75,11 +76,14 @@ def _figures(model, task: Any, split: str, config: EvaluateConfig, train_length:
     Of an accuracy of tokens, `sequence_accuracy` too: the share of sequences whose scored targets are all right.
     """
     device, length = next(model.parameters()).device, factor * train_length
-    batch_size = max(1, min(config.streams // factor, config.synthetic_examples))
+    examples = config.synthetic_examples
+    if factor > 1:
+        examples = max(1, min(examples, config.extrapolation_bytes // length))
+    batch_size = max(1, min(config.streams // factor, examples))
     loss = torch.zeros((), dtype=torch.float64, device=device)
     scored, total, right, asked = 0, 0.0, 0, 0
     of_sequences = task.metric == "accuracy" and isinstance(task.targets, TokenIds)
-    count = math.ceil(config.synthetic_examples / batch_size)
+    count = math.ceil(examples / batch_size)
     for index in range(count):
         batch = task.batch(split, index, batch_size, length, EVALUATION_SEED).to(device)
         outputs = batch.read(model)

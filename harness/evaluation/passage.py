@@ -11,6 +11,9 @@ from torch import Tensor
 from harness.model.context import FULL, ContextPolicy
 from harness.model.state import State
 
+PIECE = 2**16
+"""Tokens of each row that an evaluation reads at once."""
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -34,12 +37,23 @@ class Reading:
     def read(self, model, state: State = None) -> Tensor:
         """The outputs (B, T, ...) of a model that reads the inputs behind `state`, with gradients across the cut."""
         if self.cut is None:
-            return model(self.inputs, state, self.elapsed)[0]
-        first, second = slice(self.cut), slice(self.cut, None)
-        times = [None if self.elapsed is None else self.elapsed[:, part] for part in (first, second)]
-        before, state = model(self.inputs[:, first], state, times[0])
+            return self._part(model, 0, self.inputs.shape[1], state)[0]
+        before, state = self._part(model, 0, self.cut, state)
         state = getattr(model, "module", model).truncate_state(state, 0)  # what several processes train wraps a model
-        return torch.cat([before, model(self.inputs[:, second], state, times[1])[0]], dim=1)
+        return torch.cat([before, self._part(model, self.cut, self.inputs.shape[1], state)[0]], dim=1)
+
+    def _part(self, model, start: int, stop: int, state: State) -> tuple[Tensor, State]:
+        """What the model says of these tokens behind `state`, and the state after them.
+
+        Where no gradient is taken, at most PIECE are read at once, so that a long sequence takes no more memory.
+        """
+        size, outputs = stop - start if torch.is_grad_enabled() else PIECE, []
+        for low in range(start, stop, max(1, size)):
+            part = slice(low, min(low + size, stop))
+            elapsed = None if self.elapsed is None else self.elapsed[:, part]
+            read, state = model(self.inputs[:, part], state, elapsed)
+            outputs.append(read)
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1), state
 
 
 @dataclass(frozen=True)
