@@ -1,14 +1,18 @@
 """Windows of recorded series: splits and windows as published, steps dropped with true time, files told of."""
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
 
 from harness.config.errors import ConfigError, TaskError
 from harness.tasks.cheetah import Cheetah
+from harness.tasks.light_curves import CURVES, LightCurves
 from harness.tasks.occupancy import Occupancy
 from harness.tasks.ozone import Ozone
 from harness.tasks.task import Batch
+from harness.tasks.watch import Watch
 
 DAYS = [1, 2, 3, 5, 8, *range(9, 400)]
 """Of the year, as numpy counts them: some are missing."""
@@ -16,9 +20,9 @@ DAYS = [1, 2, 3, 5, 8, *range(9, 400)]
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Small files in the formats of the three data sets; a number says where it stands, as far as a file has room."""
+    """Small files in the formats of the data sets; a number says where it stands, as far as a file has room."""
     root = tmp_path_factory.mktemp("data")
-    for name in ("cheetah", "occupancy", "ozone"):
+    for name in ("cheetah", "occupancy", "ozone", "lightcurves", "watch"):
         (root / name).mkdir()
     for trace in range(31):
         steps = np.arange(100.0)[:, None] + 1000 * trace
@@ -30,6 +34,14 @@ def data(tmp_path_factory):
     days = (np.datetime64("1998-01-01") + np.array(DAYS) - 1).tolist()
     rows = [[f"{d.month}/{d.day}/{d.year}", t, *[1.0] * 70, "?", float(t % 16 == 0)] for t, d in enumerate(days)]
     (root / "ozone" / "eighthr.data").write_text("\n".join(",".join(map(str, row)) for row in rows) + "\n")
+    for number, name in enumerate(CURVES):
+        days = np.cumsum(1.0 + np.arange(100 + number) % 3)
+        told = 2 if name == "Planets" else 3  # which lacks the errors
+        lines = [["t", "m", "merr"][:told], *([day, t**2 / 1e3, t / 1e3][:told] for t, day in enumerate(days))]
+        (root / "lightcurves" / f"{name}.csv").write_text("\n".join(",".join(map(str, line)) for line in lines))
+    persons, exercises = np.repeat(np.arange(1, 11), 2), np.arange(20) % 7
+    steps = [np.arange(220.0 + n)[:, None] * np.arange(1, 7) + 1000 * n for n in range(20)]
+    np.save(root / "watch" / "watch_dataset.npy", {"X": steps, "y": exercises, "subject": persons, "side": persons % 2})
     return root
 
 
@@ -78,6 +90,58 @@ def test_ozone_has_the_published_windows_and_the_time_between_its_days(data):
     values = task.series[0].values
     assert (values.mean(), values.std()) == pytest.approx((0, 1), abs=1e-4)
     assert values[:, 71] == pytest.approx(values[0, 0])  # what is missing is 0, as is the first number
+
+
+def test_light_curves_ask_for_the_brightness_after_the_days_that_are_told(data):
+    task = LightCurves(data / "lightcurves")
+    for number, name in enumerate(CURVES):
+        steps, parts = (
+            99 + number,
+            {split: windows[windows[:, 0] == number, 1] for split, windows in task.windows.items()},
+        )
+        ends = round(0.6 * steps), round(0.8 * steps)
+        assert parts["train"].tolist() == list(range(ends[0] - 12 + 1))
+        assert parts["validation"].tolist() == list(range(ends[0], ends[1] - 11, 12))
+        assert parts["test"].tolist() == list(range(ends[1], steps - 12, 12))
+        rows = np.genfromtxt(data / "lightcurves" / f"{name}.csv", delimiter=",", skip_header=1)
+        trained = rows[: round(0.6 * len(rows)), 1]
+        one = task.series[number]
+        assert one.elapsed == pytest.approx(np.diff(rows[:, 0]))
+        assert one.values[:, 0] == pytest.approx((rows[:-1, 1] - trained.mean()) / trained.std(), abs=1e-5)
+        assert one.values[1:, 0] == pytest.approx(one.targets[:-1, 0])
+        assert one.values[:, 1] == pytest.approx(0 if name == "Planets" else rows[:-1, 2] / trained.std())
+    batch = whole(task, "test")
+    assert batch.inputs.shape[1:] == (12, 3)
+    assert batch.targets.shape[1:] == (12, 1)
+
+
+def test_the_watch_splits_by_person(data):
+    task = Watch(data / "watch")
+    for split, recordings in (("train", range(12)), ("validation", range(12, 16)), ("test", range(16, 20))):
+        expected = [(n, s) for n in recordings for s in range(0, 220 + n - 100, 50)]
+        assert list(map(tuple, task.windows[split].tolist())) == expected
+        batch = whole(task, split)
+        assert sorted(batch.targets[:, 0].tolist()) == sorted(n % 7 for n, _ in expected)
+        assert (batch.targets == batch.targets[:, :1]).all()
+    trained = np.concatenate([one.values for one in task.series[:12]])
+    assert trained.mean(0) == pytest.approx(np.zeros(6), abs=1e-4)
+    assert trained.std(0) == pytest.approx(np.ones(6), abs=1e-4)
+
+
+class Shell:
+    """What a pickle may hold: a call."""
+
+    def __reduce__(self):
+        return (print, ("it ran",))
+
+
+def test_a_file_of_arrays_runs_nothing(data, tmp_path, capsys):
+    np.save(tmp_path / "watch_dataset.npy", {"X": Shell(), "y": 0, "subject": 0})
+    with pytest.raises(TaskError, match=r"names builtins\.print, which is no array"):
+        Watch(tmp_path).examples("train")
+    assert capsys.readouterr().out == ""
+    assert pickle.loads(pickle.dumps(Shell())) is None
+    assert capsys.readouterr().out == "it ran\n"  # as it would have
 
 
 @pytest.mark.parametrize(("kind", "name"), [(Occupancy, "occupancy"), (Ozone, "ozone")])
@@ -157,6 +221,34 @@ BAD = {
     "words": (Occupancy, "datatest.txt", lambda path: path.write_text("a,b,c,d,e,f"), "could not convert"),
     "other labels": (Occupancy, "datatest.txt", lambda path: path.write_text("1,2,3,4,5,6"), "label not 0 or 1"),
     "short rows": (Ozone, "eighthr.data", lambda path: path.write_text("1/1/1998,1,2\n"), "other than 74"),
+    "no curve": (LightCurves, "eb.csv", lambda path: path.unlink(), r"eb\.csv"),
+    "one column": (LightCurves, "eb.csv", lambda path: path.write_text("t\n1\n2\n3\n"), "no rows of time"),
+    "times that fall": (
+        LightCurves,
+        "eb.csv",
+        lambda path: path.write_text("t,m\n1,2\n3,4\n2,5\n"),
+        "its times do not rise",
+    ),
+    "a constant curve": (
+        LightCurves,
+        "eb.csv",
+        lambda path: path.write_text("t,m\n1,2\n2,2\n3,2\n"),
+        "the same in all rows",
+    ),
+    "another pickle": (Watch, "watch_dataset.npy", lambda path: np.save(path, {"X": []}), "what seglearn keeps there"),
+    "a cut pickle": (Watch, "watch_dataset.npy", cut_short, "what seglearn keeps there"),
+    "five components": (
+        Watch,
+        "watch_dataset.npy",
+        lambda path: np.save(path, {"X": [np.ones((300, 5))], "y": [0], "subject": [1]}),
+        r"shape \(n, 6\)",
+    ),
+    "an eighth exercise": (
+        Watch,
+        "watch_dataset.npy",
+        lambda path: np.save(path, {"X": [np.ones((300, 6))], "y": [7], "subject": [1]}),
+        "one of 7 exercises",
+    ),
     "no date": (Ozone, "eighthr.data", lambda path: path.write_text("x," + "1," * 72 + "0"), "does not match"),
 }
 
