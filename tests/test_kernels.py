@@ -126,16 +126,11 @@ def test_fused_is_served_on_either_device_or_optional(device):
     assert {"liquid_scan", "linear_scan", "lstm_scan", "gru_scan", "attention", "causal_conv"} <= set(bound)
     for name, operation in bound.items():
         serving = [kernel for kernel in operation.kernels if kernel.device == device]
-        if device == "cuda" and name in CPU_ALONE:
-            assert not serving  # else it belongs there no longer
-            continue
         assert any(torch.float32 in kernel.dtypes for kernel in serving), name
 
 
 WIDE = {"cfc": "cfc_scan", "cfc_ncp": "wired_cfc_scan", "ltc_ncp": "neuron_scan", "lrcssm": "lrc_scan"}
 """Models whose scan is fused for float32 and float64 alone."""
-CPU_ALONE = {"wired_cfc_scan", "neuron_scan"}
-"""Operations without a Triton kernel: on a GPU their loops run, and the screen says so."""
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])

@@ -9,12 +9,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from arch.cfc.cell_triton import MODES, beside, combine
 from arch.cfc.scan import Cell
 from arch.cfc.scan_torch import Walks, scan_by
 from harness.ops.toolbox.triton_linear import ACTIVATIONS, COLUMNS, DEPTH, ROWS, WARPS, product
-from harness.ops.toolbox.triton_math import sigmoid, tanh
-
-MODES = {"default": 0, "no_gate": 1, "pure": 2}
 
 
 def cfc_scan(cell: Cell, u: Tensor, h: Tensor, time: Tensor | None) -> Tensor:
@@ -55,17 +53,6 @@ def walk_back(
 
 
 @triton.jit
-def _combine(a, b, t_a, t_b, time, w_tau, amplitude, MODE: tl.constexpr, TIMED: tl.constexpr):
-    """The closed form from the heads."""
-    if MODE == 2:
-        return amplitude - amplitude * a * tl.exp(-(tl.abs(w_tau) + tl.abs(a)) * time)
-    else:
-        gate = sigmoid(t_b + t_a * time) if TIMED else sigmoid(t_a)
-        left, right = tanh(a), tanh(b)
-        return left + gate * right if MODE == 1 else left + gate * (right - left)
-
-
-@triton.jit
 def _backbone(
     u, recurrent, z, states, row, real, units, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr
 ):
@@ -75,7 +62,7 @@ def _backbone(
         column = low + tl.arange(0, COLUMNS)
         inside = real[:, None] & (column < units)[None, :]
         at = row[:, None] * units + column[None, :]
-        total = product(states, row, real, width, recurrent, column, units, width, 1, -1, ROWS, COLUMNS, DEPTH)
+        total = product(states, row * width, real, width, recurrent, column, units, width, 1, -1, ROWS, COLUMNS, DEPTH)
         tl.store(z + at, tl.load(u + at, mask=inside, other=0.0) + total, mask=inside)
         low += COLUMNS
 
@@ -91,7 +78,7 @@ def _heads(
     b, t_a, t_b = a, a, a
     for head in tl.static_range(HEADS):
         place, weight = head * width + column, heads + head * width * units
-        total = product(z, row, real, units, weight, column, width, units, 1, KIND, ROWS, COLUMNS, DEPTH)
+        total = product(z, row * units, real, units, weight, column, width, units, 1, KIND, ROWS, COLUMNS, DEPTH)
         total += tl.load(bias + place, mask=there, other=0.0)[None, :]
         tl.store(g + row[:, None] * (HEADS * width) + place[None, :], total, mask=real[:, None] & there[None, :])
         if head == 0:
@@ -126,13 +113,8 @@ def _walk(
             a, b, t_a, t_b = _heads(
                 z, heads, bias, g, row, real, units, width, column, KIND, HEADS, ROWS, COLUMNS, DEPTH
             )  # fmt: skip
-            rate, scale, step = a, a, tl.zeros_like(a) + 1.0
-            if MODE == 2:
-                rate = tl.zeros_like(a) + tl.load(w_tau + column, mask=column < width, other=0.0)[None, :]
-                scale = tl.zeros_like(a) + tl.load(amplitude + column, mask=column < width, other=0.0)[None, :]
-            if TIMED:
-                step = step * tl.load(time + row, mask=real, other=0.0)[:, None]
-            h = _combine(a, b, t_a, t_b, step, rate, scale, MODE, TIMED)
+            step, rate, scale = beside(time, w_tau, amplitude, row, column, real, column < width, a, MODE, TIMED)
+            h = combine(a, b, t_a, t_b, step, rate, scale, MODE, TIMED)
             tl.store(states + (row + batch)[:, None] * width + column[None, :], h, mask=inside)
             low += COLUMNS
         tl.debug_barrier()
@@ -150,7 +132,7 @@ def _through(
         column = low + tl.arange(0, COLUMNS)
         inside = real[:, None] & (column < width)[None, :]
         at = to[:, None] * width + column[None, :]
-        total = product(x, row, real, depth, weight, column, width, 1, width, -1, ROWS, COLUMNS, DEPTH)
+        total = product(x, row * depth, real, depth, weight, column, width, 1, width, -1, ROWS, COLUMNS, DEPTH)
         if SCALED:
             total *= tl.load(scale + at, mask=inside, other=0.0)
         tl.store(result + at, total, mask=inside)

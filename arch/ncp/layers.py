@@ -140,7 +140,12 @@ _KINDS = tuple({"kind": (mode, memory)} for mode in HEADS for memory in (True, F
 WIRED_CFC_SCAN = Operation(
     "wired_cfc_scan",
     reference,
-    (Kernel("numba", "cpu", "arch.ncp.layers_numba:wired_cfc_scan", (torch.float32, torch.float64)),),
+    (
+        Kernel("numba", "cpu", "arch.ncp.layers_numba:wired_cfc_scan", (torch.float32, torch.float64)),
+        Kernel(
+            "triton", "cuda", "arch.ncp.layers_triton:wired_cfc_scan", (torch.float32, torch.float64), needs=("triton",)
+        ),
+    ),
     samples=Samples(
         sample,
         {"length": (1, 2, 5), **_SIZES},

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from arch.cfc.cell_numba import MODES, combine, combine_vjp
 from arch.ncp.layers import Layers
-from harness.ops.shapes import expect, expect_tokens, expect_type
+from arch.ncp.layers_torch import Walks, room, scan_by
+from harness.ops.shapes import expect
 from harness.ops.toolbox.jit import kernel
 from harness.ops.toolbox.numba_linear import group, padded, panels, product
 from harness.ops.toolbox.numba_math import one, sigmoid, tanh, zero
@@ -28,13 +28,7 @@ def wired_cfc_scan(
     layers: Layers, seen: tuple[Tensor | None, Tensor], h: Tensor, c: Tensor | None, time: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
     """The states h (B, T, U) and the last c; see `reference` of arch/ncp/layers.py. All float32 or all float64."""
-    _check(layers, seen, h, c, time)
-    if torch.is_grad_enabled():
-        states, last = _WiredCfCScan.apply(layers.mode, time, *seen, h, c, *layers.flat())
-    else:
-        _, _, kept, states = _forward(layers, time, *seen, h, c, keep=False)
-        last = kept[:, -1]
-    return states, None if c is None else last.clone()
+    return scan_by(Walks(walk_forward, walk_backward), layers, seen, h, c, time)
 
 
 def wired_cfc_step(entry, layers: Layers) -> Callable[[Tensor, Tensor, Tensor | None], tuple]:
@@ -48,30 +42,13 @@ def wired_cfc_step(entry, layers: Layers) -> Callable[[Tensor, Tensor, Tensor | 
         expect("wired_cfc_step", ("h", h, (len(x), units)), ("c", c, (len(x), units)))
         seen = F.linear(x.float(), weight, bias).unsqueeze(1)
         state = h.float() if c is None else torch.cat([h, c], dim=1).float()
-        made = _room(layers, len(x), 1, 1, seen)
+        made = room(layers, len(x), 1, 1, seen)
         time = np.ones((len(x), 1), np.float32)
         forward(0, 1, max(1, len(x)), *inputs, *_arrays((seen[..., :split], seen[..., split:], state)), time,
                 *_arrays(made))  # fmt: skip
         return made[3][:, 0], None if c is None else made[2][:, 0]
 
     return run
-
-
-def _check(layers: Layers, seen, h: Tensor, c: Tensor | None, time: Tensor | None) -> None:
-    """Raises ValueError or TypeError where the kernels would read past a tensor's end or take it for another type."""
-    (batch, T, _), (inter, command, motor) = seen[1].shape, layers.sizes
-    heads, units = 1 if layers.mode == "pure" else 3 if time is None else 4, inter + command + motor
-    expect_tokens("wired_cfc_scan", T)
-    shapes = (inter, inter), (command, inter + command), (motor, command + motor)
-    tokens = (batch, T, 4 * units), (batch, T, heads * inter)
-    rows = zip("012", layers.weights, shapes, strict=True)
-    named = {f"weight {n}": (weight, (heads * k, width)) for n, weight, (k, width) in rows}
-    named |= {f"bias {n}": (b, (heads * k,)) for n, b, k in zip("12", layers.biases, (command, motor), strict=True)}
-    named |= {"memory": (layers.memory, (4 * units, units)), "w_tau": (layers.w_tau, (units,))}
-    named |= {"amplitude": (layers.amplitude, (units,)), "h": (h, (batch, units)), "c": (c, (batch, units))}
-    named |= {"by_memory": (seen[0], tokens[0]), "by_inter": (seen[1], tokens[1]), "time": (time, (batch, T))}
-    expect("wired_cfc_scan", *((name, tensor, shape) for name, (tensor, shape) in named.items()))
-    expect_type("wired_cfc_scan", h.dtype, **{name: tensor for name, (tensor, _) in named.items()})
 
 
 def _arrays(tensors):
@@ -91,70 +68,24 @@ def _inputs(layers: Layers, of: Callable[[Tensor], Tensor]) -> tuple:
     return MODES.index(layers.mode), tuple(layers.sizes), *weights, _arrays(biases), _arrays(extras)
 
 
-def _room(layers: Layers, batch: int, length: int, kept: int, like: Tensor) -> tuple[Tensor, ...]:
-    """z (B, kept, 4 U), g (B, kept, heads x U), c (B, kept, U), h (B, T, U); z and c are empty without a memory."""
-    units, rows = sum(layers.sizes), sum(weight.shape[0] for weight in layers.weights)
-    memory = 0 if layers.memory is None else units
-    widths = (kept, 4 * memory), (kept, rows), (kept, memory), (length, units)
-    return tuple(like.new_empty(batch, *width) for width in widths)
-
-
-def _forward(layers: Layers, time, by_memory, by_inter, h, c, keep: bool) -> tuple[Tensor, ...]:
-    """What `_room` says; z, g and c of one token only where they are not kept."""
-    batch, length, _ = by_inter.shape
-    made = _room(layers, batch, length, length if keep else 1, by_inter)
+def walk_forward(layers: Layers, time: Tensor | None, seen: tuple, state: Tensor, made: tuple[Tensor, ...]) -> None:
+    """As Walks.forward of arch/ncp/layers_torch.py."""
+    by_memory, by_inter = seen
     by_memory = by_inter[..., :0] if by_memory is None else by_memory
-    state = h if c is None else torch.cat([h, c], dim=1)
-    time = by_inter.new_ones(batch, length) if time is None else time
+    time = by_inter.new_ones(by_inter.shape[:2]) if time is None else time
     _spread(forward, made[3], *_inputs(layers, lambda w: w.t()), *_arrays((by_memory, by_inter, state, time, *made)))
-    return made
+
+
+def walk_backward(layers: Layers, time: Tensor | None, kept: tuple, grads: tuple, made: tuple[Tensor, ...]) -> None:
+    """As Walks.back of arch/ncp/layers_torch.py."""
+    gh = grads[0]
+    time = gh.new_ones(gh.shape[:2]) if time is None else time
+    _spread(backward, gh, *_inputs(layers, lambda w: w), *_arrays((*kept, *grads, time, *made)))
 
 
 def _spread(run, h: Tensor, *arguments) -> None:
     size = group(len(h))
     spread(run, -(-len(h) // size), h.numel() * h.shape[2] * 4, size, *arguments)
-
-
-class _WiredCfCScan(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, mode, time, by_memory, by_inter, h0, c0, *flat):
-        z, g, c, h = _forward(Layers.from_flat(mode, flat), time, by_memory, by_inter, h0, c0, keep=True)
-        ctx.mode = mode
-        ctx.save_for_backward(time, h0, c0, z, g, c, h, *flat)
-        return h, h.new_empty(0) if c0 is None else c[:, -1].clone()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, gh, gc):
-        time, h0, c0, z, g, c, h, *flat = ctx.saved_tensors
-        layers = Layers.from_flat(ctx.mode, flat)
-        (batch, length, units), memory = h.shape, c0 is not None
-        times = h.new_ones(batch, length) if time is None else time
-        made = torch.empty_like(z), torch.empty_like(g), times.new_empty(times.shape)
-        extras, g_state = h.new_zeros(2, batch, units), h.new_empty(batch, (1 + memory) * units)
-        before = torch.cat([c0[:, None], c[:, :-1]], dim=1) if memory else c
-        gc = gc if memory else h.new_empty(batch, 0)
-        given = _arrays((z, g, c, before, gh, gc, times, *made, *extras, g_state))
-        _spread(backward, h, *_inputs(layers, lambda w: w), *given)
-        gz, gg, g_time = made
-        with torch.autocast(gh.device.type, enabled=False):  # a backward keeps the precision of its forward
-            before = torch.cat([h0[:, None], h[:, :-1]], dim=1)
-            own = c.tanh() * z[..., 3 * units :].sigmoid() if memory else before  # what the layers see of themselves
-            own, new = own.split(layers.sizes, dim=2), h.split(layers.sizes, dim=2)
-            inputs = own[0], torch.cat([new[0], own[1]], dim=2), torch.cat([new[1], own[2]], dim=2)
-            by_layer = gg.split([weight.shape[0] for weight in layers.weights], dim=2)
-            by_weight = [_outer(part, x) for part, x in zip(by_layer, inputs, strict=True)]
-            by_weight += [part.sum((0, 1)) for part in by_layer[1:]]
-            by_weight += [_outer(gz, before) if memory else None]
-            by_extra = [e.sum(0) for e in extras] if ctx.mode == "pure" else [None, None]
-        by_memory, by_c = (gz, g_state[:, units:]) if memory else (None, None)
-        g_time = None if time is None else g_time
-        return None, g_time, by_memory, by_layer[0], g_state[:, :units], by_c, *by_weight, *by_extra
-
-
-def _outer(left: Tensor, right: Tensor) -> Tensor:
-    """Sum over batch and time of left x right: (B, T, m), (B, T, n) -> (m, n)."""
-    return left.flatten(0, 1).t() @ right.flatten(0, 1)
 
 
 class _Forward(NamedTuple):
@@ -225,7 +156,7 @@ takes(_Forward, _scratch, _token)
 def forward(
     first, last, size, mode, sizes, weights, memory, biases, extras, by_memory, by_inter, state, time, z, g, c, h
 ):  # fmt: skip
-    """Fills h (B, T, U), and z, g and c where they have a place for each token; see `_room`.
+    """Fills h (B, T, U), and z, g and c where they have a place for each token; see `room`.
 
     size: sequences of a task. weights: panels of the layers' transposed weights; memory: of the LSTM's. biases: of each
     layer, the inter layer's zeros. extras: w_tau, amplitude (U). state: h and c side by side. time: (B, T).

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from harness.ops.registry import Kernel, Operation
 from harness.ops.samples import Draw, Sample, Samples
+from harness.ops.shapes import expect, expect_tokens, expect_type
 
 EPSILON = 1e-8  # ncps adds it to what it divides by
 
@@ -78,6 +79,29 @@ def step_reference(neurons: Neurons) -> Callable[[Tensor, Tensor], Tensor]:
     return lambda x, v: neurons.step(neurons.sense(x), v, None)
 
 
+def check(neurons: Neurons, x: Tensor, v: Tensor, elapsed: Tensor | None) -> None:
+    """Raises ValueError or TypeError where the kernels would read past a tensor's end or take it for another type."""
+    (batch, T, inputs), units = x.shape, len(neurons.capacity)
+    expect_tokens("neuron_scan", T)
+    expect("neuron_scan", ("v", v, (batch, units)), ("elapsed", elapsed, (batch, T)))
+    cells = {"leak": neurons.leak, "rest": neurons.rest}
+    expect("neuron_scan", *((name, tensor, (units,)) for name, tensor in cells.items()))
+    expect_type("neuron_scan", x.dtype, v=v, elapsed=elapsed, capacity=neurons.capacity, **cells)
+    for sources, synapses in ((inputs, neurons.sensory), (units, neurons.recurrent)):
+        _check_synapses(synapses, sources, units, x.dtype)
+
+
+def _check_synapses(synapses: Synapses, sources: int, units: int, dtype: torch.dtype) -> None:
+    size = (len(synapses.source),)
+    weights = {"mu": synapses.mu, "sigma": synapses.sigma, "w": synapses.w, "current": synapses.current}
+    expect("neuron_scan", ("target", synapses.target, size), *((name, w, size) for name, w in weights.items()))
+    expect_type("neuron_scan", torch.int64, source=synapses.source, target=synapses.target)
+    expect_type("neuron_scan", dtype, **weights)
+    for ends, count in ((synapses.source, sources), (synapses.target, units)):
+        if size[0] and (int(ends.min()) < 0 or int(ends.max()) >= count):
+            raise ValueError(f"neuron_scan: a synapse ends at none of the {count} there are.")
+
+
 def _sampled(draw: Draw, inputs: int, units: int, unfolds: int) -> Neurons:
     """Neurons of which every second pair has a synapse; conductances, leaks and capacities are positive."""
 
@@ -108,12 +132,17 @@ _SIZES = {"batch": (1, 3, 9, 17), "inputs": (1, 4, 7), "units": (1, 5, 12), "unf
 NEURON_SCAN = Operation(
     "neuron_scan",
     reference,
-    (Kernel("numba", "cpu", "arch.ncp.neurons_numba:neuron_scan", (torch.float32, torch.float64)),),
+    (
+        Kernel("numba", "cpu", "arch.ncp.neurons_numba:neuron_scan", (torch.float32, torch.float64)),
+        Kernel(
+            "triton", "cuda", "arch.ncp.neurons_triton:neuron_scan", (torch.float32, torch.float64), needs=("triton",)
+        ),
+    ),
     samples=Samples(
         sample,
         {"length": (1, 2, 5), **_SIZES},
         ({}, {"timed": True}),
-        ({"batch": 9, "length": 40, "inputs": 8, "units": 24},),
+        ({"batch": 9, "length": 40, "inputs": 8, "units": 24}, {"batch": 3, "length": 4, "units": 300}),
     ),
 )
 NEURON_STEP = Operation(

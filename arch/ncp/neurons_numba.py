@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from arch.ncp.neurons import EPSILON, Neurons, Synapses
-from harness.ops.shapes import expect, expect_tokens, expect_type
+from arch.ncp.neurons import EPSILON, Neurons, check
+from harness.ops.shapes import expect
 from harness.ops.toolbox.jit import helper, kernel
 from harness.ops.toolbox.numba_linear import owned
 from harness.ops.toolbox.numba_math import sigmoid, zero
@@ -28,7 +28,7 @@ def neuron_scan(neurons: Neurons, x: Tensor, v: Tensor, elapsed: Tensor | None) 
 
     All of one type, float32 or float64.
     """
-    _check(neurons, x, v, elapsed)
+    check(neurons, x, v, elapsed)
     cells = neurons.capacity, neurons.leak, neurons.rest
     ends = [(s.source, s.target) for s in (neurons.sensory, neurons.recurrent)]
     return _NeuronScan.apply(neurons.unfolds, ends, x, v, elapsed, *cells, *_weights(neurons))
@@ -54,29 +54,6 @@ def neuron_step(neurons: Neurons) -> Callable[[Tensor, Tensor], Tensor]:
 
 def _weights(neurons: Neurons) -> list[Tensor]:
     return [weight for s in (neurons.sensory, neurons.recurrent) for weight in (s.mu, s.sigma, s.w, s.current)]
-
-
-def _check(neurons: Neurons, x: Tensor, v: Tensor, elapsed: Tensor | None) -> None:
-    """Raises ValueError or TypeError where the kernels would read past a tensor's end or take it for another type."""
-    (batch, T, inputs), units = x.shape, len(neurons.capacity)
-    expect_tokens("neuron_scan", T)
-    expect("neuron_scan", ("v", v, (batch, units)), ("elapsed", elapsed, (batch, T)))
-    cells = {"leak": neurons.leak, "rest": neurons.rest}
-    expect("neuron_scan", *((name, tensor, (units,)) for name, tensor in cells.items()))
-    expect_type("neuron_scan", x.dtype, v=v, elapsed=elapsed, capacity=neurons.capacity, **cells)
-    for sources, synapses in ((inputs, neurons.sensory), (units, neurons.recurrent)):
-        _check_synapses(synapses, sources, units, x.dtype)
-
-
-def _check_synapses(synapses: Synapses, sources: int, units: int, dtype: torch.dtype) -> None:
-    size = (len(synapses.source),)
-    weights = {"mu": synapses.mu, "sigma": synapses.sigma, "w": synapses.w, "current": synapses.current}
-    expect("neuron_scan", ("target", synapses.target, size), *((name, w, size) for name, w in weights.items()))
-    expect_type("neuron_scan", torch.int64, source=synapses.source, target=synapses.target)
-    expect_type("neuron_scan", dtype, **weights)
-    for ends, count in ((synapses.source, sources), (synapses.target, units)):
-        if size[0] and (int(ends.min()) < 0 or int(ends.max()) >= count):
-            raise ValueError(f"neuron_scan: a synapse ends at none of the {count} there are.")
 
 
 def _arrays(tensors) -> tuple[np.ndarray, ...]:

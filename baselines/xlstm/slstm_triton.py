@@ -68,7 +68,7 @@ def _gate(
     place = GATE * D + column
     given = tl.load(u + token[:, None] * (4 * D) + place[None, :], mask=inside, other=0.0)
     weight = R + GATE * D
-    return given + product(outputs, row, real, D, weight, column, D, 1, 4 * D, -1, ROWS, COLUMNS, DEPTH)
+    return given + product(outputs, row * D, real, D, weight, column, D, 1, 4 * D, -1, ROWS, COLUMNS, DEPTH)
 
 
 @triton.jit
@@ -165,7 +165,7 @@ def _backward(
             column = low + tl.arange(0, COLUMNS)
             inside = real[:, None] & (column < D)[None, :]
             weights = R + head * D * 4 * D
-            by_y = product(g_u, token, real, 4 * D, weights, column, D, 4 * D, 1, -1, ROWS, COLUMNS, DEPTH)
+            by_y = product(g_u, token * (4 * D), real, 4 * D, weights, column, D, 4 * D, 1, -1, ROWS, COLUMNS, DEPTH)
             tl.store(carry + sequence[:, None] * D + column[None, :], by_y, mask=inside)
             low += COLUMNS
         tl.debug_barrier()

@@ -32,16 +32,17 @@ def activate(x, KIND: tl.constexpr):
 
 @triton.jit
 def product(
-    x, row, real, depth, weight, column, width, by_column, by_depth, KIND: tl.constexpr, ROWS: tl.constexpr,
+    x, begin, real, depth, weight, column, width, by_column, by_depth, KIND: tl.constexpr, ROWS: tl.constexpr,
     COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
-    """Some columns of activation(x) @ W: x (.., depth), W[k, c] at by_depth k + by_column c. -> (ROWS, COLUMNS)."""
+    """Some columns of activation(x) @ W: (ROWS, COLUMNS). W[k, c] is at by_depth k + by_column c.
+
+    begin (ROWS): where in x the `depth` numbers of each row begin; real: which of the rows there are.
+    """
     total = tl.zeros((ROWS, COLUMNS), x.dtype.element_ty)
     for k in tl.range(0, depth, DEPTH, num_stages=STAGES):
         inner = k + tl.arange(0, DEPTH)
-        part = tl.load(
-            x + row[:, None] * depth + inner[None, :], mask=real[:, None] & (inner < depth)[None, :], other=0.0
-        )
+        part = tl.load(x + begin[:, None] + inner[None, :], mask=real[:, None] & (inner < depth)[None, :], other=0.0)
         inside = (inner < depth)[:, None] & (column < width)[None, :]
         tile = tl.load(weight + inner[:, None] * by_depth + column[None, :] * by_column, mask=inside, other=0.0)
         # Of float32 three products on the matrix units, which lose no more than one of its own.
