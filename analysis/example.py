@@ -1,12 +1,20 @@
 """The summary of one recorded run, as the command prints it."""
 
 import textwrap
+from pathlib import Path
 
-from analysis.records import Record
+from analysis.records import Record, load
 from harness.records.summary import checks_line
 
+FOLDER = "example"
+"""Of the records: the run of the README's first command, which no table has."""
 LINES = 3
 """Of the sample that are shown."""
+
+
+def kept(results: Path) -> list[Record]:
+    """The run that is kept as the example; none where the records have no such folder."""
+    return load([results / FOLDER]).runs if (results / FOLDER).is_dir() else []
 
 
 def summary(records: list[Record]) -> str:

@@ -126,7 +126,7 @@ def build(
         search.tables(records.runs, measured.parent),
         [table for size in sizes if (table := memory.table(contexts, size))],
         _memory_plots(contexts, sizes, looks) | _quality_plots(chosen, shown, looks, beside) | drawn,
-        example.summary(chosen),
+        example.summary(example.kept(measured.parent) or chosen),
         models.table(records.runs),
         judged,
         downstream.build(chosen, shown),

@@ -874,6 +874,21 @@ def test_of_several_seeds_one_whose_load_is_not_known_marks_the_mean(tmp_path):
     assert shown == {"ltc": ("9,000 ± 0*?", "1.50 ± 0.00*?"), "gru": ("9,000?", "–")}
 
 
+def test_the_run_kept_as_the_example_is_shown_and_in_no_table(tmp_path):
+    def sampled(folder, loss):
+        path = write_run(folder, "ltc", 0, loss)
+        result = json.loads((path / "result.json").read_text())
+        result["evaluation"]["sample"] = {"prompt": "A", "text": "b"}
+        (path / "result.json").write_text(json.dumps(result))
+
+    sampled(tmp_path, 2.0)
+    assert "2.000 bits per byte" in report.build(records.load([tmp_path]), tmp_path / "bench").example
+    sampled(tmp_path / example.FOLDER, 1.5)
+    made = report.build(records.load([tmp_path]), tmp_path / "bench")
+    assert "1.500 bits per byte" in made.example
+    assert [len(table.rows) for table in made.comparison] == [1]
+
+
 @pytest.mark.parametrize(("busy", "said"), [(True, " (busy machine)"), (False, ""), (None, " (load not known)")])
 def test_the_example_says_what_is_known_of_the_machine_beside_its_speeds(tmp_path, busy, said):
     path = write_run(tmp_path, "ltc", 0, 2.0, speed=8000, busy=busy)
