@@ -37,7 +37,7 @@ class Chooser:
             value = tuning.chosen(here) if here or not self.choice.trend else tuning.trend(found, place)
         except tuning.UnknownValueError as error:
             by = [*self.choice.by, *filter(None, [self.choice.trend])]
-            where = ", ".join(f"{key}={at(config, key)}" for key in by)
+            where = ", ".join(f"{key}={_named(at(config, key))}" for key in by)
             raise tuning.UnknownValueError(
                 f"{self.key} of {where} waits for the sweep {self.choice.sweep}: {error}"
             ) from error
@@ -51,6 +51,11 @@ class Chooser:
 
     def _as_tried(self, config: dict, score: float | None) -> tuning.Tried:
         return tuning.Tried(float(at(config, self.key)), self._place(config), config["seed"], score)
+
+
+def _named(value: Any) -> Any:
+    """A value as a message shows it: a whole part of the configuration by its name."""
+    return value.get("name", "...") if isinstance(value, dict) else value
 
 
 def at(config: dict, key: str) -> Any:

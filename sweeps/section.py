@@ -16,9 +16,10 @@ class Part(BaseModel):
 class Choice(Part):
     """How the value of a key is chosen, on validation, among the runs of another sweep.
 
-    sweep: the one that tried values of the key. by: keys of the configuration in which its runs must agree with the run
-    that the value is for. trend: the key of the size along which the best values are carried on, where the other sweep
-    did not try this size; "" for none. times: a factor on what was chosen, to try a neighbour.
+    sweep: the one that tried values of the key. by: keys of the configuration, or whole parts of it (model), in which
+    its runs must agree with the run that the value is for. trend: the key of the size along which the best values are
+    carried on, where the other sweep did not try this size; "" for none. times: a factor on what was chosen, to try a
+    neighbour.
     """
 
     sweep: str

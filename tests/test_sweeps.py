@@ -193,6 +193,17 @@ def test_a_value_is_chosen_among_the_runs_that_agree():
         Chooser("trainer.learning_rate", Choice(sweep="t", by=["model.nam"]), runs)
 
 
+def test_a_value_is_chosen_among_the_runs_of_one_whole_model():
+    def variant(taps, rate):
+        return configuration("a", 100, rate) | {"model": {"name": "a", "block": {"d_conv": taps}}}
+
+    runs = [(variant(taps, rate), abs(rate - best)) for taps, best in ((0, 2), (4, 3)) for rate in (1, 2, 3, 4)]
+    chooser = Chooser("trainer.learning_rate", Choice(sweep="t", by=["model", "size.params"]), runs)
+    assert [chooser.value(variant(taps, 0)) for taps in (0, 4)] == [2, 3]
+    with pytest.raises(UnknownValueError, match=r"of model=a, size\.params=100 waits for the sweep t"):
+        chooser.value(variant(8, 0))
+
+
 def test_a_score_is_less_where_validation_is_better():
     def result(**figures):
         return {"status": "finished", "evaluation": {"validation": figures, "test": {"bits_per_byte": 0.0}}}
