@@ -49,7 +49,7 @@ def compile_in_place_of_running() -> None:
 
 def differentiate(outputs) -> None:
     """Runs the backward of every output."""
-    tensors = [x for x in (outputs if isinstance(outputs, tuple) else (outputs,)) if x.requires_grad]
+    tensors = [x for x in (outputs if isinstance(outputs, tuple) else (outputs,)) if x is not None and x.requires_grad]
     if tensors:
         torch.autograd.backward(tensors, [torch.ones_like(x) for x in tensors])
 

@@ -35,7 +35,7 @@ class _SLSTMScan(torch.autograd.Function):
         outputs = u.new_empty(H, B, T + 1, D)
         outputs[:, :, 0] = y
         grid = (triton.cdiv(B, ROWS), H)
-        _forward[grid](u, R, state, kept, outputs, B, T, D, ROWS, COLUMNS, DEPTH, num_warps=WARPS)
+        _forward[grid](u, R, state, kept, outputs, B, T, D, KEPT, ROWS, COLUMNS, DEPTH, num_warps=WARPS)
         ctx.save_for_backward(R, first, outputs, kept)
         c, n, m = (t.transpose(0, 1).contiguous() for t in state.unbind(2))
         ctx.mark_non_differentiable(m)
@@ -50,7 +50,7 @@ class _SLSTMScan(torch.autograd.Function):
         g_state = torch.stack([t.transpose(0, 1) for t in (g_c, g_n)], dim=2).contiguous()  # (H, B, 2, D)
         g_u = g.new_empty(H, B, T, 4 * D)
         grid = (triton.cdiv(B, ROWS), H)
-        _backward[grid](R, first, kept, g, g_state, carry, g_u, B, T, D, ROWS, COLUMNS, DEPTH, num_warps=WARPS)
+        _backward[grid](R, first, kept, g, g_state, carry, g_u, B, T, D, KEPT, ROWS, COLUMNS, DEPTH, num_warps=WARPS)
         before = outputs[:, :, :-1].flatten(1, 2)  # the output that each token sees
         with torch.autocast(g.device.type, enabled=False):
             g_R = torch.bmm(before.mT, g_u.flatten(1, 2))
@@ -72,7 +72,10 @@ def _gate(
 
 
 @triton.jit
-def _forward(u, R, state, kept, outputs, B, T, D, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr):
+def _forward(
+    u, R, state, kept, outputs, B, T, D, KEPT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    DEPTH: tl.constexpr,
+):  # fmt: skip
     """Fills the rows of outputs (H, B, T + 1, D) after row 0 and kept (H, B, T, KEPT, D), and advances state."""
     head = tl.program_id(1).to(tl.int64)
     inner = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -103,7 +106,7 @@ def _forward(u, R, state, kept, outputs, B, T, D, ROWS: tl.constexpr, COLUMNS: t
             tl.store(held_at + D, n, mask=inside)
             tl.store(held_at + 2 * D, most, mask=inside)
             tl.store(outputs + (row + 1)[:, None] * D + column[None, :], gate * c / n, mask=inside)
-            kept_at = kept + token[:, None] * (7 * D) + column[None, :]
+            kept_at = kept + token[:, None] * (KEPT * D) + column[None, :]
             tl.store(kept_at, write, mask=inside)
             tl.store(kept_at + D, keep, mask=inside)
             tl.store(kept_at + 2 * D, value, mask=inside)
@@ -118,8 +121,9 @@ def _forward(u, R, state, kept, outputs, B, T, D, ROWS: tl.constexpr, COLUMNS: t
 
 @triton.jit
 def _backward(
-    R, first, kept, g, g_state, carry, g_u, B, T, D, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr
-):
+    R, first, kept, g, g_state, carry, g_u, B, T, D, KEPT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    DEPTH: tl.constexpr,
+):  # fmt: skip
     """Fills g_u (H, B, T, 4 D), the gradients by the gates, and leaves in carry and g_state those by the start."""
     head = tl.program_id(1).to(tl.int64)
     inner = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -131,7 +135,7 @@ def _backward(
         while low < D:
             column = low + tl.arange(0, COLUMNS)
             inside = real[:, None] & (column < D)[None, :]
-            kept_at = kept + token[:, None] * (7 * D) + column[None, :]
+            kept_at = kept + token[:, None] * (KEPT * D) + column[None, :]
             write = tl.load(kept_at, mask=inside, other=0.0)
             keep = tl.load(kept_at + D, mask=inside, other=0.0)
             value = tl.load(kept_at + 2 * D, mask=inside, other=0.0)
@@ -140,7 +144,7 @@ def _backward(
             c = tl.load(kept_at + 5 * D, mask=inside, other=0.0)
             n = tl.load(kept_at + 6 * D, mask=inside, other=1.0)
             start = first + sequence[:, None] * (3 * D) + column[None, :]
-            before = kept_at - 2 * D if t > 0 else start  # the c and n of the token before
+            before = kept_at - 2 * D if t > 0 else start  # the c and n of the token before, its last two numbers
             c_before = tl.load(before, mask=inside, other=0.0)
             n_before = tl.load(before + D, mask=inside, other=0.0)
             carry_at = carry + sequence[:, None] * D + column[None, :]
