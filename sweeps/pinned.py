@@ -11,6 +11,8 @@ from harness.records import sweep
 RECORDED = (".json", ".jsonl", ".csv")
 """What of a run's folder is committed: text, and so neither its checkpoint nor its lock."""
 NEVER = ("failure.json",)
+DATA = "data"
+"""The folder of files that are not shipped; what a checkout has there, its worktrees have too."""
 CODE = ("arch", "baselines", "conf", "harness", "sweeps", "run.py")
 
 
@@ -35,6 +37,8 @@ def worktree(home: Path, commit: str, folder: Path | None = None) -> Path:
     folder = folder or home.parent / f"{home.name}-{full[:10]}"
     if not folder.exists():
         git(home, "worktree", "add", "--detach", str(folder), full)
+    if (home / DATA).is_dir() and not (folder / DATA).exists():
+        (folder / DATA).symlink_to((home / DATA).resolve(), target_is_directory=True)
     found = git(folder, "rev-parse", "HEAD").strip()
     changed = git(folder, "status", "--porcelain", "--", *CODE).strip()
     if found != full or changed:

@@ -66,7 +66,9 @@ def test_a_checkout_is_made_at_a_commit_and_stays_there(repository, tmp_path):
     assert made == repository.parent / f"home-{first[:10]}"
     assert (made / "harness" / "code.py").read_text() == "x = 1\n"
     (made / "page.md").write_text("a page decides no figure\n")
+    (repository / "data").mkdir()
     assert worktree(repository, first) == made
+    assert (made / "data").samefile(repository / "data")
     with pytest.raises(MachineError, match="is at commit"):
         worktree(repository, "HEAD", made)
     (made / "harness" / "new.py").write_text("")
