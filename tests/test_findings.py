@@ -224,6 +224,15 @@ def test_a_factor_is_told_where_all_else_is_equal(tmp_path):
     assert {one.status for name, one in found.items() if name != effect.name} == {NOT_MEASURED}
 
 
+def test_a_convolution_of_the_block_is_no_effect_of_the_block(tmp_path):
+    for seed in range(3):
+        for taps, bits in ((0, 1.9), (4, 1.8)):
+            path = write_run(tmp_path, "gru", seed, bits, device_name=str(taps))
+            change(path, "config", model__block={"name": "transformer", "d_conv": taps})
+    told = {one.name for one in factors.factors(known(tmp_path)) if one.status != NOT_MEASURED}
+    assert told == {"effect-convolution-sotu-1m-gru"}
+
+
 def test_a_factor_is_held_against_the_noise_of_all_models_of_its_table(tmp_path):
     """Three seeds of four models tell a difference that three pairs of one model do not."""
     for seed, apart in enumerate((0.02, 0.06, 0.04)):

@@ -18,8 +18,8 @@ TUNING = "Quality: the learning rate"
 
 @dataclass(frozen=True)
 class Factor:
-    """What an ablation varies. parts: of its keys, wherever a configuration holds them. reference: the first part's
-    value that others are compared with. command: what measures it.
+    """What an ablation varies. parts: of its keys, wherever a configuration has them: the factor, then what may change
+    with it. reference: the factor's value that others are compared with. command: what measures it.
     """
 
     name: str
@@ -77,7 +77,7 @@ def families(evidence: Evidence, factor: Factor) -> list[list[Variant]]:
             fixed = {k: v for k, v in variant.config.items() if not is_tuned(k, (*factor.parts, *FREE))}
             by_model[variant.model][json.dumps(fixed, sort_keys=True)].append(variant)
         for families in by_model.values():
-            known = [family for family in map(_with_figures, families.values()) if len(values(family, factor)) > 1]
+            known = [family for family in map(_with_figures, families.values()) if _varies(family, factor)]
             if known:
                 made.append(max(known, key=lambda family: (len(family), sum(len(v.test) for v in family))))
     return made
@@ -85,6 +85,12 @@ def families(evidence: Evidence, factor: Factor) -> list[list[Variant]]:
 
 def _with_figures(family: list[Variant]) -> list[Variant]:
     return [variant for variant in family if variant.test]
+
+
+def _varies(family: list[Variant], factor: Factor) -> bool:
+    """Whether the factor itself differs in a family, and not only what may change with it."""
+    first, others = factor.parts[:1], factor.parts[1:]
+    return any(is_tuned(key, first) and not is_tuned(key, others) for key in keys(family, factor))
 
 
 def keys(family: list[Variant], factor: Factor) -> list[str]:
