@@ -201,7 +201,11 @@ def test_every_link_leads_to_a_file(page, link):
 
 
 def test_the_readme_is_short():
-    assert (run.ROOT / "README.md").stat().st_size <= 12_000
+    """What is written by hand, and the whole, whose table of models grows with what is recorded."""
+    text = (run.ROOT / "README.md").read_text()
+    written = re.sub(r"<!-- generated:(\w+) -->.*?<!-- /generated:\1 -->", "", text, flags=re.DOTALL)
+    assert len(written.encode()) <= 5_000
+    assert len(text.encode()) <= 14_000
 
 
 def test_every_row_is_a_model():

@@ -17,7 +17,7 @@ Parameters = Annotated[int, Field(ge=1, le=10**12)]
 Layers = Annotated[int, Field(ge=1, le=128)]
 Dimension = Annotated[int, Field(ge=1, le=65_536)]
 """A width, a rank, a number of states or heads."""
-Factor = Annotated[int, Field(ge=1, le=64)]
+Factor = Annotated[int, Field(ge=1, le=4096)]
 DepthFactor = Annotated[int, Field(ge=1, le=8)]
 """Blocks a layer of the size."""
 Taps = Annotated[int, Field(ge=1, le=256)]
