@@ -84,6 +84,15 @@ def _line(
 
 
 @triton.jit
+def _gates(z, at, units, inside):
+    """What some of the memory's pre-activations make: the value, and how much is written, kept and shown."""
+    value = tanh(tl.load(z + at, mask=inside, other=0.0))
+    write = sigmoid(tl.load(z + at + units, mask=inside, other=0.0))
+    keep = sigmoid(tl.load(z + at + 2 * units, mask=inside, other=0.0) + 1.0)
+    return value, write, keep, sigmoid(tl.load(z + at + 3 * units, mask=inside, other=0.0))
+
+
+@triton.jit
 def _cell(z, kept, state, row, begin, real, units, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """The memory after its products: replaces h and c in the state, and leaves c in a row of kept."""
     low = 0
@@ -92,10 +101,7 @@ def _cell(z, kept, state, row, begin, real, units, ROWS: tl.constexpr, COLUMNS: 
         inside = real[:, None] & (column < units)[None, :]
         at = (row * (4 * units))[:, None] + column[None, :]
         own = begin[:, None] + column[None, :]
-        value = tanh(tl.load(z + at, mask=inside, other=0.0))
-        write = sigmoid(tl.load(z + at + units, mask=inside, other=0.0))
-        keep = sigmoid(tl.load(z + at + 2 * units, mask=inside, other=0.0) + 1.0)
-        show = sigmoid(tl.load(z + at + 3 * units, mask=inside, other=0.0))
+        value, write, keep, show = _gates(z, at, units, inside)
         c = tl.load(state + own + units, mask=inside, other=0.0) * keep + value * write
         tl.store(state + own, tanh(c) * show, mask=inside)
         tl.store(state + own + units, c, mask=inside)
@@ -249,10 +255,7 @@ def _cell_back(
         at = (token * units)[:, None] + column[None, :]
         gates_at = (token * (4 * units))[:, None] + column[None, :]
         own = begin[:, None] + column[None, :]
-        value = tanh(tl.load(z + gates_at, mask=inside, other=0.0))
-        write = sigmoid(tl.load(z + gates_at + units, mask=inside, other=0.0))
-        keep = sigmoid(tl.load(z + gates_at + 2 * units, mask=inside, other=0.0) + 1.0)
-        show = sigmoid(tl.load(z + gates_at + 3 * units, mask=inside, other=0.0))
+        value, write, keep, show = _gates(z, gates_at, units, inside)
         shown = tanh(tl.load(c + at, mask=inside, other=0.0))
         grad = tl.load(g_state + own, mask=inside, other=0.0)
         by_c = tl.load(g_state + own + units, mask=inside, other=0.0) + grad * show * (1.0 - shown * shown)

@@ -32,6 +32,11 @@ class Synapses:
     w: Tensor
     current: Tensor
 
+    @property
+    def weights(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """mu, sigma, w and current, as kernels take them."""
+        return self.mu, self.sigma, self.w, self.current
+
     def conduct(self, v: Tensor, units: int) -> tuple[Tensor, Tensor]:
         """From the sources' v (..., sources): the currents and the conductances that reach each neuron (..., units)."""
         s = torch.sigmoid(self.sigma * (v[..., self.source] - self.mu))

@@ -31,13 +31,14 @@ def neuron_scan(neurons: Neurons, x: Tensor, v: Tensor, elapsed: Tensor | None) 
     check(neurons, x, v, elapsed)
     cells = neurons.capacity, neurons.leak, neurons.rest
     ends = [(s.source, s.target) for s in (neurons.sensory, neurons.recurrent)]
-    return _NeuronScan.apply(neurons.unfolds, ends, x, v, elapsed, *cells, *_weights(neurons))
+    weights = *neurons.sensory.weights, *neurons.recurrent.weights
+    return _NeuronScan.apply(neurons.unfolds, ends, x, v, elapsed, *cells, *weights)
 
 
 def neuron_step(neurons: Neurons) -> Callable[[Tensor, Tensor], Tensor]:
     """One token of unit time for these weights: x (B, inputs), v (B, U) -> the new v, float32."""
     given = _arrays(owned(neurons.capacity, neurons.leak, neurons.rest))
-    wired = [_arrays([s.source, s.target, *owned(s.mu, s.sigma, s.w, s.current)])
+    wired = [_arrays([s.source, s.target, *owned(*s.weights)])
              for s in (neurons.sensory, neurons.recurrent)]  # fmt: skip
     time, unfolds = np.ones((1, 1), np.float32), neurons.unfolds
 
@@ -50,10 +51,6 @@ def neuron_step(neurons: Neurons) -> Callable[[Tensor, Tensor], Tensor]:
         return new.squeeze(1)
 
     return run
-
-
-def _weights(neurons: Neurons) -> list[Tensor]:
-    return [weight for s in (neurons.sensory, neurons.recurrent) for weight in (s.mu, s.sigma, s.w, s.current)]
 
 
 def _arrays(tensors) -> tuple[np.ndarray, ...]:

@@ -40,7 +40,7 @@ def neuron_scan(neurons: Neurons, x: Tensor, v: Tensor, elapsed: Tensor | None) 
     units = v.shape[1]
     ends = [(s.source.numpy().tobytes(), s.target.numpy().tobytes()) for s in near]
     wires = [_wires(*pair, count, units, x.device) for pair, count in zip(ends, (x.shape[2], units), strict=True)]
-    weights = [weight for s in kinds for weight in (s.mu, s.sigma, s.w, s.current)]
+    weights = [weight for s in kinds for weight in s.weights]
     return _NeuronScan.apply(
         neurons.unfolds, wires, x, v, elapsed, neurons.capacity, neurons.leak, neurons.rest, *weights
     )
