@@ -288,17 +288,19 @@ def dynamics(content: dict) -> str:
         return "Not measured: `python -m bench dynamics runs/RUN ...`, with weights."
     figures = ["constant", "update", "updates", "lyapunov", "bits", "exact_bits"]
     frame = frame.reindex(columns=[*TRAINED_ALIKE, *figures]).fillna({"solver": ""})
+    frame["name"] = (frame["model"] + ", " + frame["solver"]).str.removesuffix(", ")
+    frame["error"] = frame["exact_bits"] - frame["bits"]
     ends = frame[frame["update"].isna()]
     rows = []
     for _, runs in ends.groupby(TRAINED_ALIKE, sort=False, dropna=False):
         first, known = runs.iloc[0], runs["lyapunov"].dropna()
-        row = {"": ", ".join(filter(None, (first["model"], first["solver"]))), "text": first["task"]}
+        row = {"": first["name"], "text": first["task"]}
         row |= {"parameters": _count(first["params"]), "rate": f"{first['learning_rate']:g}", "runs": str(len(runs))}
         forgets = "nothing is left" if first["constant"] else "its state grows"
         row["nats a token"] = _ends(known, "{:+.3g}") or forgets
         row["forgets by e in"] = f"{-1 / known.mean():,.0f} tokens" if len(known) and known.mean() < 0 else ""
         row["bits per byte"] = _ends(runs["bits"].dropna(), "{:.3f}")
-        row["under an exact flow"] = _ends((runs["exact_bits"] - runs["bits"]).dropna(), "{:+.4f}")
+        row["under an exact flow"] = _ends(runs["error"].dropna(), "{:+.4f}")
         rows.append(row)
     title = "**The largest Lyapunov exponent of trained recurrences, and the same weights under an exact flow**"
     parts = [title, _table(rows, "Not measured."), *_on_the_way(frame), _footer(content)]
@@ -314,9 +316,8 @@ def _on_the_way(frame: pd.DataFrame) -> list[str]:
         rows = []
         for update, at in runs.groupby("update"):
             row = {"updates": f"{update:,.0f}"}
-            names = (at["model"] + ", " + at["solver"]).str.removesuffix(", ")
-            for name, of_one in at.groupby(names, sort=False):
-                row[name] = _ends((of_one["exact_bits"] - of_one["bits"]).dropna(), "{:+.4f}")
+            for name, of_one in at.groupby(at["name"], sort=False):
+                row[name] = _ends(of_one["error"].dropna(), "{:+.4f}")
                 row[f"{name}: nats a token"] = _ends(of_one["lyapunov"].dropna(), "{:+.3g}")
             rows.append(row)
         title = f"**In training at the rate {rate:g}: what an exact flow changes in bits per byte, and the exponent**"
