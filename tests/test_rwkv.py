@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import configs
 from baselines.rwkv import scan as rwkv_scan
-from baselines.rwkv.mixer import ChannelMix, TimeMix, auto_rank
+from baselines.rwkv.mixer import LARGEST_REMOVAL, ChannelMix, TimeMix, auto_rank
 from harness.checks.oracles import find_oracle
 from harness.config.errors import ConfigError
 from harness.model.backbone import LanguageModel, ModelSpec, Width
@@ -219,6 +219,20 @@ def test_the_decay_stays_within_its_bounds():
     (_, decay, _, _, removal, _), _ = mixer._vectors(x, torch.zeros_like(x), {})
     assert math.exp(-math.exp(-0.5)) - 1e-12 <= decay.min() < decay.max() <= 1
     torch.testing.assert_close(removal.norm(dim=-1), torch.ones(1, 50, 2, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(("removal", "least"), [(1.0, math.exp(-math.exp(-0.5)) - 1), (LARGEST_REMOVAL, -1.0)])
+def test_a_transition_may_turn_a_sign_and_never_grows_a_state(removal, least):
+    mixer = disturbed(TimeMix(32, 0, 1, head_dim=16, removal=removal)).double()
+    with torch.no_grad():
+        mixer.a0.fill_(50)  # every rate is 1
+        mixer.w0[:16], mixer.w0[16:] = 50, -50  # one head forgets as fast as it may, the other not at all
+    x = torch.randn(1, 50, 32, dtype=torch.float64)
+    (_, decay, _, _, unit, rate), _ = mixer._vectors(x, torch.zeros_like(x), {})
+    transitions = torch.diag_embed(decay) + unit[..., :, None] * rate[..., None, :]
+    values = torch.linalg.eigvals(transitions).real
+    assert values.abs().max() <= 1 + 1e-9
+    torch.testing.assert_close(values[:, :, 0].amin(-1), torch.full((1, 50), least, dtype=torch.float64))
 
 
 def test_bf16_autocast_keeps_the_recurrence_in_float32():

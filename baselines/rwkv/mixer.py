@@ -6,9 +6,11 @@ of the official x070 files, so that weights travel (baselines/rwkv/weights.py).
 
 import math
 from collections.abc import Callable
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from baselines.rwkv import scan as rwkv_scan
@@ -22,6 +24,9 @@ from harness.ops.shapes import expect_tokens
 
 DECAY_SCALE = math.exp(-0.5)
 """The decay is exp(-DECAY_SCALE sigmoid(.)): no channel forgets faster than 0.545 a token."""
+LARGEST_REMOVAL = 1 + math.exp(-DECAY_SCALE)
+"""Up to there the eigenvalues of a transition stay within -1 and 1."""
+Removal = Annotated[float, Field(gt=0, le=LARGEST_REMOVAL)]
 GROUP_NORM_EPS = 64e-5
 MIXES = "rwkvag"
 """What the token shift feeds: receptance, decay (w), key, value, in-context learning rate (a), gate."""
@@ -61,6 +66,11 @@ def prescribe_groups(module: nn.Module) -> None:
 class TimeMix(Mixer):
     """The token mixer of RWKV-7: a state of one N x N matrix per head, N = `head_dim`.
 
+    A token's transition is diag(w) - removal (a u) u^T, where u has unit length and the rates a lie in (0, 1). Its
+    eigenvalues are those of diag(w) - removal z z^T with z = sqrt(a) u, so between min(w) - removal and 1. The authors'
+    `removal` is 1: as w is 0.545 at least, -0.455 is the least, and a sign that changes fades. LARGEST_REMOVAL reaches
+    -1, where it stays (Grazzi et al. 2024, arXiv:2411.12537, double the delta rule's rate for the same end).
+
     Layer 0 leaves its value in shared["v_first"], and every layer above blends its own value with it. The ranks of
     the low-rank projections follow `auto_rank` where they are None. Raises ConfigError where head_dim does not divide
     d_model, and on a call above layer 0 without shared["v_first"].
@@ -73,6 +83,7 @@ class TimeMix(Mixer):
         n_layers: int = 1,
         *,
         head_dim: Dimension = 64,
+        removal: Removal = 1.0,
         decay_rank: Dimension | None = None,
         rate_rank: Dimension | None = None,
         value_rank: Dimension | None = None,
@@ -87,6 +98,7 @@ class TimeMix(Mixer):
                 f"set model.width_multiple to a multiple of {head_dim}, or change head_dim.",
             )
         self.head_dim, self.n_heads, self.kernel = head_dim, d_model // head_dim, kernel
+        self.removal = removal
         ranks = {"w": decay_rank or auto_rank(d_model, 2.5), "a": rate_rank or auto_rank(d_model, 2.5)}
         if layer > 0:
             ranks["v"] = value_rank or auto_rank(d_model, 1.7)
@@ -163,10 +175,10 @@ class TimeMix(Mixer):
         rate = torch.sigmoid(self.a0 + xa @ self.a1 @ self.a2)
         gate = torch.sigmoid(xg @ self.g1) @ self.g2
         r, k, v = self.receptance(xr), self.key(xk), self._value(xv, shared)
-        removal = F.normalize(self._heads(k * self.k_k), dim=-1)
+        unit = F.normalize(self._heads(k * self.k_k), dim=-1)
         k = k * (1 + (rate - 1) * self.k_a)
         r, decay, k, v = (self._heads(z) for z in (r, decay, k, v))
-        return (r, decay, k, v, -removal, removal * self._heads(rate)), gate
+        return (r, decay, k, v, -unit, unit * self._heads(rate * self.removal)), gate
 
     def _value(self, x: Tensor, shared: dict | None) -> Tensor:
         """The value, blended with layer 0's by a learned gate in the layers above it."""
@@ -252,9 +264,9 @@ class ChannelMix(Mixer):
         return Flops(matmul=4 * self.d_model * self.d_ff, other=2 * self.d_ff + 3 * self.d_model)
 
 
-def time_sample(draw: Draw, batch=2, heads=2, head_dim=4, layer=0) -> Sample:
+def time_sample(draw: Draw, batch=2, heads=2, head_dim=4, layer=0, removal=1.0) -> Sample:
     """A time mixing of random weights, and one token behind a state."""
-    mixer = randomised(TimeMix(heads * head_dim, layer, 2, head_dim=head_dim), draw)
+    mixer = randomised(TimeMix(heads * head_dim, layer, 2, head_dim=head_dim, removal=removal), draw)
     width = heads * head_dim
     state = {"shift": draw.normal(batch, width), "wkv": draw.normal(batch, heads, head_dim, head_dim)}
     call = Call(shared={"v_first": draw.normal(batch, width)} if layer else None)
@@ -271,7 +283,9 @@ _STEPS = "baselines.rwkv.step_numba"
 TIME_MIX_STEP = step_operation(
     "time_mix_step",
     f"{_STEPS}:time_mix_step",
-    samples=Samples(time_sample, {"batch": (1, 3), "heads": (1, 3), "head_dim": (2, 8, 17)}, ({}, {"layer": 1})),
+    samples=Samples(
+        time_sample, {"batch": (1, 3), "heads": (1, 3), "head_dim": (2, 8, 17)}, ({}, {"layer": 1}, {"removal": 1.5})
+    ),
 )
 CHANNEL_MIX_STEP = step_operation(
     "channel_mix_step",

@@ -31,7 +31,8 @@ def time_mix_step(mixer) -> Callable:
     gains = torch.stack([p["k_k"], p["k_a"], p["r_k"].flatten(), p["ln_x.weight"], p["ln_x.bias"]])
     packed = _packed([mix, bias, gains, *full, *low])
     ranks = [mixer.ranks.get(name, 0) for name in "wavg"]
-    heads, N, eps, blended = mixer.n_heads, mixer.head_dim, np.float32(mixer.ln_x.eps), mixer.layer > 0
+    heads, N, blended = mixer.n_heads, mixer.head_dim, mixer.layer > 0
+    eps, removal = np.float32(mixer.ln_x.eps), np.float32(mixer.removal)
 
     def step(x_t: Tensor, state: dict, call=UNTIMED, packed=packed) -> tuple[Tensor, dict]:
         batch, shift, wkv = len(x_t), state["shift"], state["wkv"]
@@ -42,7 +43,7 @@ def time_mix_step(mixer) -> Callable:
         v = first.float().contiguous() if blended else torch.empty_like(given[0])
         y, wkv = torch.empty_like(given[0]), torch.empty_like(given[2])
         places = [t.data_ptr() for t in (*given, v, y, wkv, packed)]
-        _time_mix(*places, blended, len(x_t), heads, N, *ranks, eps)
+        _time_mix(*places, blended, len(x_t), heads, N, *ranks, eps, removal)
         if not blended and call.shared is not None:
             call.shared["v_first"] = v
         return y, {"shift": x_t, "wkv": wkv}
@@ -84,8 +85,8 @@ def _mixed(x, previous, mix, out):
 
 
 @helper
-def _head(vectors, gains, S, S_new, eps, y):
-    """One head: S_new = S diag(decay) - (S u) (u rate)^T + v k^T with u of unit length, y = S_new r; then y is read."""
+def _head(vectors, gains, S, S_new, eps, removal, y):
+    """One head: S_new = S diag(decay) - removal (S u) (u rate)^T + v k^T and y = S_new r; then y is read. |u| = 1."""
     r, decay, k, v, rate, gate, unit = (
         vectors[0], vectors[1], vectors[2], vectors[3], vectors[4], vectors[5], vectors[6],
     )  # fmt: skip
@@ -95,7 +96,7 @@ def _head(vectors, gains, S, S_new, eps, y):
     scale = one(eps) / max(np.sqrt(total), SMALLEST_NORM)
     for j in range(N):
         unit[j] *= scale
-        rate[j] *= unit[j]
+        rate[j] *= removal * unit[j]
     for i in range(N):
         old, new, vi = S[i], S_new[i], v[i]
         removed = total = zero(eps)
@@ -173,8 +174,9 @@ def _vectors(x, previous, mix, bias, gains, full, low, value, blended, row, vect
 
 @kernel
 def _time_mix(
-    x_at, shift_at, wkv_at, v_at, y_at, new_at, packed_at, blended, batch, H, N, rank_w, rank_a, rank_v, rank_g, eps
-):
+    x_at, shift_at, wkv_at, v_at, y_at, new_at, packed_at, blended, batch, H, N, rank_w, rank_a, rank_v, rank_g,
+    eps, removal,
+):  # fmt: skip
     """Addresses of x, shift, v, y (batch, C), the states (batch, H, N, N) and the weights in `time_mix_step`'s order.
 
     v: the value of layer 0, filled in that layer and read in those above (blended).
@@ -204,7 +206,7 @@ def _time_mix(
         _vectors(x[n], shift[n], mix, bias, gains, full, low, value[n], blended, row, vectors)
         for h in range(H):
             head = vectors[:, h * N : (h + 1) * N]
-            _head(head, gains[2:, h * N : (h + 1) * N], S[n, h], S_new[n, h], eps, out[h * N : (h + 1) * N])
+            _head(head, gains[2:, h * N : (h + 1) * N], S[n, h], S_new[n, h], eps, removal, out[h * N : (h + 1) * N])
         matvec(W_o, out, y[n])
 
 
