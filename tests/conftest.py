@@ -52,8 +52,8 @@ def pytest_collection_modifyitems(config, items):
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
-TOGETHER = re.compile(r"tests/test_(?:operations\.py::test_\w+\[(\w+-\w+)[-\]]|numba_math\.py)")
-"""Tests, by their ids, that need one compilation: of one kernel of one operation, or of the functions of kernels."""
+TOGETHER = re.compile(r"tests/test_(?:operations\.py::test_\w+\[(\w+-\w+)[-\]]|numba_math\.py|processes\.py)")
+"""Tests, by their ids, that need one compilation, of one kernel or of the functions of kernels, or one dear fixture."""
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -244,6 +244,7 @@ def test_the_question_is_that_of_the_readme():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_six_hundred_runs_stay_one_light_page(tmp_path):
     originals = sorted(path.parent for path in (ROOT / "results").glob("*/result.json"))
     for number in range(RUNS):

@@ -197,7 +197,11 @@ def test_every_architecture_trains_and_infers_by_kernels_on_the_cpu(architecture
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "lines"),
-    [(["model=ltc"], []), (["model=ltc_published"], []), (["model=ltc", "gradient=backprop"], ["gradient=backprop"])],
+    [
+        (["model=ltc"], []),
+        pytest.param(["model=ltc_published"], [], marks=pytest.mark.long),
+        (["model=ltc", "gradient=backprop"], ["gradient=backprop"]),
+    ],
     ids=" ".join,
 )
 def test_a_run_says_that_no_kernel_serves_it_before_it_evaluates(overrides, lines, tmp_path):

@@ -26,7 +26,10 @@ def cfc(**options) -> WiredCfC:
     return WiredCfC(6, **{**SIZES, **options}).double()
 
 
-KINDS = pytest.mark.parametrize(("mode", "mixed_memory"), [*((mode, True) for mode in HEADS), ("default", False)])
+KINDS = pytest.mark.parametrize(
+    ("mode", "mixed_memory"),
+    [*((mode, True) for mode in HEADS), pytest.param("default", False, marks=pytest.mark.long)],
+)
 
 
 def tokens(batch=3, length=7, width=6):

@@ -37,6 +37,8 @@ def commands(program: str) -> list[list[str]]:
     return [shlex.split(line)[len(program.split()) :] for line in sorted(LINES) if line.startswith(program)]
 
 
+@pytest.mark.slow
+@pytest.mark.long
 def test_the_generated_sections_are_what_the_records_give(monkeypatch, capsys):
     monkeypatch.chdir(run.ROOT)
     status, said = analysis.main(["--pages", "--check"]), capsys.readouterr()
@@ -97,6 +99,14 @@ def test_a_clean_checkout_without_torch_makes_every_published_file_again_byte_fo
     figures = [path.name for path in written if path.suffix in (".png", ".pdf")]
     published, own = tmp_path / "results" / "reports", tmp_path / "reports"  # the second command draws them once more
     assert [name for name in figures if (published / name).read_bytes() != (own / name).read_bytes()] == []
+    assert_a_row_for_every_run((own / "runs.csv").read_text().splitlines()[1:])
+
+
+def assert_a_row_for_every_run(rows: list[str]) -> None:
+    recorded = {path.parent.name.rsplit("-", 1)[1] for path in (run.ROOT / "results").glob("*/result.json")}
+    compared = recorded - search.keys(run.ROOT / "results")
+    assert compared
+    assert {key for key in recorded if any(key in row for row in rows)} == compared
 
 
 def told_commands() -> set[str]:
@@ -144,16 +154,6 @@ def test_every_shared_record_counts_and_a_clean_commit_made_it():
     known = records.load([run.ROOT / "results"])
     assert known.refused == []
     assert records.unclean(known.runs) == []
-
-
-def test_the_shared_records_make_a_table_with_every_run(monkeypatch, tmp_path):
-    monkeypatch.chdir(run.ROOT)
-    recorded = {path.parent.name.rsplit("-", 1)[1] for path in (run.ROOT / "results").glob("*/result.json")}
-    compared = recorded - search.keys(run.ROOT / "results")
-    assert compared
-    assert analysis.main(["results", "--output", str(tmp_path)]) == 0
-    rows = (tmp_path / "runs.csv").read_text().splitlines()[1:]
-    assert {key for key in recorded if any(key in row for row in rows)} == compared
 
 
 def run_commands():

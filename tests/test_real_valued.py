@@ -89,7 +89,9 @@ def experiment(model: str, task: Task, records, **changes) -> tuple[Experiment, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["ltc", "gru", "transformer", "mamba"])
+@pytest.mark.parametrize(
+    "model", ["ltc", *(pytest.param(name, marks=pytest.mark.long) for name in ("gru", "transformer", "mamba"))]
+)
 def test_a_regression_is_learnt_and_recorded(model, tmp_path):
     made, config = experiment(model, Waves(), tmp_path)
     result = made.run(config, say=lambda line: None)

@@ -128,7 +128,7 @@ BAD_INPUTS = {
     "no such path": (["task.path={}/nowhere.txt"], ["nowhere.txt"]),
     "unwritable folder": (["records={}/file/runs"], ["file/runs"]),
     "size beyond memory": (["size.params=1000000000000"], ["size.params=1000000000000", "16,000 GB"]),
-    "more layers than parameters": (["size.params=1000", "size.n_layers=128"], ["size.n_layers=128", "nearest"]),
+    "more layers than parameters": (["size.params=1000", "size.n_layers=32"], ["size.n_layers=32", "nearest"]),
     "unreachable size": (["model=transformer", "size.params=1000"], ["size.params=1000", "nearest"]),
     "gate around a mixer with its own": (["model=rwkv", "block=gated"], ["TimeMix", "block=transformer"]),
     "two budgets": (["trainer.epochs=2"], ["trainer.tokens=1024 and trainer.epochs=2", "trainer.tokens=null"]),
@@ -187,9 +187,9 @@ def test_newtons_method_over_time_is_checked_and_counted(monkeypatch, tmp_path, 
 
 @pytest.mark.slow
 def test_a_sweep_states_its_grid(monkeypatch, tmp_path, tiny):
-    command(monkeypatch, "-m", "model=lstm,gru", "seed=0,1", *tiny)
+    command(monkeypatch, "-m", "model=lstm,gru", "seed=1", *tiny)
     names = sorted(path.parent.name.rsplit("-", 1)[0] for path in (tmp_path / "runs").glob("*/result.json"))
-    assert len(names) == 4
+    assert [name[:4] for name in names] == ["gru-", "lstm"]
 
 
 @pytest.mark.slow
