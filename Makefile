@@ -4,12 +4,16 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: run test test-long check lint tables peers bench gpu mutation kills clean
+.PHONY: run test suite test-long check lint tables peers bench gpu mutation kills clean
 
 run: $(VENV)/.installed
 	$(BIN)/python run.py model=ltc solver=rk4
 
-test: $(VENV)/.installed-test lint
+# Types take a minute of one processor, which the tests' two workers do not need all of.
+test: $(VENV)/.installed-test
+	$(MAKE) --jobs=2 lint suite
+
+suite: $(VENV)/.installed-test
 	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(BIN)/python -m pytest
 
 # With the tests of many runs, of killed and of stopped sweeps, of every sweep's cost, and with more mutants and drawings.
