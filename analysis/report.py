@@ -14,6 +14,7 @@ from analysis import (
     claims,
     cost,
     downstream,
+    drops,
     example,
     figures,
     frame,
@@ -41,6 +42,8 @@ ASKED = ("ltc", "mtlnn", "m1", "transformer", "mamba", "rwkv")
 """The models that the question names."""
 ROOM = 6
 """Rows of the headline, which stands in the README."""
+DROPS = "drops-"
+"""How the names of the figures of dropped steps begin."""
 PARTS = {
     "loss_by_position": ("Loss by position", "position in the context (tokens)"),
     "extrapolation": ("Beyond the trained length", "length evaluated (tokens)"),
@@ -125,7 +128,10 @@ def build(
         tables.tuning(runs),
         search.tables(records.runs, measured.parent),
         [table for size in sizes if (table := memory.table(contexts, size))],
-        _memory_plots(contexts, sizes, looks) | _quality_plots(chosen, shown, looks, beside) | drawn,
+        _memory_plots(contexts, sizes, looks)
+        | _quality_plots(chosen, shown, looks, beside)
+        | _drop_plots(chosen, looks)
+        | drawn,
         example.summary(example.kept(measured.parent) or chosen),
         models.table(records.runs),
         judged,
@@ -207,6 +213,15 @@ def _quality_plots(
     return plots
 
 
+def _drop_plots(records: list[Record], looks: dict[str, Style]) -> dict[str, Plot]:
+    plots = {}
+    for (task, size), (metric, found) in sorted(drops.curves(records).items()):
+        ylabel, xlabel = f"{metric.replace('_', ' ')} (test)", "steps left (%), with the true time between them"
+        draw = partial(figures.quality, found, looks, xlabel=xlabel, ylabel=ylabel)
+        plots[f"{DROPS}{task}-{size}"] = Plot(f"Dropped steps, {task}, {size} parameters", draw)
+    return plots
+
+
 def write(report: Report, output: Path) -> list[Path]:
     """Writes all tables and figures, and runs.csv with one row a run, into the folder `output`."""
     output.mkdir(parents=True, exist_ok=True)
@@ -243,7 +258,7 @@ def sections(report: Report, output: Path, page: Path) -> dict[str, str]:
     """The sections that a page may show, by name.
 
     example, architectures (the table of models), comparison, synthetic, tuning, search, memory, downstream (scores of
-    published tasks), figures; headline and
+    published tasks), figures, drops (those of dropped steps); headline and
     figure, the comparison of the most seeds and the figure of their states; findings, and verdict, the foremost of
     them; quality, scaling, learning-rates, field, liquid, cost and serving; the bench's kernels, models and newton;
     claims, of docs/claims.yaml; mtlnn, from the formula of its recurrence.
@@ -265,7 +280,8 @@ def sections(report: Report, output: Path, page: Path) -> dict[str, str]:
         "search": [render.markdown(table) for table in report.search],
         "downstream": [render.markdown(table) for table in report.downstream],
         "memory": [render.markdown(table) for table in report.memory],
-        "figures": [image for name, image in images.items() if name not in judged],
+        "figures": [image for name, image in images.items() if name not in judged and not name.startswith(DROPS)],
+        "drops": [image for name, image in images.items() if name.startswith(DROPS)],
         "findings": [findings.markdown(report.findings)],
         "verdict": [findings.headline(report.findings)],
         "claims": [render.markdown(report.claims)],
