@@ -136,15 +136,21 @@ def read(path: Path = FILE) -> list[Claim]:
 
 
 def answer(claims: Iterable[Claim], records: Iterable[Record], measured: Path) -> list[Answer]:
-    """What the records say of each claim; their p are adjusted together.
+    """What the records say of each claim; the p of those that one sweep answers are adjusted together.
 
     measured: the bench's folder, beside which the runs of each sweep are listed.
     """
     known = by_key(records)
     listed = cache(partial(_jobs, measured.parent))
     found = [_answer(claim, known, measured, listed(claim.sweep)) for claim in claims]
-    adjusted = holm([None if one.diverged else one.difference.p for one in found])
-    return [replace(one, p=p) for one, p in zip(found, adjusted, strict=True)]
+    families: dict[str, list[int]] = {}
+    for at, one in enumerate(found):
+        families.setdefault(one.claim.sweep, []).append(at)
+    for family in families.values():
+        adjusted = holm([None if found[at].diverged else found[at].difference.p for at in family])
+        for at, p in zip(family, adjusted, strict=True):
+            found[at] = replace(found[at], p=p)
+    return found
 
 
 def _jobs(results: Path, sweep: str) -> list[on_disk.Job]:
@@ -283,8 +289,8 @@ def table(answers: Sequence[Answer], sweeps: Path = ROOT / "sweeps") -> Table:
         "One rule: a claim holds where the difference that it states is significant, does not hold where one of the "
         f"other sign is, and is {OPEN} else, or where a run diverged; it is {NOT_MEASURED} with fewer than "
         f"{LEAST_SEEDS} seeds in common. Significant: p < {ALPHA:g} by the t-test over differences paired by seed, "
-        "adjusted by Holm's method over this table, or a difference that is the same with every seed. Of a timing: all "
-        "rounds on one side of what is claimed. Intervals of figures: of the mean, by the bootstrap (BCa); of "
+        "adjusted by Holm's method over the claims of its sweep, or a difference that is the same with every seed. Of "
+        "a timing: all rounds on one side of what is claimed. Intervals: of figures, of the mean by the bootstrap; of "
         "differences: of Student's t. Rates: how many learning rates were tried for ours, the best chosen on "
         "validation. Hours: of one worker, for the sweep and the one that it takes its rates from.",
         f"Sources: {'; '.join(sources)}.",

@@ -77,6 +77,16 @@ def test_a_claim_is_judged_by_one_rule(tmp_path, case):
     assert answered(tmp_path, recorded(tmp_path, metric, a=ours, b=against), **more).verdict == verdict
 
 
+def test_claims_that_one_sweep_answers_are_adjusted_together(tmp_path):
+    records = recorded(tmp_path, LOWER, a=LESS, b=NEAR)
+    alone, *both = (
+        [one.p for one in claims.answer([claim()] * count, records, tmp_path / "bench")] for count in (1, 2)
+    )
+    assert both == [[2 * alone[0]] * 2]
+    others = [claim(), claim(sweep="another")]
+    assert [one.p for one in claims.answer(others, records, tmp_path / "bench")] == [alone[0], None]
+
+
 def test_a_sweep_that_nobody_started_leaves_its_claim_not_measured_with_its_cost(tmp_path):
     (tmp_path / "planted.yaml").write_text(
         "sweep: {choose: {trainer.learning_rate: {sweep: rates}}, cost: {hours: 2.0}}"
