@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from arch.cfc.mixer import CfC
 from arch.field import Field, Gate
-from arch.gradients import scan
+from arch.gradients import Adjoint, scan
 from arch.ltc.mixer import LTC
 from arch.ltc.scan import LIQUID_SCAN
 from arch.solvers import Exponential, RungeKutta, SemiImplicit, Solver
@@ -38,6 +38,12 @@ def liquid_scan(device: torch.device) -> Comparison:
         Contestant("torch loop", lambda *size: _loop(*size, device), most_tokens=LOOP_TOKENS),
         Contestant(f"torch.compile, {COMPILED_TOKENS} tokens a call", _compiled(device), most_tokens=LOOP_TOKENS),
         Contestant("torchdiffeq rk4", lambda *size: _torchdiffeq(*size, device), most_tokens=LOOP_TOKENS),
+        Contestant(
+            "torchdiffeq rk4, adjoint",
+            lambda *size: _scanning(partial(Adjoint().scan, RungeKutta("rk4")), _field(*size, device)),
+            most_tokens=LOOP_TOKENS,
+            exact=lambda *size: _torchdiffeq(*size, device),
+        ),
         Contestant("pararnn-torch ParaCfC", lambda *size: para_cfc(*size, device), needs=("pararnn",)),
     ]
     note = (

@@ -295,6 +295,10 @@ def test_the_contestants_of_the_liquid_scan_compute_the_same_thing():
     torch.testing.assert_close(fused, loop)
     rk4, peer = (contestants[n].make(2, 5, 16).run() for n in ("fused, rk4", "torchdiffeq rk4"))
     torch.testing.assert_close(rk4, peer, atol=5e-3, rtol=0)  # theirs is the 3/8 rule
+    adjoint = contestants["torchdiffeq rk4, adjoint"]
+    torch.testing.assert_close(adjoint.make(2, 5, 16).run(), peer)
+    assert gradients.error(contestants["torchdiffeq rk4"], 1, 8, 16, CPU) < 1e-5
+    assert gradients.error(adjoint, 1, 8, 16, CPU) > 1e-3
 
 
 def test_checks_that_fail_are_not_timed(monkeypatch):
