@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from analysis import context as contexts
 from analysis import figures
 from analysis.curve import Curve
 from analysis.render import Table, si_bytes
@@ -15,7 +16,7 @@ from harness.config.errors import RecordError
 
 TRAINED_ALIKE = ["model", "solver", "params", "task", "learning_rate"]
 """What the runs that the subject `dynamics` averages share."""
-SUBJECTS = ("kernels", "models", "newton", "checks", "gradients", "sessions", "edge", "dynamics")
+SUBJECTS = ("kernels", "models", "newton", "checks", "gradients", "sessions", "edge", "dynamics", "context")
 FIGURES = (
     "Newton's method over time against the fused sequential scan",
     "Newton's method over time against the fused sequential scan, on a GPU",
@@ -23,13 +24,18 @@ FIGURES = (
 """Titles of the figures of Newton's method: on the CPU, on a GPU."""
 FORWARD = ", forward alone"
 NOT_MEASURED = "*Not measured yet: `make bench`.*\n"
+OF_RUNS = {
+    subject: f"*Not measured yet: `python -m bench {subject} runs/RUN ...`, with weights.*\n"
+    for subject in ("dynamics", "context")
+}
+"""The same of subjects that measure nothing but trained runs."""
 UNITS = {6: "M", 3: "k", 0: ""}
 Row = dict[Any, Any]
 """What was measured, by name."""
 
 
 def sections(measured: Path, images: str) -> dict[str, str]:
-    """The generated sections kernels, models, newton, checks, gradients, sessions, edge and dynamics.
+    """The generated sections kernels, models, newton, checks, gradients, sessions, edge, dynamics and context.
 
     measured: the bench's folder. images: where the figures stand, as a page names that folder. A device's tables follow
     the CPU's; a subject that was not measured is the command that measures it.
@@ -37,7 +43,7 @@ def sections(measured: Path, images: str) -> dict[str, str]:
     made = {}
     for subject in SUBJECTS:
         found = [path for path in files(measured, subject) if path.exists()]
-        made[subject] = "\n".join(TABLES[subject](read(path)) for path in found) or NOT_MEASURED
+        made[subject] = "\n".join(TABLES[subject](read(path)) for path in found) or OF_RUNS.get(subject, NOT_MEASURED)
     for path, title in _drawn(measured):
         made["newton"] += f"\n![{title}]({images}/{path.stem}.png)\n"
     return made
@@ -325,6 +331,15 @@ def _on_the_way(frame: pd.DataFrame) -> list[str]:
     return parts
 
 
+def context(content: dict) -> str:
+    """Bits per byte of trained models of texts by the context that they read, over the seeds: a table a budget."""
+    tables = contexts.tables(content)
+    if not tables:
+        return OF_RUNS["context"]
+    parts = [part for title, rows in tables for part in (f"**{title}**", _markdown(pd.DataFrame(rows).fillna("")))]
+    return "\n\n".join([*parts, contexts.NOTE, _footer(content)]) + "\n"
+
+
 def _ends(values: pd.Series, form: str) -> str:
     """The mean and the least and the greatest; nothing of none."""
     ends = f" ({form} to {form})".format(values.min(), values.max()) if len(values) > 1 else ""
@@ -408,4 +423,4 @@ def _markdown(table: pd.DataFrame) -> str:
 
 
 TABLES = {"kernels": kernels, "models": models, "newton": newton, "checks": checks, "gradients": gradients}
-TABLES |= {"sessions": sessions, "edge": edge, "dynamics": dynamics}
+TABLES |= {"sessions": sessions, "edge": edge, "dynamics": dynamics, "context": context}

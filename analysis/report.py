@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from analysis import (
     bench,
     claims,
+    context,
     cost,
     downstream,
     drops,
@@ -28,6 +29,7 @@ from analysis import (
     search,
     selection,
     tables,
+    tracking,
     verdict,
 )
 from analysis.findings import evidence
@@ -60,6 +62,7 @@ class Report:
     has. figures: by the stem of their files. example: one run's summary. models: the table of models, in Markdown.
     verdict: what docs/comparison.md shows. downstream: scores of published tasks. measured: the bench's folder.
     findings: what all that says, a sentence each. claims: what was published, beside what the records say of it.
+    tracking: the same of what theory says of state tracking.
     """
 
     runs: pd.DataFrame
@@ -77,6 +80,7 @@ class Report:
     measured: Path
     findings: list[Finding]
     claims: Table
+    tracking: Table
 
 
 @dataclass(frozen=True)
@@ -119,7 +123,9 @@ def build(
     lines = {text: references.best(known) for text, known in recorded.items()}
     known = evidence.gather(compared, runs, measured, largest.name if largest else "")
     known = replace(known, lines=lines, laws=judged.laws)
+    theory = tracking.read()
     drawn = {stem: Plot(title, draw) for stem, (title, draw) in verdict.everything(judged)[1].items()}
+    by_context = context.plots(bench.content(measured, "context"))
     return Report(
         _without_test_of_others(runs),
         [references.below(table, beside.get(table.name, ())) for table in comparison],
@@ -131,6 +137,7 @@ def build(
         _memory_plots(contexts, sizes, looks)
         | _quality_plots(chosen, shown, looks, beside)
         | _drop_plots(chosen, looks)
+        | {stem: Plot(title, draw) for stem, (title, draw) in by_context.items()}
         | drawn,
         example.summary(example.kept(measured.parent) or chosen),
         models.table(records.runs),
@@ -139,6 +146,7 @@ def build(
         measured,
         findings.build(known),
         claims.table(claims.answer(claims.read(), records.runs, measured)),
+        tracking.table(theory, tracking.measure(theory, records.runs, measured.parent)),
     )
 
 
@@ -235,6 +243,7 @@ def write(report: Report, output: Path) -> list[Path]:
         *report.memory,
         *report.downstream,
         report.claims,
+        report.tracking,
         *verdict.everything(report.verdict)[0],
     ]:
         paths += render.write(table, output)
@@ -261,7 +270,7 @@ def sections(report: Report, output: Path, page: Path) -> dict[str, str]:
     published tasks), figures, drops (those of dropped steps); headline and
     figure, the comparison of the most seeds and the figure of their states; findings, and verdict, the foremost of
     them; quality, scaling, learning-rates, field, liquid, cost and serving; the bench's kernels, models and newton;
-    claims, of docs/claims.yaml; mtlnn, from the formula of its recurrence.
+    claims, of docs/claims.yaml; tracking, of docs/theory.yaml; mtlnn, from the formula of its recurrence.
     """
     folder = Path(os.path.relpath(output, page.parent)).as_posix()
     images = {name: f"![{plot.title}]({folder}/{name}.png)" for name, plot in report.figures.items()}
@@ -285,6 +294,7 @@ def sections(report: Report, output: Path, page: Path) -> dict[str, str]:
         "findings": [findings.markdown(report.findings)],
         "verdict": [findings.headline(report.findings)],
         "claims": [render.markdown(report.claims)],
+        "tracking": [render.markdown(report.tracking)],
         "mtlnn": [render.markdown(mtlnn.table())],
     } | verdict.sections(report.verdict, images)
     made = {name: "\n".join(parts) or NOTHING for name, parts in texts.items()}

@@ -11,7 +11,7 @@ import yaml
 from analysis.bench import SUBJECTS, TABLES
 from analysis.references import REFERENCES
 from analysis.references import table as references_table
-from bench import checks, dynamics, edge, gradients, kernels, models, newton, references, sessions
+from bench import checks, context, dynamics, edge, gradients, kernels, models, newton, references, sessions
 from bench.store import Store
 from bench.targets import Target
 from bench.timing import Limits
@@ -20,7 +20,7 @@ from harness.config.errors import UserError
 from harness.machine.runtime import one_precision, use_threads
 
 ROOT = Path(__file__).resolve().parents[1]
-OF_RUNS = {"edge": edge.run, "dynamics": dynamics.run}
+OF_RUNS = {"edge": edge.run, "dynamics": dynamics.run, "context": context.run}
 """Subjects that measure runs, which the command names, on the CPU alone."""
 RUN = {
     "kernels": kernels.run,
@@ -46,7 +46,8 @@ def arguments(given: list[str] | None) -> argparse.Namespace:
         "given",
         nargs="*",
         metavar="task|run",
-        help="references: the text, as run.py takes it (default: task=sotu); edge, dynamics: folders of trained runs",
+        help="references: the text, as run.py takes it (default: task=sotu); "
+        f"{', '.join(OF_RUNS)}: folders of trained runs",
     )
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--out", type=Path, help="where to keep them (default: results/bench; with --quick nowhere)")
@@ -54,9 +55,7 @@ def arguments(given: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="one small cell, to see that everything runs")
     options = parser.parse_args(given)
     if options.given and options.subject not in (REFERENCES, *OF_RUNS):
-        parser.error(
-            f"{' '.join(options.given)}: only `references` takes a task, and {' and '.join(OF_RUNS)} take runs"
-        )
+        parser.error(f"{' '.join(options.given)}: only `references` takes a task, and {', '.join(OF_RUNS)} take runs")
     if options.subject in OF_RUNS and options.device != "cpu":
         parser.error(f"{options.subject}: it is measured on the CPU")
     if options.out is None and not options.quick:

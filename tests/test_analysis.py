@@ -700,7 +700,9 @@ def test_the_command_writes_everything_and_never_imports_torch(folder, tmp_path)
     drawn = ("memory-1m", "loss-by-position-sotu-1m", "extrapolation-sotu-1m")
     judged = ("quality-sotu-1m", "scaling-sotu", "field", "liquid", "cost-measured", "cost-extrapolated")
     assert written == {"runs.csv", *(f"{stem}.{suffix}" for stem in drawn for suffix in ("png", "pdf"))} | {
-        f"{stem}.{suffix}" for stem in ("sotu-1m", "memory-1m", "claims", *judged) for suffix in ("md", "tex", "csv")
+        f"{stem}.{suffix}"
+        for stem in ("sotu-1m", "memory-1m", "claims", "tracking", *judged)
+        for suffix in ("md", "tex", "csv")
     }
     assert len(pd.read_csv(tmp_path / "out" / "runs.csv")) == 7
 
