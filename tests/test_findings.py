@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -396,6 +397,20 @@ def test_a_command_tells_what_was_another_recipe_than_todays(tmp_path):
     (command,) = evidence.commands(known(tmp_path).of("sotu-1m", "transformer"))
     told = "model.tie_embeddings=false trainer.beta2=0.5 trainer.clip_norm=null"
     assert command == f"python run.py model=transformer trainer.learning_rate=0.001 {told} size=1m task=sotu seed=0"
+
+
+def test_a_command_tells_how_its_task_was_set(tmp_path):
+    path = write_run(tmp_path, "transformer", 0)
+    usual = yaml.safe_load((evidence.CONF / "task" / "sotu.yaml").read_text())
+    kept = {f"task__{key}": value for key, value in usual.items() if key != "_target_"}
+    change(path, "config", **kept)
+    (command,) = evidence.commands(known(tmp_path).of("sotu-1m", "transformer"))
+    assert "task." not in command
+    path = write_run(tmp_path, "mamba", 0)
+    change(path, "result", task="mqar")
+    change(path, "config", task__name="mqar", task__num_kv_pairs=8, task__mixture=[[8, 1, 1], [16, 2, 2]])
+    (command,) = evidence.commands(known(tmp_path).of("mqar-1m", "mamba"))
+    assert shlex.split(command)[-4:-1] == ["task=mqar", "task.mixture=[[8, 1, 1], [16, 2, 2]]", "task.num_kv_pairs=8"]
 
 
 def test_nothing_recorded_is_said_of_every_finding(tmp_path):

@@ -1,5 +1,6 @@
 """What findings are made from: the chosen runs by variant, their figures by seed, and commands that repeat them."""
 
+import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
@@ -215,22 +216,37 @@ def _overrides(variant: Variant, keys: Iterable[str]) -> dict[str, list[str]]:
     today = _today(variant.model)
     for key in sorted(today.keys() & config.keys() - values.keys()):
         if is_tuned(key, RECIPE) and not key.endswith("_target_") and config[key] != today[key]:
-            values[key] = [yaml.safe_dump(config[key]).partition("\n")[0]]
+            values[key] = [_written(config[key])]
     values |= {"size": [result["size"]], "task": [result["task"]]}
+    for key, usual in sorted(_usual(result["task"]).items()):
+        if key in config and config[key] != usual and not str(usual).startswith("${"):
+            values[key] = [_written(config[key])]
     return values | {"seed": [str(record.result["seed"]) for record in variant.records]}
+
+
+def _written(value: Any) -> str:
+    """A value of a flat configuration as a command gives it."""
+    return value if isinstance(value, str) else yaml.safe_dump(value).partition("\n")[0]
+
+
+def _conf(path: str) -> dict[str, Any]:
+    """What a file of conf/ gives itself; nothing where there is no such file."""
+    file = CONF / path
+    found = yaml.safe_load(file.read_text(encoding="utf-8")) if file.exists() else {}
+    return {key: value for key, value in found.items() if key not in ("defaults", "_target_")}
 
 
 @cache
 def _today(model: str) -> dict[str, Any]:
     """What conf/ gives a run of this model unless it is told otherwise, as far as it stands in its files: flat."""
+    shared = frame.flatten({"trainer": _conf("trainer/default.yaml"), "model": _conf("backbone.yaml")})
+    return shared | frame.flatten({"model": _conf(f"model/{model}.yaml")})
 
-    def read(path: str) -> dict:
-        file = CONF / path
-        return yaml.safe_load(file.read_text(encoding="utf-8")) if file.exists() else {}
 
-    own = {key: value for key, value in read(f"model/{model}.yaml").items() if key != "defaults"}
-    shared = frame.flatten({"trainer": read("trainer/default.yaml"), "model": read("backbone.yaml")})
-    return shared | frame.flatten({"model": own})
+@cache
+def _usual(task: str) -> dict[str, Any]:
+    """What conf/ gives a task unless it is told otherwise: flat."""
+    return frame.flatten({"task": _conf(f"task/{task}.yaml")})
 
 
 def _merged(wanted: list[dict[str, list[str]]]) -> dict[str, list[str]] | None:
@@ -244,4 +260,5 @@ def _merged(wanted: list[dict[str, list[str]]]) -> dict[str, list[str]] | None:
 
 def _command(values: dict[str, list[str]]) -> str:
     many = "-m " if any(len(known) > 1 for known in values.values()) else ""
-    return f"python run.py {many}" + " ".join(f"{key}={','.join(known)}" for key, known in values.items())
+    given = (shlex.quote(f"{key}={','.join(known)}") for key, known in values.items())
+    return f"python run.py {many}" + " ".join(given)
