@@ -33,6 +33,13 @@ WHOLE = re.compile(
 ESSENTIAL = re.compile(r"-(?:numba|triton)-results-float32|-torch-")
 """What `make test` asks of every kernel, by the ids of the conformance tests: values and gradients."""
 
+DEAR = re.compile(
+    r"test_a_change_in_any_path_of_a_mixer_is_caught\[(?:mtlnn|m1)\]"
+    r"|test_the_reference_and_the_fused_kernel_give_the_same_training_curve\[(?!ltc\])"
+    r"|test_a_kernel_conforms\[\w+-triton-results-float32-(?:states=\d+,)?kind="
+)
+"""What it leaves to `make test-long` of tests that it makes of others: each takes a second to half a minute."""
+
 
 def pytest_collection_modifyitems(config, items):
     """Marks as slow the files of WHOLE, and whatever names Triton, whose interpreter and compiler take seconds a call.
@@ -43,7 +50,8 @@ def pytest_collection_modifyitems(config, items):
     later = pytest.mark.skip(reason="takes a minute or more of both processors: make test-long")
     all_wanted = os.environ.get("LIQUIDBENCH_LONG") or config.getoption("markexpr") == "oracles"
     for item in items:
-        if "test_a_kernel_conforms" in item.nodeid and not ESSENTIAL.search(item.nodeid):
+        conforms = "test_a_kernel_conforms" in item.nodeid
+        if DEAR.search(item.nodeid) or (conforms and not ESSENTIAL.search(item.nodeid)):
             item.add_marker(pytest.mark.long)
         if "triton" in item.nodeid.lower() or WHOLE.search(item.nodeid):
             item.add_marker(pytest.mark.slow)

@@ -22,7 +22,7 @@ import run
 from harness.config.errors import UserError
 from harness.model import sizing
 
-EXAMPLES = int(os.environ.get("LIQUIDBENCH_FUZZ", "60"))
+EXAMPLES = int(os.environ.get("LIQUIDBENCH_FUZZ", "40"))
 SECONDS = 120
 """A configuration that takes longer to check hangs."""
 GROUPS = sorted(path for path in (run.ROOT / "conf").glob("*/*.yaml") if path.parent.name != "bench")
