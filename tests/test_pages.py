@@ -119,7 +119,8 @@ def told_commands() -> set[str]:
 def covering(command: str) -> list[tuple[str, ...]]:
     """The overrides of a few runs of a command of run.py that hold every value of its lists, seeds aside, once."""
     given = dict(part.split("=", 1) for part in shlex.split(command)[2:] if part != "-m")
-    values = {key: text.split(",")[: 1 if key == "seed" else None] for key, text in given.items()}
+    listed = {key: [text] if text.startswith("[") else text.split(",") for key, text in given.items()}
+    values = {key: known[: 1 if key == "seed" else None] for key, known in listed.items()}
     most = max(map(len, values.values()))
     return [tuple(f"{key}={known[turn % len(known)]}" for key, known in values.items()) for turn in range(most)]
 
@@ -129,6 +130,9 @@ def test_a_few_runs_hold_every_value_of_a_command():
         ("model=a", "size=1", "seed=0"),
         ("model=b", "size=2", "seed=0"),
         ("model=a", "size=3", "seed=0"),
+    ]
+    assert covering("python run.py task=mqar 'task.mixture=[[8, 1, 1]]' seed=0") == [
+        ("task=mqar", "task.mixture=[[8, 1, 1]]", "seed=0")
     ]
 
 
