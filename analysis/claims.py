@@ -1,7 +1,6 @@
 """What was published of liquid models, from docs/claims.yaml, beside what the runs of each claim's sweep say."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any, Literal
 
 import pandas as pd
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from analysis import bench, schema, search, selection
 from analysis.entries import higher_is_better
@@ -17,7 +16,6 @@ from analysis.findings.evidence import METRICS
 from analysis.records import Record, by_key
 from analysis.render import MISSING, NOT_MEASURED, Table
 from analysis.statistics import ALPHA, LEAST_SEEDS, Difference, holm, interval, paired, power, summarise
-from harness.config.errors import RecordError
 from harness.records import sweep as on_disk
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -31,13 +29,7 @@ Selection = dict[str, str | int | float | bool | None]
 """Overrides that a run of the sweep was given, a list of rates aside; null: a key that it was not given."""
 
 
-class Part(BaseModel):
-    """A part of the file: keys that it does not know are mistakes."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Timing(Part):
+class Timing(schema.Written):
     """A claim on speed, answered by the bench: `ours` takes less of `key` than `against`, `times` times less.
 
     ours, against: what a row of the subject's file in results/bench/ has; against may be a number.
@@ -50,7 +42,7 @@ class Timing(Part):
     times: float = Field(1.0, gt=0)
 
 
-class Claim(Part):
+class Claim(schema.Written):
     """One claim: that `ours` is better than `against` in a figure, by `by` at least.
 
     source, at: who claims it, and the address. theirs: the figures that they state. sweep: whose runs answer it, of
@@ -67,7 +59,7 @@ class Claim(Part):
     sweep: str = ""
     figure: Literal["test", "whole sequences", "state exponent", "slowest token in ms", "share diverged"] = "test"
     length: int | None = None
-    ours: Selection = {}
+    ours: Selection = Field(default_factory=dict)
     against: Selection | float = 0.0
     by: float = 0.0
     worse: bool = False
@@ -141,7 +133,7 @@ def answer(claims: Iterable[Claim], records: Iterable[Record], measured: Path) -
     measured: the bench's folder, beside which the runs of each sweep are listed.
     """
     known = by_key(records)
-    listed = cache(partial(_jobs, measured.parent))
+    listed = cache(partial(search.jobs, measured.parent))
     found = [_answer(claim, known, measured, listed(claim.sweep)) for claim in claims]
     families: dict[str, list[int]] = {}
     for at, one in enumerate(found):
@@ -151,13 +143,6 @@ def answer(claims: Iterable[Claim], records: Iterable[Record], measured: Path) -
         for at, p in zip(family, adjusted, strict=True):
             found[at] = replace(found[at], p=p)
     return found
-
-
-def _jobs(results: Path, sweep: str) -> list[on_disk.Job]:
-    """The runs that a sweep is listed with; none of one that has not started."""
-    with suppress(RecordError):
-        return on_disk.read([results], sweep).jobs if sweep else []
-    return []
 
 
 def _answer(claim: Claim, known: Mapping[str, Sequence[Record]], measured: Path, jobs: Sequence[on_disk.Job]) -> Answer:

@@ -9,7 +9,6 @@ from matplotlib.figure import Figure
 
 from analysis import figures
 from analysis.curve import Curve
-from analysis.statistics import summarise
 from analysis.styles import styles
 
 COMPARED = ["task", "corpus", "size", "longest", "scored", "places"]
@@ -91,10 +90,8 @@ def _by_length(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _curve(label: str, rows: pd.DataFrame) -> Curve:
-    at = {int(str(length)): summarise(values) for length, values in _by_length(rows).items()}
-    means = {length: summary.mean for length, summary in at.items() if summary.mean is not None}
-    spread = {length: summary.std for length, summary in at.items() if summary.std is not None}
-    return Curve(label, rows["model"].iloc[0], means, spread)
+    found = {int(str(length)): values for length, values in _by_length(rows).items()}
+    return Curve.over_seeds(label, rows["model"].iloc[0], found)
 
 
 def _row(label: str, rows: pd.DataFrame) -> dict[str, str]:

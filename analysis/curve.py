@@ -1,6 +1,9 @@
 """What one line, or one set of points, of a figure shows."""
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+
+from analysis.statistics import summarise
 
 
 @dataclass(frozen=True)
@@ -16,6 +19,13 @@ class Curve:
     points: dict[int, float]
     spread: dict[int, float] = field(default_factory=dict)
     note: str = ""
+
+    @classmethod
+    def over_seeds(cls, label: str, model: str, found: Mapping[int, Iterable[float]], note: str = "") -> "Curve":
+        """The means and the spread of {x: figures, one a seed}."""
+        at = {x: summarise(found[x]) for x in sorted(found)}
+        means = {x: summary.mean for x, summary in at.items() if summary.mean is not None}
+        return cls(label, model, means, {x: one.std for x, one in at.items() if one.std is not None}, note)
 
 
 @dataclass(frozen=True)

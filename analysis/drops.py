@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from analysis.curve import Curve
 from analysis.quality import METRICS
 from analysis.records import Record
-from analysis.statistics import summarise
 
 
 def curves(records: Iterable[Record]) -> dict[tuple[str, str], tuple[str, list[Curve]]]:
@@ -38,6 +37,4 @@ def _left(drop: float) -> int:
 
 
 def _curve(model: str, shares: dict[int, dict[int, float]]) -> Curve:
-    at = {left: summarise(shares[left].values()) for left in sorted(shares)}
-    means = {left: summary.mean for left, summary in at.items() if summary.mean is not None}
-    return Curve(model, model, means, {left: one.std for left, one in at.items() if one.std is not None})
+    return Curve.over_seeds(model, model, {left: by_seed.values() for left, by_seed in shares.items()})

@@ -5,7 +5,6 @@ from collections.abc import Iterable
 
 from analysis.curve import Curve
 from analysis.records import Record
-from analysis.statistics import summarise
 
 AXES = {"loss_by_position": "position", "extrapolation": "length"}
 METRICS = ("bits_per_byte", "accuracy", "f1", "mean_squared_error")
@@ -25,12 +24,10 @@ def curves(records: Iterable[Record], labels: Iterable[str], part: str) -> tuple
         for point in (point for result in results for point in points(result, part)):
             metric = next(key for key in METRICS if point.get(key) is not None)
             found[point[AXES[part]]].append(point[metric])
-        at = {x: summarise(found[x]) for x in sorted(found)}
-        means = {x: summary.mean for x, summary in at.items() if summary.mean is not None}
-        spread = {x: summary.std for x, summary in at.items() if summary.std is not None}
         diverged = sum(result["status"] == "diverged" for result in results)
-        if means or diverged:
-            made.append(Curve(label, results[0]["model"], means, spread, _note(diverged, len(results))))
+        curve = Curve.over_seeds(label, results[0]["model"], found, _note(diverged, len(results)))
+        if curve.points or diverged:
+            made.append(curve)
     return metric, made
 
 

@@ -19,6 +19,12 @@ class Part(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
 
 
+class Written(BaseModel):
+    """A part of a file that is written by hand: keys that it does not know are mistakes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
 class Parameters(Part):
     total: int
     non_embedding: int

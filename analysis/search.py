@@ -37,8 +37,13 @@ def keys(results: Path) -> set[str]:
     return {job.key for known in _started(results) for job in known.jobs if job.key is not None}
 
 
-def _started(results: Path) -> Iterator[sweep.Sweep]:
-    for name in SWEEPS:
+def jobs(results: Path, name: str) -> list[sweep.Job]:
+    """The runs that a sweep is listed with; none of one that has not started."""
+    return [job for known in _started(results, [name]) for job in known.jobs]
+
+
+def _started(results: Path, names: Iterable[str] = SWEEPS) -> Iterator[sweep.Sweep]:
+    for name in names:
         with suppress(RecordError):  # not started
             yield sweep.read([results], name)
 

@@ -1,21 +1,18 @@
 """What theory says of state tracking, from docs/theory.yaml, beside what the runs of its sweep say: solver by task."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from analysis import schema, search
 from analysis.records import Record, by_key
 from analysis.render import NOT_MEASURED, Table
 from analysis.selection import of_one_version
 from analysis.statistics import summarise
-from harness.config.errors import RecordError
-from harness.records import sweep as on_disk
 
 FILE = Path(__file__).resolve().parents[1] / "docs" / "theory.yaml"
 UNTOLD = ("seed", "sweeps")
@@ -24,41 +21,35 @@ Name = Field(min_length=1)
 Overrides = dict[str, str | int]
 
 
-class Part(BaseModel):
-    """A part of the file: keys that it does not know are mistakes."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Reason(Part):
+class Reason(schema.Written):
     """because: a clause. source: who shows it, with the address."""
 
     because: str = Name
     source: str = Name
 
 
-class Task(Part):
+class Task(schema.Written):
     """runs: the overrides that name it. guess: the share that guessing has right, "" where answers are not uniform."""
 
     runs: Overrides = Field(min_length=1)
     guess: str = ""
 
 
-class Prediction(Part):
+class Prediction(schema.Written):
     """prediction: of lengths beyond the trained one. reasons: their names."""
 
     prediction: Literal["solves", "fails", "possible"]
     reasons: list[str] = Field(min_length=1)
 
 
-class Row(Part):
+class Row(schema.Written):
     """A model. runs: the overrides that name it. says: of each task."""
 
     runs: Overrides = Field(min_length=1)
     says: dict[str, Prediction]
 
 
-class Theory(Part):
+class Theory(schema.Written):
     """sweep: whose runs answer. Of each row and task, the runs that were given the overrides of both and no others."""
 
     sweep: str = Name
@@ -136,18 +127,11 @@ def measure(theory: Theory, records: Iterable[Record], results: Path) -> dict[tu
     """
     recorded, cells = by_key(records), theory.cells()
     tried: dict[tuple[str, str], list[tuple[int, Record]]] = {cell: [] for cell in cells.values()}
-    for job in _jobs(results, theory.sweep):
+    for job in search.jobs(results, theory.sweep):
         cell = cells.get(named(search.overrides(job)))
         if cell is not None:
             tried[cell] += [(record.result["seed"], record) for record in recorded.get(job.key or "", ())]
     return {cell: _cell(found) for cell, found in tried.items()}
-
-
-def _jobs(results: Path, sweep: str) -> Sequence[on_disk.Job]:
-    """The runs that the sweep is listed with; none of one that has not started."""
-    with suppress(RecordError):
-        return on_disk.read([results], sweep).jobs
-    return []
 
 
 def _cell(found: Sequence[tuple[int, Record]]) -> Cell:

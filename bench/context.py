@@ -26,7 +26,7 @@ from analysis.bench import Row
 from analysis.frame import NEUTRAL, block
 from analysis.records import Record
 from bench.edge import text_of
-from bench.store import Store
+from bench.store import Store, finite
 from harness.config.configure import build, checked
 from harness.config.errors import ConfigError
 from harness.evaluation.text import token_losses
@@ -112,12 +112,6 @@ def places(trained: TrainedModel, config: dict) -> Places:
     Raises ConfigError for a run of no text, or without a document that is long enough.
     """
     name, longest, scored = trained.config["task"]["name"], max(config["lengths"]), config["scored"]
-    if not trained.reads_text:
-        raise ConfigError(
-            f"The run {trained.path} was trained on task={name}, which is no text.",
-            "a run of a text, such as task=sotu.",
-            "name another run.",
-        )
     found = documents(text_of(trained))
     rooms = [max(0, (len(document) - longest) // scored) for document in found]
     if not any(rooms):
@@ -186,8 +180,8 @@ def _measured(model, at: Places, length: int, policy: ContextPolicy, config: dic
         parts = windows.split(max(1, config["batch"] // length))
         sums.append(sum(losses(model, part, piece, policy).sum().item() for part in parts) / math.log(2))
     sizes = [config["scored"] * len(starts) for starts in at.starts]
-    by_document = [_finite(bits / size) for bits, size in zip(sums, sizes, strict=True)]
-    row: Row = {"bits": _finite(sum(sums) / sum(sizes)), "bytes": sum(sizes), "documents": len(sizes)}
+    by_document = [finite(bits / size) for bits, size in zip(sums, sizes, strict=True)]
+    row: Row = {"bits": finite(sum(sums) / sum(sizes)), "bytes": sum(sizes), "documents": len(sizes)}
     return row | {"by_document": by_document}
 
 
@@ -207,7 +201,3 @@ def losses(model, windows: Tensor, scored: int, policy: ContextPolicy) -> Tensor
             logits, state = model(inputs[:, start : start + stride], state)
             kept = [*kept, logits][-reached:]
         return token_losses(torch.cat(kept, dim=1)[:, -scored:], targets).double()
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

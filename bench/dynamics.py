@@ -4,7 +4,6 @@ Of a run that kept weights on its way (trainer.snapshots) every snapshot is meas
 """
 
 import copy
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +14,7 @@ import torch
 import harness
 from analysis.bench import Row
 from bench.edge import bits, text_of
-from bench.store import Store
+from bench.store import Store, finite
 from harness.config.configure import locate
 from harness.config.errors import ConfigError
 from harness.generation.library import TrainedModel, build_model
@@ -69,12 +68,8 @@ def _row(trained: TrainedModel, config: dict, exact: dict) -> Row:
     if other is not None:
         row["solver"] = _solver(trained.config["model"])["name"]
         stream = text[: config["bytes"] + 1]
-        row |= {key: _finite(bits(one, stream)) for key, one in (("bits", trained), ("exact_bits", other))}
+        row |= {key: finite(bits(one, stream)) for key, one in (("bits", trained), ("exact_bits", other))}
     return row
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def with_solver(trained: TrainedModel, solver: dict) -> TrainedModel | None:

@@ -152,10 +152,13 @@ def _resident(folder: Path, context: int, tokens: int) -> int:
 
 def text_of(trained: TrainedModel) -> TextTask:
     """What the run was trained on; raises ConfigError where that is no text."""
-    task = build(checked(trained.config["task"], "task"))
-    if not isinstance(task, TextTask):
-        raise ConfigError(f"The run {trained.path} was trained on no text.", "a run of a text.", "name another run.")
-    return task
+    if not trained.reads_text:
+        raise ConfigError(
+            f"The run {trained.path} was trained on task={trained.config['task']['name']}, which is no text.",
+            "a run of a text, such as task=sotu.",
+            "name another run.",
+        )
+    return build(checked(trained.config["task"], "task"))
 
 
 def loss_row(trained: TrainedModel, count: int) -> Row:

@@ -1,6 +1,7 @@
 """The bench's measurements: one JSON file a subject, replaced atomically, which the next command continues."""
 
 import json
+import math
 import re
 from collections.abc import Callable, Sequence
 from datetime import date
@@ -85,3 +86,8 @@ def _moved_aside(path: Path, content: dict) -> Path:
     names = [f"{path.stem}.{slug}.json", *(f"{path.stem}.{slug}.{number}.json" for number in range(2, 1000))]
     free = next(place for name in names if not (place := path.with_name(name)).exists())
     return path.rename(free)
+
+
+def finite(value: float) -> float | None:
+    """What a file holds of a figure: null for one that is no finite number."""
+    return value if math.isfinite(value) else None

@@ -48,6 +48,18 @@ def state_bytes(model, context):
     return 2 * 4 * 128 * 4 * context if model == "transformer" else {"ltc": 2048, "mamba": 73728}.get(model, 4096)
 
 
+def generated(name: str, folder: Path) -> str:
+    """A page's section of this name, made of no records; it must have the same bytes when it is made again."""
+
+    def rendered(text: str) -> str:
+        made = report.build(records.Records(), folder / "bench")
+        return pages.render(text, {name: render.markdown(getattr(made, name))})
+
+    once = rendered(f"<!-- generated:{name} -->\n<!-- /generated:{name} -->")
+    assert rendered(once) == once
+    return once
+
+
 def write_run(folder, model="ltc", seed=0, bits=2.0, solver=None, status="finished", accuracy=None, **more):
     """Writes one small record as a run leaves it.
 

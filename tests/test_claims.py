@@ -6,12 +6,13 @@ import pytest
 import yaml
 
 import run
-from analysis import claims, pages, render, report
+from analysis import claims
 from analysis.claims import FAILS, HOLDS, OPEN, Claim, Timing
-from analysis.records import Record, Records
+from analysis.records import Record
 from analysis.render import NOT_MEASURED
 from harness.config.errors import RecordError
 from harness.records import sweep
+from test_analysis import generated
 
 LOWER, HIGHER = "mean_squared_error", "accuracy"
 
@@ -184,9 +185,5 @@ def test_a_wrong_entry_is_named(tmp_path, text):
 
 
 def test_the_page_has_a_row_for_every_claim_and_the_same_bytes_again(tmp_path):
-    made = report.build(Records(), tmp_path / "bench")
-    text = "<!-- generated:claims -->\n<!-- /generated:claims -->"
-    once = pages.render(text, {"claims": render.markdown(made.claims)})
-    again = pages.render(once, {"claims": render.markdown(report.build(Records(), tmp_path / "bench").claims)})
-    assert once == again
+    once = generated("claims", tmp_path)
     assert all(one.claim in once for one in claims.read())

@@ -6,12 +6,13 @@ import pytest
 import yaml
 
 import run
-from analysis import pages, render, report, tracking
-from analysis.records import Record, Records
+from analysis import tracking
+from analysis.records import Record
 from analysis.render import NOT_MEASURED
 from harness.config.errors import RecordError
 from harness.records import sweep
 from sweeps.section import Section
+from test_analysis import generated
 
 TRAINED, MIDDLE, LONGEST = 40, 80, 240
 SMALL = """
@@ -162,11 +163,7 @@ def test_every_run_of_the_sweep_has_a_prediction_and_every_prediction_runs():
 
 
 def test_the_page_has_a_row_for_every_model_and_the_same_bytes_again(tmp_path):
-    made = report.build(Records(), tmp_path / "bench")
-    text = "<!-- generated:tracking -->\n<!-- /generated:tracking -->"
-    once = pages.render(text, {"tracking": render.markdown(made.tracking)})
-    again = pages.render(once, {"tracking": render.markdown(report.build(Records(), tmp_path / "bench").tracking)})
-    assert once == again
+    once = generated("tracking", tmp_path)
     theory = tracking.read()
     assert all(f"| {model} " in once for model in theory.rows)
     assert once.count(NOT_MEASURED) == len(theory.cells())
