@@ -62,6 +62,23 @@ def test_cheetah_has_the_published_windows(data):
         assert batch.inputs.shape[1:] == (32, 18)
 
 
+def test_cheetah_asks_for_the_next_state_that_is_seen_after_the_time_that_is_told(data):
+    task = Cheetah(data / "cheetah", window=16, drop=0.7, asks="seen", time_feature=False)
+    other = Cheetah(data / "cheetah", window=16, drop=0.7, time_feature=False)
+    assert task.digest != other.digest
+    for split in ("train", "validation", "test"):
+        batch = whole(task, split)
+        ahead = batch.targets[..., 0] - batch.inputs[..., 0]  # a state of these traces tells its time
+        assert torch.equal(ahead, batch.elapsed)
+        assert torch.equal(batch.inputs[:, 1:], batch.targets[:, :-1])
+        assert batch.elapsed.max() > 5
+        assert batch.elapsed.min() == 1
+        assert batch.elapsed.sum(1).max() <= task.span
+    undropped, published = (whole(Cheetah(data / "cheetah", asks=asks), "test") for asks in ("seen", "next"))
+    for what in ("inputs", "targets", "elapsed"):
+        assert torch.equal(getattr(undropped, what), getattr(published, what))
+
+
 def test_occupancy_has_the_published_windows(data):
     task = Occupancy(data / "occupancy")
     training = np.loadtxt(data / "occupancy" / "datatraining.txt", delimiter=",")

@@ -7,7 +7,7 @@ import numpy as np
 from harness.config.ranges import Name, PathName
 from harness.model.interface import Vectors
 from harness.tasks.series import Elapsed, TimeUnit, Window
-from harness.tasks.windows import DropShare, Series, Source, WindowTask
+from harness.tasks.windows import Asks, DropShare, Series, Source, WindowTask
 
 JOINTS = 17
 SPLITS = {"train": range(15, 25), "validation": range(5), "test": range(5, 15)}
@@ -32,11 +32,13 @@ class Cheetah(WindowTask):
         name: Name = "cheetah",
         window: Window = 32,
         drop: DropShare = 0.0,
+        asks: Asks = "next",
         elapsed: Elapsed = True,
         time_feature: bool = True,
         time_unit: TimeUnit = 1.0,
     ):
         super().__init__(name, path, window, drop, elapsed, time_feature, time_unit)
+        self.asks = asks
 
     def load(self, folder: Path) -> list[Series]:
         files = sorted(folder.glob("*.npy"))[: SPLITS["train"].stop]

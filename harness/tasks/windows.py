@@ -15,6 +15,8 @@ from harness.config.errors import ConfigError, TaskError
 from harness.tasks.series import DROP, Drawn, Elapsed, SeriesTask, generator
 
 DropShare = Annotated[float, Field(ge=0, le=0.9)]
+Asks = Literal["next", "seen"]
+"""What a forecast is of, where steps are dropped: of the step that follows, or of the next that is left."""
 Split = Literal["published", "blocked"]
 """Windows shuffled, so that those of two splits overlap, as published; or stretches of time that share no step."""
 
@@ -42,12 +44,13 @@ class WindowTask(SeriesTask):
     """Examples that are windows of series: `window` steps, drawn at random from a stretch of window / (1 - drop).
 
     So an example has the same number of steps whatever the share that is dropped, spread over the more time. What is
-    asked at a step stays what it was: of Cheetah the very next state, not the next that is seen. Of the steps to drop a
-    new choice is made whenever an example is drawn in training; in the other splits an example keeps its own.
-    path: the folder of the files.
+    asked at a step stays what it was, unless a task `asks` for the next step that is seen: the time that is told is
+    then the time until that step. Of the steps to drop a new choice is made whenever an example is drawn in training;
+    in the other splits an example keeps its own. path: the folder of the files.
     """
 
     source: Source
+    asks: Asks = "next"
 
     def __init__(
         self, name: str, path: str, window: int, drop: float, elapsed: Elapsed, time_feature: bool, time_unit: float
@@ -100,7 +103,7 @@ class WindowTask(SeriesTask):
         return len(self.windows[split])
 
     def facts(self) -> dict[str, Any]:
-        return {"drop": self.drop}
+        return {"drop": self.drop} | ({} if self.asks == "next" else {"asks": self.asks})
 
     def arrays(self) -> Iterator[np.ndarray]:
         for one in self.series:
@@ -112,15 +115,17 @@ class WindowTask(SeriesTask):
         return float(np.concatenate([self.series[number].elapsed for number in trained]).mean()) / (1 - self.drop)
 
     def draw(self, split: str, numbers: np.ndarray, positions: np.ndarray, seed: int) -> Drawn:
-        drawn = []
+        ahead, drawn = int(self.asks == "seen"), []
         for (number, start), position in zip(self.windows[split][numbers], positions, strict=True):
-            kept = np.arange(self.window)
+            kept = np.arange(self.window + ahead)
             if self.span > self.window:
-                choice = generator(DROP, split, position, seed).choice(self.span, self.window, replace=False)
-                kept = np.sort(choice)
+                choice = generator(DROP, split, position, seed)
+                kept = np.sort(choice.choice(self.span + ahead, self.window + ahead, replace=False))
             one, rows = self.series[number], start + kept
-            clock = np.cumsum(one.elapsed[start : start + self.span])[kept]
-            drawn.append((one.values[rows], one.targets[rows], np.diff(clock, prepend=clock[0] - one.elapsed[rows[0]])))
+            clock = np.cumsum(one.elapsed[start : start + self.span + ahead])[kept]
+            since = np.diff(clock, prepend=clock[0] - one.elapsed[rows[0]])
+            read, asked = (rows[:-1], rows[1:] - 1) if ahead else (rows, rows)
+            drawn.append((one.values[read], one.targets[asked], since[ahead:]))
         values, targets, elapsed = (np.stack(arrays) for arrays in zip(*drawn, strict=True))
         return Drawn(values, targets, elapsed, np.full(len(numbers), self.window))
 
