@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from harness.config.errors import ConfigError, TaskError
-from harness.tasks.cheetah import Cheetah
+from harness.tasks.cheetah import Cheetah, CheetahSeen
 from harness.tasks.light_curves import CURVES, LightCurves
 from harness.tasks.occupancy import Occupancy
 from harness.tasks.ozone import Ozone
@@ -63,7 +63,7 @@ def test_cheetah_has_the_published_windows(data):
 
 
 def test_cheetah_asks_for_the_next_state_that_is_seen_after_the_time_that_is_told(data):
-    task = Cheetah(data / "cheetah", window=16, drop=0.7, asks="seen", time_feature=False)
+    task = CheetahSeen(data / "cheetah", window=16, drop=0.7, time_feature=False)
     other = Cheetah(data / "cheetah", window=16, drop=0.7, time_feature=False)
     assert task.digest != other.digest
     for split in ("train", "validation", "test"):
@@ -74,7 +74,7 @@ def test_cheetah_asks_for_the_next_state_that_is_seen_after_the_time_that_is_tol
         assert batch.elapsed.max() > 5
         assert batch.elapsed.min() == 1
         assert batch.elapsed.sum(1).max() <= task.span
-    undropped, published = (whole(Cheetah(data / "cheetah", asks=asks), "test") for asks in ("seen", "next"))
+    undropped, published = (whole(kind(data / "cheetah", drop=0.0), "test") for kind in (CheetahSeen, Cheetah))
     for what in ("inputs", "targets", "elapsed"):
         assert torch.equal(getattr(undropped, what), getattr(published, what))
 

@@ -15,8 +15,6 @@ from harness.config.errors import ConfigError, TaskError
 from harness.tasks.series import DROP, Drawn, Elapsed, SeriesTask, generator
 
 DropShare = Annotated[float, Field(ge=0, le=0.9)]
-Asks = Literal["next", "seen"]
-"""What a forecast is of, where steps are dropped: of the step that follows, or of the next that is left."""
 Split = Literal["published", "blocked"]
 """Windows shuffled, so that those of two splits overlap, as published; or stretches of time that share no step."""
 
@@ -44,13 +42,14 @@ class WindowTask(SeriesTask):
     """Examples that are windows of series: `window` steps, drawn at random from a stretch of window / (1 - drop).
 
     So an example has the same number of steps whatever the share that is dropped, spread over the more time. What is
-    asked at a step stays what it was, unless a task `asks` for the next step that is seen: the time that is told is
-    then the time until that step. Of the steps to drop a new choice is made whenever an example is drawn in training;
-    in the other splits an example keeps its own. path: the folder of the files.
+    asked at a step stays what it was, of Cheetah the very next state. Of the steps to drop a new choice is made
+    whenever an example is drawn in training; in the other splits an example keeps its own. path: the folder of the
+    files. ahead: whether a step is asked for what is known just before the next that is left (of Cheetah: the state at
+    that next step) and told the time until then.
     """
 
     source: Source
-    asks: Asks = "next"
+    ahead: bool = False
 
     def __init__(
         self, name: str, path: str, window: int, drop: float, elapsed: Elapsed, time_feature: bool, time_unit: float
@@ -103,7 +102,7 @@ class WindowTask(SeriesTask):
         return len(self.windows[split])
 
     def facts(self) -> dict[str, Any]:
-        return {"drop": self.drop} | ({} if self.asks == "next" else {"asks": self.asks})
+        return {"drop": self.drop}
 
     def arrays(self) -> Iterator[np.ndarray]:
         for one in self.series:
@@ -115,7 +114,7 @@ class WindowTask(SeriesTask):
         return float(np.concatenate([self.series[number].elapsed for number in trained]).mean()) / (1 - self.drop)
 
     def draw(self, split: str, numbers: np.ndarray, positions: np.ndarray, seed: int) -> Drawn:
-        ahead, drawn = int(self.asks == "seen"), []
+        ahead, drawn = int(self.ahead), []
         for (number, start), position in zip(self.windows[split][numbers], positions, strict=True):
             kept = np.arange(self.window + ahead)
             if self.span > self.window:
