@@ -63,7 +63,23 @@ def test_a_channel_by_itself_follows_parity_where_an_exact_flow_cannot():
 
 def test_the_model_of_its_name_is_that_mixer():
     ltc = spec("ltc_signed").mixer(D)
-    a = ltc.field(torch.zeros(1, 1, D)).a
     given = (ltc.solver, ltc.coupling, ltc.gate, ltc.leak, ltc.omega.unique().item())
     assert given == (Reflected(), "none", "softplus", False, 2.0)
-    assert (-torch.tanh(a / 2) > 0.2).all()  # it starts where no sign changes
+
+
+def multipliers(share: float) -> Tensor:
+    """Of a width of 64, at the start: (N, 64) for N normalised tokens."""
+    ltc = mixer(64, sharp=share)
+    tokens = torch.nn.functional.rms_norm(torch.randn(512, 1, 64, dtype=torch.float64), (64,))
+    return -torch.tanh(ltc.field(tokens).a / 2).squeeze(1)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 1.0])
+def test_a_sharp_gate_starts_with_either_sign_held(share):
+    m = multipliers(share)
+    turns = (m < -0.9).double().mean(0)  # (64,), the share of tokens that turn a channel's sign
+    assert ((turns > 0.2).sum(), (turns > 0).sum()) == (64 * share, 64 * share)
+    sharp = turns > 0
+    assert (m[:, sharp] > 0.9).double().mean(0).gt(0.2).all()  # and those that keep it
+    if share:  # spread over the time constants
+        assert sharp.nonzero().diff(dim=0).max() == round(1 / share)

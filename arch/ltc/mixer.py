@@ -14,7 +14,7 @@ from arch.ltc.scan import Kind
 from arch.newton import Parallel, Sequential
 from arch.solvers import FIXED, SemiImplicit, Solver, make_solver
 from harness.config.errors import ConfigError
-from harness.config.ranges import Dimension, Factor, Rate, StepSize, TapsOrNone, TimeConstant
+from harness.config.ranges import Dimension, Factor, Fraction, Rate, StepSize, TapsOrNone, TimeConstant
 from harness.model.mixer import UNTIMED, Call, Flops, ProjectedMixer, step_operation
 from harness.model.state import State
 from harness.ops.causal_conv.conv import CAUSAL_CONV, step_reference
@@ -22,6 +22,9 @@ from harness.ops.registry import Choice
 from harness.ops.samples import Draw, Sample, Samples, randomised
 
 DEFAULT_SOLVER, DEFAULT_GRADIENT, SEQUENTIAL = SemiImplicit(), Checkpoint(), Sequential()
+
+SHARPNESS = 12.0
+"""How steep a sharp gate starts: a = w x of a normalised x has then a deviation of 12 / sqrt(3), about 7."""
 
 
 class LTC(ProjectedMixer):
@@ -33,8 +36,10 @@ class LTC(ProjectedMixer):
     learned from multiples of it), d_state (states per channel), d_conv (taps of the convolution, 0 for none; none in a
     gated block, which has its own), conv_start (whether it starts from any taps or passes each token on), expand
     (d_inner / d_model), tau_max (the longest time constant at the start, in tokens), horizon (the time that a token
-    takes, by which elapsed times are multiplied), kernel (fused, reference, or fused where it serves). coupling=dense,
-    reversal=constant, d_conv=0 is the published cell, eq. 1 of Hasani et al. (2021).
+    takes, by which elapsed times are multiplied), sharp (the share of the channels, spread over the time constants,
+    whose gate starts without a bias and SHARPNESS times as steep, so that a token opens it or shuts it: where a step
+    can change a sign, its multiplier starts near 1 or near -1), kernel (fused, reference, or fused where it serves).
+    coupling=dense, reversal=constant, d_conv=0 is the published cell, eq. 1 of Hasani et al. (2021).
 
     Time constants start log-spaced over the channels, in the leak and in the gate alike: the gate's bias starts where
     f = 1 / (1 + tau), since f = 1/2 everywhere would let no channel remember beyond two tokens. They run from one token
@@ -63,6 +68,7 @@ class LTC(ProjectedMixer):
         head_dim: Dimension = 32,
         tau_max: TimeConstant = 4096.0,
         horizon: StepSize = 1.0,
+        sharp: Fraction = 0.0,
         kernel: Choice = "auto",
         d_out: int | None = None,
     ):
@@ -93,6 +99,7 @@ class LTC(ProjectedMixer):
                 nn.init.ones_(self.conv_weight[-1])
             self.conv_bias = _undecayed(torch.zeros(d_model))
         self._init_rates(tau_max, omega)
+        self._init_sharp(sharp)
         self._init_coupling()
 
     def _check(self) -> None:
@@ -115,6 +122,13 @@ class LTC(ProjectedMixer):
         self.register_buffer("omega", torch.full((self.d_inner, 1), omega), persistent=False)
         if self.d_state > 1:  # 1..N times omega in every channel, as the rates of S4D-real and Mamba start
             self.log_omega = _undecayed((omega * torch.arange(1.0, self.d_state + 1)).log().repeat(self.d_inner, 1))
+
+    @torch.no_grad()
+    def _init_sharp(self, share: float) -> None:
+        steps = (share * torch.arange(self.d_inner + 1)).floor()
+        chosen = steps.diff() > 0  # (D,)
+        self.gate_bias.mul_(torch.where(chosen, 0.0, 1.0))
+        self.in_proj.weight[: self.d_inner].mul_(torch.where(chosen, SHARPNESS, 1.0)[:, None])
 
     def _init_coupling(self) -> None:
         """The gate starts nearly blind to the state, with either sign."""
