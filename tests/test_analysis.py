@@ -438,7 +438,12 @@ DELETED = object()
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "least"), [pytest.param("result", 100, marks=pytest.mark.long), ("config", 5), ("environment", 5)]
+    ("name", "least"),
+    [
+        pytest.param("result", 100, marks=pytest.mark.long),
+        pytest.param("config", 5, marks=pytest.mark.long),
+        ("environment", 5),
+    ],
 )
 def test_no_value_of_a_record_breaks_the_analysis_whatever_it_is_replaced_by(tmp_path, name, least):
     more = {"code": {"arch.ltc": "a"}, "policy": {"kind": "full", "tokens": None}, "busy": False}
