@@ -191,7 +191,7 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
     """Writes NAME.png and NAME.pdf into `folder` and closes the figure."""
     paths = [folder / f"{name}.png", folder / f"{name}.pdf"]
     with _drawing():
-        figure.savefig(paths[0], dpi=200, metadata={"Software": None})
+        figure.savefig(paths[0], dpi=150, metadata={"Software": None})
         figure.savefig(paths[1], metadata={"CreationDate": None, "Creator": None, "Producer": None})
     plt.close(figure)
     return paths
