@@ -63,15 +63,3 @@ class CheetahSeen(Cheetah):
     """
 
     ahead = True
-
-    def __init__(
-        self,
-        path: PathName,
-        name: Name = "cheetah_seen",
-        window: Window = 32,
-        drop: DropShare = 0.5,
-        elapsed: Elapsed = True,
-        time_feature: bool = True,
-        time_unit: TimeUnit = 1.0,
-    ):
-        super().__init__(path, name, window, drop, elapsed, time_feature, time_unit)
