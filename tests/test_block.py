@@ -17,7 +17,7 @@ from baselines.transformer.mixer import Attention
 from harness.checks.runner import run_checks
 from harness.config.errors import ConfigError
 from harness.model.backbone import ModelSpec, Width
-from harness.model.block import Gated, GatedBlock, ShortConvolution, TransformerBlock
+from harness.model.block import CanonBlock, Gated, GatedBlock, ShortConvolution, TransformerBlock
 from harness.model.mlp import SwiGLU
 from harness.model.sizing import SizeConfig, count, solve
 from harness.model.state import state_bytes, tensors
@@ -60,6 +60,7 @@ COMBINATIONS = {
     "lstm gated": ["lstm", "block=gated", "block.d_conv=1", "block.expand=1"],
     "cfc gated": ["cfc", "block=gated"],
     "attention gated": ["transformer", "block=gated", "model.mixer.head_dim=8"],
+    "attention after a residual convolution": ["transformer", "block=canon", "model.mixer.head_dim=8"],
     "mamba with an MLP": ["mamba", "block=transformer"],
     "mamba2 with an MLP": ["mamba2", "block=transformer", "model.mixer.d_state=16"],
     "convolution before attention": ["transformer", "block.d_conv=4"],
@@ -104,7 +105,7 @@ def test_a_gated_mixer_is_the_loop_of_its_step_from_a_carried_state(kind, option
 
 
 def test_the_frozen_step_of_a_block_owns_its_weights():
-    for mixer in (Gated(GRU, 8), ShortConvolution(GRU, 8)):
+    for mixer in (Gated(GRU, 8), ShortConvolution(GRU, 8), ShortConvolution(GRU, 8, residual=True)):
         x, state = torch.randn(2, 8), mixer.init_state(2)
         with torch.no_grad():
             expected, frozen = mixer.step(x, state)[0], mixer.frozen_step()
@@ -161,10 +162,12 @@ def test_without_a_channel_mixer_a_finer_width_meets_the_budget():
         assert abs(count(spec.build(256, 4, width)).total - 1_000_000) <= 20_000
 
 
-def test_a_convolution_in_the_block_is_one_before_the_mixer():
+@pytest.mark.parametrize("block", [TransformerBlock(d_conv=3), CanonBlock(d_conv=3)])
+def test_a_convolution_in_the_block_is_one_before_the_mixer(block):
     torch.manual_seed(1)
-    mixer = TransformerBlock(d_conv=3).build(GRU, "auto", d_model=8, layer=0, n_layers=1).double()
+    mixer = block.build(GRU, "auto", d_model=8, layer=0, n_layers=1).double()
     x = torch.randn(2, 9, 8, dtype=torch.float64)
     padded = F.pad(x, (0, 0, 2, 0))
-    convolved = mixer.conv_bias + sum(mixer.conv_weight[k] * padded[:, k : k + 9] for k in range(3))
-    assert_close(mixer(x)[0], mixer.core(convolved)[0], rtol=0, atol=1e-12)
+    seen = mixer.conv_bias + sum(mixer.conv_weight[k] * padded[:, k : k + 9] for k in range(3))
+    seen = seen + x if isinstance(block, CanonBlock) else seen
+    assert_close(mixer(x)[0], mixer.core(seen)[0], rtol=0, atol=1e-12)

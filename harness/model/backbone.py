@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from harness.config.ranges import Dimension, Layers, Name, Ratio
-from harness.model.block import Factory, GatedBlock, NoMixer, TransformerBlock
+from harness.model.block import CanonBlock, Factory, GatedBlock, NoMixer, TransformerBlock
 from harness.model.ends import EMBEDDING, HEAD, End
 from harness.model.interface import Interface, interface
 from harness.model.mixer import Call, Flops, Mixer
@@ -70,7 +70,7 @@ class ModelSpec:
     mixer: Factory | list[Factory]
     channel_mixer: Factory | list[Factory | None] | None = None
     adapter: Adapter | None = None
-    block: TransformerBlock | GatedBlock = field(default_factory=TransformerBlock)
+    block: TransformerBlock | CanonBlock | GatedBlock = field(default_factory=TransformerBlock)
     norm: Norm = "rmsnorm"
     embedding_norm: bool = False
     scale_embedding: bool = False

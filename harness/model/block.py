@@ -46,7 +46,28 @@ class TransformerBlock:
 
     def build(self, mixer: Factory, kernel: Choice, **size: int) -> Mixer:
         """The mixer as it stands in this block. size: d_model, layer and n_layers."""
-        return ShortConvolution(mixer, **size, d_conv=self.d_conv, kernel=kernel) if self.d_conv else mixer(**size)
+        if not self.d_conv:
+            return mixer(**size)
+        return ShortConvolution(mixer, **size, d_conv=self.d_conv, residual=False, kernel=kernel)
+
+
+@dataclass(frozen=True)
+class CanonBlock:
+    """A Transformer's block whose mixer sees each input with those just before it added: Canon-A of Allen-Zhu 2025.
+
+    arXiv:2512.17351: in the Transformer's block as above, a convolution of d_conv taps in a residual branch of its own.
+    depth_factor: blocks per layer of the size.
+    """
+
+    name: Literal["canon"] = "canon"
+    d_conv: Taps = 4
+    depth_factor: DepthFactor = 1
+
+    has_channel_mixer = True
+
+    def build(self, mixer: Factory, kernel: Choice, **size: int) -> Mixer:
+        """The mixer as it stands in this block. size: d_model, layer and n_layers."""
+        return ShortConvolution(mixer, **size, d_conv=self.d_conv, residual=True, kernel=kernel)
 
 
 @dataclass(frozen=True)
@@ -126,7 +147,10 @@ class Surrounded(Mixer):
 
 
 class ShortConvolution(Surrounded):
-    """A causal depthwise convolution over time, then the core. d_conv: taps, the token's own the last."""
+    """A causal depthwise convolution over time, then the core.
+
+    d_conv: taps, the token's own the last. residual: whether the input is added to what the convolution makes of it.
+    """
 
     def __init__(
         self,
@@ -136,16 +160,19 @@ class ShortConvolution(Surrounded):
         n_layers: int = 1,
         *,
         d_conv: int = 4,
+        residual: bool = False,
         kernel: Choice = "auto",
     ):
         super().__init__(d_model, layer, n_layers)
-        self.d_conv, self.channels, self.kernel = d_conv, d_model, kernel
+        self.d_conv, self.channels, self.residual, self.kernel = d_conv, d_model, residual, kernel
         self.conv_weight = nn.Parameter(torch.empty(d_conv, d_model).uniform_(-1, 1) / d_conv**0.5)
         self.conv_bias = nn.Parameter(torch.zeros(d_model))
         self.adopt(core(d_model=d_model, layer=layer, n_layers=n_layers))
 
     def taps(self) -> tuple[Tensor, Tensor]:
-        return self.conv_weight, self.conv_bias
+        if not self.residual:
+            return self.conv_weight, self.conv_bias
+        return torch.cat([self.conv_weight[:-1], 1 + self.conv_weight[-1:]]), self.conv_bias
 
     def forward(self, x: Tensor, state: State = None, call: Call = UNTIMED) -> tuple[Tensor, State]:
         x, conv = self.convolve(x, state, silu=False)
