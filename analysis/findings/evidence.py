@@ -105,6 +105,12 @@ class Variant:
         """The mean test figure, over these seeds or over all."""
         return summarise(self.test.values() if seeds is None else (self.test.get(seed) for seed in seeds)).mean
 
+    def by(self, seeds: set[int]) -> "Variant":
+        """The same runs, of these seeds alone."""
+        records = tuple(record for record in self.records if record.result["seed"] in seeds)
+        validation = {seed: figure for seed, figure in self.validation.items() if seed in seeds}
+        return replace(self, validation=validation, records=records)
+
     @property
     def on_validation(self) -> float:
         """The mean on validation, the best least, and infinite where nothing finished: what variants are ordered by."""

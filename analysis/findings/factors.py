@@ -143,34 +143,60 @@ def _effect(effect: _Effect, comparisons: list[Comparison]) -> Finding:
 
 
 def learning_rates(evidence: Evidence) -> list[Finding]:
-    """By how much validation moves over the learning rates that each model tried, all else equal."""
+    """By how much validation moves over the learning rates that each model tried, all else equal, seeds included."""
     made = []
     for table in evidence.tables():
         grouped: dict[tuple[str, str], list[Variant]] = defaultdict(list)
         for variant in (v for v in evidence.tried if v.table == table):
             fixed = {k: v for k, v in variant.config.items() if not is_tuned(k, FREE)}
             grouped[variant.model, json.dumps(fixed, sort_keys=True)].append(variant)
-        known = [family for _, family in sorted(grouped.items()) if sum(bool(v.validation) for v in family) > 1]
+        alike = (_of_one_seeds(sorted(family, key=_rate)) for _, family in sorted(grouped.items()))
+        known = [family for family in alike if sum(bool(v.validation) for v in family) > 1]
         if known:
-            sides = [variant for family in known for variant in sorted(family, key=_rate)]
-            what = f"On {sides[0].where}, {METRICS[sides[0].metric]} on validation move with the learning rate"
-            sentence = f"{what}: {'; '.join(map(_sensitivity, known))}."
-            name = f"learning-rate-{slug(table)}"
-            made.append(Finding(name, TUNING, sentence, MEASURED, commands(sides), paths(sides)))
+            sides = [variant for family in known for variant in family]
+            what = f"On {sides[0].where}, {METRICS[sides[0].metric]} on validation moves with the learning rate"
+            sentence = f"{what}: {'; '.join(map(_sensitivity, known, _names(known)))}."
+            repeat = tuple(command for family in known for command in commands(family, _apart(known, family)))
+            made.append(Finding(f"learning-rate-{slug(table)}", TUNING, sentence, MEASURED, repeat, paths(sides)))
     command = "python run.py -m +sweeps=learning_rate"
     what = "The sensitivity to the learning rate"
     return made or [missing("learning-rate", TUNING, what, "no runs that differ in it alone", command)]
 
 
-def _sensitivity(family: list[Variant]) -> str:
-    """`ltc by 0.120 between 0.001 and 0.008, best at 0.004`, and how many rates diverged."""
+def _of_one_seeds(family: list[Variant]) -> list[Variant]:
+    """The same variants by the seeds that all of them have: what was chosen has more, which the others never saw."""
+    shared = set.intersection(*({record.result["seed"] for record in variant.records} for variant in family))
+    return [variant.by(shared) for variant in family] if shared else []
+
+
+def _names(families: list[list[Variant]]) -> list[str]:
+    """What each family is called: its model, its solver and what tells it from others that are called so."""
+    made = []
+    for family in families:
+        base = _base(family)
+        parts = [f"{short(key)}={family[0].config.get(key, 'unset')}" for key in _apart(families, family)]
+        made.append(f"{base} ({', '.join(parts)})" if parts else base)
+    return made
+
+
+def _apart(families: list[list[Variant]], family: list[Variant]) -> list[str]:
+    """The keys that tell a family from others of the same name."""
+    alike = [other[0].config for other in families if _base(other) == _base(family)]
+    return differing_keys([{k: v for k, v in config.items() if not is_tuned(k, FREE)} for config in alike])
+
+
+def _base(family: list[Variant]) -> str:
+    return family[0].label.partition(" (")[0]
+
+
+def _sensitivity(family: list[Variant], name: str) -> str:
+    """`ltc by 0.120 between 0.001 and 0.008, best at 0.004`, and how many rates diverged. family: by its rates."""
     known = sorted((variant for variant in family if variant.validation), key=lambda variant: variant.on_validation)
-    rates = [_rate(variant) for variant in family]
     lost = abs(known[-1].on_validation - known[0].on_validation)
     failed = sum(variant.diverged > 0 for variant in family)
     said = f", {failed} of {len(family)} rates diverging" if failed else ""
-    label = known[0].label.partition(" (")[0]
-    return f"{label} by {lost:.3f} between {min(rates):g} and {max(rates):g}{said}, best at {_rate(known[0]):g}"
+    between = f"between {_rate(family[0]):g} and {_rate(family[-1]):g}"
+    return f"{name} by {lost:.3f} {between}{said}, best at {_rate(known[0]):g}"
 
 
 def _rate(variant: Variant) -> float:

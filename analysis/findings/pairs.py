@@ -9,7 +9,7 @@ from analysis.findings.evidence import METRICS, Evidence, Variant, commands, sam
 from analysis.findings.finding import Finding, listed, missing, status, told
 
 LIQUID = ("ltc", "ltc_published", "cfc", "mtlnn", "m1")
-"""The models whose state obeys an ODE, by their names in conf/model; the first is the one that the README tells of."""
+"""The contestants, by their names in conf/model; the first is the one that the README tells of."""
 BASELINES = REFERENCES
 TOPIC = "Quality: each pair"
 
