@@ -55,17 +55,18 @@ PARTS = {
 
 @dataclass(frozen=True)
 class Report:
-    """runs: one row a run; test figures are those of chosen runs alone. comparison: of text tasks.
+    """runs: one row a run; test figures are those of chosen runs alone. records: the runs. comparison: of text tasks.
 
     headline: the comparison of the most seeds, with the best reference line of each method. synthetic: of tasks scored
-    otherwise. tuning: what was chosen, among what. search: for the recipe that all share, whose runs no other table
-    has. figures: by the stem of their files. example: one run's summary. models: the table of models, in Markdown.
-    verdict: what docs/comparison.md shows. downstream: scores of published tasks. measured: the bench's folder.
-    findings: what all that says, a sentence each. claims: what was published, beside what the records say of it.
-    tracking: the same of what theory says of state tracking.
+    otherwise. tuning: what was chosen, among what. search: for the recipe that all share, whose runs are the last, and
+    in no other table. figures: by the stem of their files. example: one run's summary. models: the table of models, in
+    Markdown. verdict: what docs/comparison.md shows. downstream: scores of published tasks. measured: the bench's
+    folder. findings: what all that says, a sentence each. claims: what was published, beside what the records say of
+    it. tracking: the same of what theory says of state tracking.
     """
 
     runs: pd.DataFrame
+    records: list[Record]
     comparison: list[Table]
     headline: Table | None
     synthetic: list[Table]
@@ -103,8 +104,9 @@ def build(
     measured: the bench's folder, there or not. tuned: the keys whose values are chosen on validation. root: a checkout;
     tables then say which rows older code made. prices: the file that costs are computed with.
     """
-    sought = search.keys(measured.parent)
-    compared = [record for record in records.runs if record.result["key"] not in sought]
+    keys = search.keys(measured.parent)
+    sought = [record for record in records.runs if record.result["key"] in keys]
+    compared = [record for record in records.runs if record.result["key"] not in keys]
     runs = selection.select(compared, frame.runs(compared), tuned)
     if root is not None:
         runs["older"] = [bool(provenance.changed(record, root)) for record in compared]
@@ -127,7 +129,8 @@ def build(
     drawn = {stem: Plot(title, draw) for stem, (title, draw) in verdict.everything(judged)[1].items()}
     by_context = context.plots(bench.content(measured, "context"))
     return Report(
-        _without_test_of_others(runs),
+        _without_test_of_others(_followed(runs, sought)),
+        [*compared, *sought],
         [references.below(table, beside.get(table.name, ())) for table in comparison],
         largest and references.below(_shortened(largest), references.best(beside.get(largest.name, ()))),
         [table for quality in list(tables.QUALITY)[1:] for table in tables.comparisons(shown, quality)],
@@ -182,6 +185,13 @@ def _shortened(table: Table) -> Table:
         data=table.data.iloc[kept].reset_index(drop=True),
         notes=[*table.notes, f"Rows left out: {len(models) - len(kept)} (docs/baselines.md)."],
     )
+
+
+def _followed(runs: pd.DataFrame, sought: list[Record]) -> pd.DataFrame:
+    """The frame with the runs of the search below, none of which was chosen for its own sake."""
+    if not sought:
+        return runs
+    return pd.concat([runs, frame.runs(sought).assign(chosen=False, choice="", family="")], ignore_index=True)
 
 
 def _without_test_of_others(runs: pd.DataFrame) -> pd.DataFrame:

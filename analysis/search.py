@@ -57,11 +57,13 @@ def _table(known: sweep.Sweep, recorded: Mapping[str, Sequence[Record]]) -> Tabl
         figures[choice] = {}
         for record in recorded.get(job.key or "", ()):
             runs_of.setdefault(record.result["model"], []).append((choice, record))
+    behind: dict[str, list[str]] = {choice: [] for choice in figures}
     left_out = 0
     for model, found in runs_of.items():
         counted = of_one_version(found)
         left_out += len(found) - len(counted)
         for choice, record in counted:
+            behind[choice].append(str(record.path))
             if (figure := _figure(record.result)) is not None:
                 figures[choice].setdefault(model, {})[record.result["seed"]] = figure
     models = sorted({model for cells in figures.values() for model in cells})
@@ -84,9 +86,8 @@ def _table(known: sweep.Sweep, recorded: Mapping[str, Sequence[Record]]) -> Tabl
     notes = [f"Bits per byte on validation, over seeds: {seeds}. In brackets: the difference to the first row."]
     if left_out:
         notes.append(f"Left out, since another version of the code made them: {left_out} runs.")
-    runs: list[list[str]] = [[] for _ in rows]
     header = ["choice", *models, *(["difference, mean"] if len(models) > 1 else [])]
-    return Table(f"search-{known.name}", known.question, header, rows, notes, pd.DataFrame(data), runs)
+    return Table(f"search-{known.name}", known.question, header, rows, notes, pd.DataFrame(data), list(behind.values()))
 
 
 def _starts(known: sweep.Sweep) -> dict[str, dict[str, str]]:

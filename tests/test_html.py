@@ -14,6 +14,7 @@ from analysis import learning, records, report
 from analysis.__main__ import main
 from analysis.html import page, sparkline
 from analysis.render import Table
+from harness.records import sweep
 from test_analysis import damage, write_run
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -219,6 +220,18 @@ def test_two_codes_of_one_run_have_two_sections(tmp_path):
     assert len(set(anchors.values())) == 2
     document = Document(page.page(report.build(known, tmp_path), known))
     assert set(anchors.values()) <= set(document.ids)
+
+
+def test_the_search_for_the_recipe_leads_to_its_runs_whose_test_is_not_shown(folder):
+    path = write_run(folder, "transformer", 0, 1.2345678, validation=2.2)
+    key = json.loads((path / "result.json").read_text())["key"]
+    jobs = [sweep.Job(["seed=0", "model=transformer"], key)]
+    sweep.write(folder, sweep.Sweep("recipe", "Which?", jobs))
+    text = made(folder)
+    table = text.partition('<table id="search-recipe">')[2].partition("</table>")[0]
+    assert f'href="#run-{key}"' in table
+    assert f'id="run-{key}"' in text
+    assert "1.2346" not in text
 
 
 def test_a_refused_run_is_named_and_a_damaged_one_stops_nothing(folder):

@@ -68,5 +68,8 @@ def test_what_the_search_tried_stands_in_no_other_table(tmp_path):
     sweep.write(tmp_path, sweep.Sweep("recipe", "Which?", [sweep.Job(["seed=0", "model=transformer"], tried)]))
     made = report.build(records.load([tmp_path]), tmp_path / "bench")
     assert [table.name for table in made.search] == ["search-recipe"]
-    assert list(made.runs["seed"]) == [1]
+    assert list(zip(made.runs["seed"], made.runs["chosen"], made.runs["test_bits_per_byte"].notna(), strict=True)) == [
+        (1, True, True),
+        (0, False, False),
+    ]
     assert [list(table.data["seeds"]) for table in made.comparison] == [[1]]

@@ -120,14 +120,7 @@ def page(made: Report, known: Records) -> str:
         told.setdefault(finding.topic, []).append(Told(finding.sentence, finding.status, finding.commands, links))
     looks = styles(record.result["model"] for record in known.runs)
     colours = {str(record.path): looks[record.result["model"]] for record in known.runs}
-    kinds = {
-        "Quality and cost": made.comparison,
-        "Tasks scored otherwise": made.synthetic,
-        "Published tasks": made.downstream,
-        "Tuning, on validation": made.tuning,
-        "State": made.memory,
-        "Speeds of the bench": bench.speeds(made.measured),
-    } | {JUDGED[section]: tables for section, tables in made.verdict.tables.items()}
+    sheets = {kind: [_sheet(table, anchors, colours) for table in tables] for kind, tables in _kinds(made).items()}
     script, style = ((HERE / name).read_text(encoding="utf-8") for name in ("page.js", "page.css"))
     return _template().render(
         question=QUESTION,
@@ -137,12 +130,30 @@ def page(made: Report, known: Records) -> str:
         script=Markup(script),
         script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         style=Markup(style),
-        kinds={kind: [_sheet(table, anchors, colours) for table in tables] for kind, tables in kinds.items() if tables},
+        kinds=sheets,
         figures=[(name, plot.title, Markup(_drawn(name, plot))) for name, plot in made.figures.items()],
-        index=_index(made.runs, known.runs, anchors, colours),
-        runs=_run_views(made.runs, known.runs, anchors),
+        index=_index(made.runs, made.records, anchors, colours),
+        runs=_run_views(made.runs, made.records, anchors),
         refused=[(path.name, reason) for path, reason in known.refused],
     )
+
+
+def _kinds(made: Report) -> dict[str, list[Table]]:
+    """The tables under their headings; those without a row are left out."""
+    kinds = {
+        "Quality and cost": made.comparison,
+        "Tasks scored otherwise": made.synthetic,
+        "Published tasks": made.downstream,
+        "Tuning, on validation": made.tuning,
+        "Search for the recipe, on validation": made.search,
+        "State": made.memory,
+        "Speeds of the bench": bench.speeds(made.measured),
+        "Claims of the literature": [made.claims],
+        "State tracking": [made.tracking],
+        "Serving": made.verdict.serving,
+    } | {JUDGED[section]: tables for section, tables in made.verdict.tables.items()}
+    filled = {kind: [table for table in tables if table.rows] for kind, tables in kinds.items()}
+    return {kind: tables for kind, tables in filled.items() if tables}
 
 
 def _template():
