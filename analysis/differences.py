@@ -101,11 +101,12 @@ def compare(known: Sequence[Entry]) -> list[Comparison]:
 
 
 def quality_tables(records: Sequence[Record], runs: pd.DataFrame, claims: Claims) -> list[Table]:
-    """A table for each task, size and data: an entry a row, the best first, the diverged last.
+    """A table for each text, and other data of several models, and size: an entry a row, the best first, diverged last.
 
     records: those that count (chosen on validation). runs: their rows of `frame.runs`, in their order.
     """
-    return [_table(name, records, group, claims) for name, group in tables.groups(runs)]
+    compared = [(n, group) for n, group in tables.groups(runs) if tables.is_text(group) or group["model"].nunique() > 1]
+    return [_table(name, records, group, claims) for name, group in compared]
 
 
 def _table(name: str, records: Sequence[Record], runs: pd.DataFrame, claims: Claims) -> Table:
@@ -140,11 +141,8 @@ def _table(name: str, records: Sequence[Record], runs: pd.DataFrame, claims: Cla
         rows.append([entry.label, str(entry.seeds), _figure(entry), _interval(entry), *cells, *said])
         data.append(exact)
         paths.append(list(mine["path"]))
-    title = f"Quality, {runs['task'].iloc[0]}, {runs['size'].iloc[0]} parameters"
-    notes = _notes(present, noise(known), len(everyone) - len(known))
-    if not tables.tuned(runs):
-        notes.append(tables.UNTUNED)
-    notes.append(tables.AROUND)
+    title = f"Quality, {tables.title(runs)}"
+    notes = [*_notes(present, noise(known), len(everyone) - len(known)), *tables.untuned(runs), tables.AROUND]
     header, prose = [*header, "around it", "literature"], ("around it", "literature")
     return Table(f"quality-{name}", title, header, rows, notes, pd.DataFrame(data), paths, prose)
 

@@ -33,7 +33,8 @@ def runs(records: Iterable[Record]) -> pd.DataFrame:
 
     variant: the same for runs that differ in nothing but the seed, and code: the digest of the code that made them ("":
     unknown); only runs that share both are averaged. label: how a table calls them. machine: the device and its
-    threads; rates compare within one machine only. table: runs compare within one task, size and data. recipe: the same
+    threads; rates compare within one machine only. table: runs compare within one task, size and data. setting: what of
+    the task's configuration tells a table from others of its task and size, "" where there are none. recipe: the same
     for runs of one budget and trainer, whatever their tuned keys. elsewhere: the block where it is not the model's own.
     grows: whether the state grows with the context where no policy cuts it. longest: the longest sequences that the
     task was scored at, and test_at_longest the score. train_busy, decode_busy: whether other processes took a good part
@@ -43,6 +44,7 @@ def runs(records: Iterable[Record]) -> pd.DataFrame:
     frame = pd.DataFrame([_row(record) for record in records])
     if records:
         frame["table"] = _tables(frame)
+        frame["setting"] = _settings(records, frame)
         frame["label"] = labels(records, frame)
     return frame
 
@@ -134,6 +136,19 @@ def _tables(frame: pd.DataFrame) -> pd.Series:
     plain = frame["task"] + "-" + frame["size"]
     mixed = frame.groupby(plain)["digest"].transform("nunique") > 1
     return plain.where(~mixed, plain + "-" + frame["digest"].astype(str).str[:8])
+
+
+def _settings(records: Sequence[Record], frame: pd.DataFrame) -> list[str]:
+    """`drop=0.5, elapsed=permuted` of each run, as far as the data of one task and size was made by other settings."""
+    places = list(zip(frame["task"], frame["size"], frame["table"], strict=True))
+    known: dict[tuple, dict[str, dict]] = defaultdict(dict)
+    for record, (task, size, table) in zip(records, places, strict=True):
+        known[task, size].setdefault(table, flatten(record.config.get("task") or {}))
+    made = []
+    for task, size, table in places:
+        differing = differing_keys(list(known[task, size].values()))
+        made.append(", ".join(f"{short(key)}={known[task, size][table].get(key, 'unset')}" for key in differing))
+    return made
 
 
 def machine(record: Record) -> str:

@@ -1,6 +1,6 @@
 """A table as Markdown, LaTeX and CSV, and figures as people write them."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -74,6 +74,15 @@ def markdown(table: Table) -> str:
     rules = ("-" * (width + 1) + ("-" if left else ":") for width, left in zip(widths, table.left, strict=True))
     lines.insert(1, "|" + "|".join(rules) + "|")
     return "\n".join([f"**{table.title}**", "", *lines, "", " ".join(table.notes)]).strip() + "\n"
+
+
+def together(tables: Sequence[Table]) -> list[str]:
+    """The tables in Markdown for one section of a page; the notes that all of several have follow the last, once."""
+    if len(tables) < 2:
+        return [markdown(table) for table in tables]
+    shared = [note for note in tables[0].notes if all(note in table.notes for table in tables)]
+    alone = [replace(table, notes=[note for note in table.notes if note not in shared]) for table in tables]
+    return [*map(markdown, alone), *([f"Of all these tables: {' '.join(shared)}\n"] if shared else [])]
 
 
 def _line(row: list[str], widths: list[int], left: list[bool]) -> str:

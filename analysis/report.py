@@ -222,7 +222,7 @@ def _quality_plots(
         for part, (what, xlabel) in PARTS.items():
             metric, found = quality.curves(members, group["label"], part)
             if any(len(curve.points) > 1 for curve in found):
-                title = f"{what}, {group['task'].iloc[0]}, {group['size'].iloc[0]} parameters"
+                title = f"{what}, {tables.title(group)}"
                 ylabel = f"{metric.replace('_', ' ')} (test)"
                 lines = references.best(known.get(name, ())) if references.METRIC.endswith(metric) else []
                 levels = {line.label: line.bits_per_byte for line in lines}
@@ -293,10 +293,10 @@ def sections(report: Report, output: Path, page: Path) -> dict[str, str]:
         "architectures": [report.models],
         "headline": [render.markdown(_for_readme(largest))] if largest else [],
         "figure": [images[name] for name in shown[:1]],
-        "comparison": [render.markdown(table) for table in report.comparison],
-        "synthetic": [render.markdown(table) for table in report.synthetic],
-        "tuning": [render.markdown(table) for table in report.tuning],
-        "search": [render.markdown(table) for table in report.search],
+        "comparison": render.together(report.comparison),
+        "synthetic": render.together(report.synthetic),
+        "tuning": render.together(report.tuning),
+        "search": render.together(report.search),
         "downstream": [render.markdown(table) for table in report.downstream],
         "memory": [render.markdown(table) for table in report.memory],
         "figures": [image for name, image in images.items() if name not in judged and not name.startswith(DROPS)],

@@ -42,7 +42,6 @@ QUALITY = {
 VALIDATION = tuple(HIGHER_IS_BETTER)
 UNITS = {"k": 1e3, "m": 1e6, "b": 1e9}
 BUSY, SOME_BUSY, UNKNOWN = "busy", "*", "?"
-UNTUNED = "Learning rates were not tuned here: rows compare how fast each learns at one rate."
 AROUND = "Around it: the block, the short convolution on its way or in the mixer, whether the head is the embedding."
 
 
@@ -55,16 +54,27 @@ def comparisons(runs: pd.DataFrame, quality: str = "test_bits_per_byte") -> list
     if runs.empty:
         return []
     return [
-        _comparison(name, _title(group), group, QUALITY[quality])
+        _comparison(name, title(group), group, QUALITY[quality])
         for name, group in groups(runs)
         if _quality(group) == quality
     ]
 
 
 def groups(runs: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-    """The runs of each table by its name, in order of task and size."""
+    """The runs of each table by its name: text first, then by task, size and the setting of its data."""
     found = [(str(name), group) for name, group in runs.groupby("table", sort=True)] if len(runs) else []
-    return sorted(found, key=lambda item: (item[1]["task"].iloc[0], size_order(item[1]["size"].iloc[0]), item[0]))
+
+    def order(item: tuple[str, pd.DataFrame]) -> tuple:
+        name, group = item
+        first = group.iloc[0]
+        return not is_text(group), first["task"], size_order(first["size"]), first["setting"], name
+
+    return sorted(found, key=order)
+
+
+def is_text(runs: pd.DataFrame) -> bool:
+    """Whether the runs of a table are scored by bits per byte, or by nothing yet."""
+    return next((key for key in VALIDATION if runs[key].notna().any()), VALIDATION[0]) == VALIDATION[0]
 
 
 def size_order(size: str) -> tuple[float, str]:
@@ -74,8 +84,11 @@ def size_order(size: str) -> tuple[float, str]:
     return (float(number) * UNITS[unit] if plain else inf), size
 
 
-def _title(runs: pd.DataFrame) -> str:
-    return f"{runs['task'].iloc[0]}, {runs['size'].iloc[0]} parameters"
+def title(runs: pd.DataFrame) -> str:
+    """What the runs of a table have in common: `cheetah (drop=0.5, elapsed=True), 100k parameters`."""
+    first = runs.iloc[0]
+    setting = f" ({first['setting']})" if first["setting"] else ""
+    return f"{first['task']}{setting}, {first['size']} parameters"
 
 
 def _quality(group: pd.DataFrame) -> str:
@@ -108,7 +121,26 @@ def _comparison(name: str, title: str, runs: pd.DataFrame, quality: Column) -> T
 
 def tuned(runs: pd.DataFrame) -> bool:
     """Whether the learning rate of any row was chosen."""
-    return "choice" in runs and bool(runs["choice"].str.contains("learning_rate").any())
+    return bool(_tuned(runs).any())
+
+
+def _tuned(runs: pd.DataFrame) -> pd.Series:
+    if "choice" not in runs:
+        return pd.Series(False, runs.index)
+    return runs["choice"].str.contains("learning_rate")
+
+
+def untuned(runs: pd.DataFrame) -> list[str]:
+    """A note that names the rows whose learning rate was not chosen among runs of their table; none where all were."""
+    rest = runs[~_tuned(runs)]
+    if rest.empty:
+        return []
+    if len(rest) < len(runs):
+        return [f"Learning rates not chosen among runs of this table: {', '.join(dict.fromkeys(rest['label']))}."]
+    rates = _range(rest["learning_rate"], lambda rate: f"{rate:g}")
+    if " to " in rates:
+        return [f"Learning rates were not chosen among runs of this table: {rates}."]
+    return [f"Every row has the learning rate {rates}; others were not tried in this table."]
 
 
 def _paths(group: pd.DataFrame) -> list[str]:
@@ -197,8 +229,7 @@ def _letter(machines: list[str], machine: str) -> str:
 def _notes(runs: pd.DataFrame, machines: list[str], cells: list[str]) -> list[str]:
     """What the reader must know: the data, the training, the machine, the meaning of ± and of words in the cells."""
     notes = [f"Data {str(runs['digest'].iloc[0])[:12]}."]
-    if not tuned(runs):
-        notes.append(UNTUNED)
+    notes += untuned(runs)
     finished = runs[runs["status"] == "finished"]
     if len(finished):
         endless = finished["epochs"].isna().all()  # a generated task shows no example twice
@@ -254,7 +285,7 @@ def tuning(runs: pd.DataFrame) -> list[Table]:
         tried = group[group["choice"] != ""]
         if len(tried):
             split = next((key for key in VALIDATION if tried[key].notna().any()), VALIDATION[0])
-            tables.append(_tuning(f"tuning-{name}", f"Tuning, {_title(group)}", tried, split))
+            tables.append(_tuning(f"tuning-{name}", f"Tuning, {title(group)}", tried, split))
     return tables
 
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from analysis import bench, cost, differences, field, grids, liquid, literature, models, scaling, serving
 from analysis.frame import TUNED
 from analysis.records import Record
-from analysis.render import Table, markdown
+from analysis.render import Table, together
 from analysis.selection import families, select
 from analysis.styles import Style
 
@@ -98,10 +98,9 @@ def _scaling(
 def sections(made: Verdict, images: dict[str, str]) -> dict[str, list[str]]:
     """The parts of each section: its tables, then its figures. images: each figure as a page shows it, by its stem."""
     return {
-        section: [markdown(table) for table in made.tables[section]]
-        + [f"{images[stem]}\n" for stem in made.figures.get(section, {})]
+        section: together(made.tables[section]) + [f"{images[stem]}\n" for stem in made.figures.get(section, {})]
         for section in SECTIONS
-    } | {"serving": [markdown(table) for table in made.serving]}
+    } | {"serving": together(made.serving)}
 
 
 def everything(made: Verdict) -> tuple[list[Table], dict[str, Drawn]]:

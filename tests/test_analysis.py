@@ -231,6 +231,52 @@ def test_synthetic_tasks_have_their_own_table(tmp_path):
     assert len(text.rows) == 1
 
 
+def _of_data(path, digest, **task):
+    """Gives a record data of its own, made by these settings."""
+    for stem, change in (("result", {"data": {"digest": digest}}), ("config", {"task": task})):
+        file = path / f"{stem}.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | change))
+
+
+def test_tables_of_one_task_are_told_apart_by_what_made_their_data_and_follow_text(tmp_path):
+    _of_data(write_run(tmp_path, "ltc", 0, accuracy=0.5), "a" * 16, name="mqar", elapsed=True, pairs=4)
+    _of_data(write_run(tmp_path, "ltc", 1, accuracy=0.4), "b" * 16, name="mqar", elapsed="permuted", pairs=4)
+    write_run(tmp_path, "ltc", 0, 2.0)
+    write_run(tmp_path, "mamba", 0, 2.0)
+    known = records.load([tmp_path])
+    made = report.build(known, tmp_path / "bench")
+    assert [table.title for table in made.synthetic] == [
+        "mqar (elapsed=True), 1m parameters",
+        "mqar (elapsed=permuted), 1m parameters",
+    ]
+    assert [name.split("-")[0] for name, _ in tables.groups(made.runs)] == ["sotu", "mqar", "mqar"]
+    # of one model alone there is nothing to compare
+    assert [table.title for table in made.verdict.tables["quality"]] == ["Quality, sotu, 1m parameters"]
+
+
+def test_a_note_that_all_tables_of_a_section_have_stands_once(folder):
+    (table,) = comparison(folder)
+    first, second = (dataclasses.replace(table, notes=[own, "For all."]) for own in ("The first.", "The second."))
+    one, other, shared = render.together([first, second])
+    assert [part.strip().rpartition("\n")[2] for part in (one, other)] == ["The first.", "The second."]
+    assert shared == "Of all these tables: For all.\n"
+    assert render.together([first]) == [render.markdown(first)]
+
+
+def test_rates_that_were_not_chosen_in_their_table_are_named(tmp_path):
+    write_run(tmp_path, "ltc", 0, learning_rate=0.002)
+    write_run(tmp_path, "gru", 0, learning_rate=0.002)
+    table, _ = chosen_table(tmp_path)
+    assert "Every row has the learning rate 0.002; others were not tried in this table." in table.notes
+    write_run(tmp_path, "mamba", 0, learning_rate=0.004)
+    table, _ = chosen_table(tmp_path)
+    assert "Learning rates were not chosen among runs of this table: 0.002 to 0.004." in table.notes
+    write_run(tmp_path, "gru", 0, 1.5, learning_rate=0.008)
+    table, _ = chosen_table(tmp_path)
+    assert "Learning rates not chosen among runs of this table: ltc, mamba." in table.notes
+    assert not any(note.startswith("Every row has") for note in table.notes)
+
+
 def test_unchecked_runs_are_refused_and_named(folder, capsys):
     path = write_run(folder, "leaky", 0, 0.1, passed=False)
     known = records.load([folder])
