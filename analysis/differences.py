@@ -14,8 +14,8 @@ from analysis.records import Record
 from analysis.render import MISSING, NOT_MEASURED, Table, spread
 from analysis.statistics import ALPHA, LEAST_SEEDS, Difference, Prior, holm, interval, paired, prior, summarise
 
-REFERENCES = ("transformer", "mamba")
-"""The models that every other is compared with."""
+REFERENCES = ("transformer", "mamba", "rwkv")
+"""The models that every other is compared with: those that the question names."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def corrected(comparisons: Sequence[Comparison]) -> list[Comparison]:
 def compare(known: Sequence[Entry]) -> list[Comparison]:
     """Every entry against every reference that the entries hold, itself excepted; all p are adjusted together.
 
-    Two references, each against the other, are one hypothesis, and count once.
+    Two of the references, each against the other, are one hypothesis, and count once.
     """
     references = [other for model in REFERENCES if (other := plain(known, model)) is not None]
     pairs = [
@@ -219,7 +219,7 @@ def _notes(present: dict[str, Entry | None], noise: Prior | None, elsewhere: int
         notes.append(f"References: {'; '.join(named)}.")
     missing = [model for model, entry in present.items() if entry is None]
     if missing:
-        notes.append(f"No recorded run of {' and '.join(missing)} here.")
+        notes.append(f"No recorded run of {', '.join(missing)} here.")
     if elsewhere:
         notes.append(f"Trained by another budget or recipe, and not compared here: {elsewhere} other rows.")
     return notes

@@ -195,12 +195,14 @@ def block(record: Record) -> str | None:
 
 def surroundings(record: Record) -> str:
     """What stands around the recurrence, its own or not: `gated, conv 4, tied`, the head being the embedding."""
-    model = record.config["model"]
-    widths = [value for key, value in flatten(record.config).items() if key.endswith("d_conv") and value and value > 1]
-    convolution = f"conv {max(widths)}" if widths else "no conv"
-    return (
-        f"{record.result.get('block') or MISSING}, {convolution}, {'tied' if model.get('tie_embeddings') else 'untied'}"
-    )
+    model, taps = record.config["model"], convolution(flatten(record.config))
+    short = f"conv {taps}" if taps else "no conv"
+    return f"{record.result.get('block') or MISSING}, {short}, {'tied' if model.get('tie_embeddings') else 'untied'}"
+
+
+def convolution(config: dict[str, Any]) -> int:
+    """The taps of the short convolution before the recurrence, its own or its block's, of a flat configuration."""
+    return max((taps for key, taps in config.items() if key.endswith("d_conv") and taps and taps > 1), default=0)
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:

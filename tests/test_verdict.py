@@ -180,7 +180,7 @@ def test_no_reference_is_not_measured_and_said(tmp_path):
     seeds(tmp_path, "ltc", 1.8, count=3)
     table = quality(tmp_path)
     assert rows(table)["ltc"]["than mamba"] == "not measured"
-    assert "No recorded run of transformer and mamba here." in table.notes
+    assert "No recorded run of transformer, mamba, rwkv here." in table.notes
 
 
 def test_another_budget_or_recipe_is_not_compared(tmp_path):

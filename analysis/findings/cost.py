@@ -11,13 +11,13 @@ from analysis import bench
 from analysis.findings.evidence import Evidence, Variant, commands
 from analysis.findings.factors import factor, families, keys, values
 from analysis.findings.finding import MEASURED, Finding, listed, missing
-from analysis.findings.pairs import BASELINES, LIQUID, best, paths, slug
+from analysis.findings.pairs import BASELINES, OURS, best, paths, slug
 from analysis.frame import machine
 from analysis.render import si_bytes
 from analysis.statistics import power, summarise
 
 MEMORY, SPEED = "Memory of generation", "Speed"
-SHOWN = (LIQUID[0], *BASELINES)
+SHOWN = (OURS, *BASELINES)
 """The models whose cost is told; that of the others is in the tables."""
 
 

@@ -29,6 +29,11 @@ METRICS = {
 }
 """{metric of a task: what it is called}, the first that a run has."""
 
+BLOCKS = {"transformer": "the Transformer's block", "gated": "Mamba's gated block"}
+"""{block of conf/block: what it is called in a sentence}"""
+RESIDUAL = ("canon",)
+"""The blocks that are a Transformer's but for a convolution whose output is added to its input."""
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -69,14 +74,27 @@ class Variant:
         return self.label.replace(", ", " with ", 1)
 
     @property
-    def surroundings(self) -> tuple:
-        """The block and its convolution as they are, whether its own or not."""
-        return self.result.get("block"), self.config.get("block.d_conv") or 0
+    def block(self) -> str | None:
+        """The block that it stands in, its own or not."""
+        return self.result.get("block")
+
+    @property
+    def convolution(self) -> int:
+        """The taps of the short convolution before the recurrence, its own or the block's; 0 for none."""
+        return frame.convolution(self.config)
 
     @property
     def around(self) -> str:
-        """The same with the head, in words."""
-        return frame.surroundings(self.records[0])
+        """The block and the convolution in words."""
+        if self.block in RESIDUAL:
+            return f"in the Transformer's block with a residual convolution ({self.block})"
+        block = BLOCKS.get(self.block or "", f"the {self.block} block" if self.block else "its own block")
+        return f"in {block} {'with' if self.convolution else 'without'} a convolution"
+
+    @property
+    def head(self) -> str:
+        """Whether the head is the embedding, in words."""
+        return f"embeddings {'tied' if self.config.get('model.tie_embeddings') else 'untied'}"
 
     @cached_property
     def config(self) -> dict[str, Any]:

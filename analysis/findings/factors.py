@@ -2,12 +2,13 @@
 
 import json
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from analysis.differences import Comparison, corrected, differ, noise
-from analysis.findings.evidence import METRICS, Evidence, Variant, commands
+from analysis.findings.evidence import METRICS, RESIDUAL, Evidence, Variant, commands
 from analysis.findings.finding import MEASURED, Finding, listed, missing, overall, told
-from analysis.findings.pairs import diverged, other_code, paths, slug
+from analysis.findings.pairs import diverged, measure, other_code, paths, slug
 from analysis.frame import differing_keys, short
 from analysis.selection import is_tuned
 from analysis.statistics import Prior
@@ -19,7 +20,10 @@ TUNING = "Quality: the learning rate"
 @dataclass(frozen=True)
 class Factor:
     """What an ablation varies. parts: of its keys, wherever a configuration has them: the factor, then what may change
-    with it. reference: the factor's value that others are compared with. command: what measures it.
+    with it. reference: the factor's value that others are compared with. command: what measures it. held: what must be
+    the same of a variant besides all other keys; None for a variant of which the factor says nothing. named: what a
+    variant's value is called, where that is not told by the keys that differ. apart: keys of which each value has a
+    finding of its own.
     """
 
     name: str
@@ -27,15 +31,41 @@ class Factor:
     parts: tuple[str, ...]
     reference: str
     command: str
+    held: Callable[[Variant], str | None] = lambda variant: ""
+    named: Callable[[Variant], str] | None = None
+    apart: tuple[str, ...] = ()
+
+
+def _block_of_convolution(variant: Variant) -> str | None:
+    """The block in which a convolution is tried; a residual one is tried in the Transformer's."""
+    return "transformer" if variant.block in RESIDUAL else variant.block or ""
+
+
+def _convolution(variant: Variant) -> str:
+    if variant.block in RESIDUAL:
+        return f"block={variant.block} (a residual convolution)"
+    return f"d_conv={variant.convolution}"
+
+
+def _convolution_of_block(variant: Variant) -> str | None:
+    """The convolution that blocks are compared at; a block that is told as a convolution is none of them."""
+    return None if variant.block in RESIDUAL else str(variant.convolution)
+
+
+def _block(variant: Variant) -> str:
+    return f"block={variant.block}, d_conv={variant.convolution}"
 
 
 FACTORS = (
-    Factor("convolution", "the short convolution before the mixer", ("d_conv",), "0",
-           "python run.py -m +sweeps=convolutions"),
+    Factor("convolution", "the short convolution before the mixer", ("d_conv", "block"), "0",
+           "python run.py -m +sweeps=convolutions", _block_of_convolution, _convolution),
     Factor("block", "the block around the recurrence", ("block", "d_conv"), "transformer",
-           "python run.py -m +sweeps=blocks"),
+           "python run.py -m +sweeps=blocks", _convolution_of_block, _block),
     Factor("solver", "the solver and its substeps", ("solver",), "semi_implicit", "python run.py -m +sweeps=solvers"),
-    Factor("coupling", "what the gate sees of the state", ("coupling",), "none", "python run.py -m +sweeps=couplings"),
+    Factor("coupling", "what the gate sees of the state", ("coupling",), "none", "python run.py -m +sweeps=couplings",
+           apart=("solver.name",)),
+    Factor("horizon", "the time that a token takes", ("horizon",), "1.0", "python run.py -m +sweeps=horizons",
+           apart=("solver.name",)),
     Factor("states", "the states a channel", ("d_state",), "1", "python run.py -m +sweeps=states"),
     Factor("gradient", "the gradient's method", ("gradient",), "backprop", "python run.py -m +sweeps=gradients"),
     Factor("parallel", "Newton's method in place of the sequential scan, in training", ("parallel",), "sequential",
@@ -69,13 +99,18 @@ def factors(evidence: Evidence) -> list[Finding]:
 
 
 def families(evidence: Evidence, factor: Factor) -> list[list[Variant]]:
-    """Variants that differ in the factor alone; of a table and model the family with the most values and seeds."""
+    """Variants that differ in the factor alone; of a table, a model and what is told apart the one with the most values
+    and seeds.
+    """
     made = []
     for table in evidence.tables():
-        by_model: dict[str, dict[str, list[Variant]]] = defaultdict(lambda: defaultdict(list))
+        by_model: dict[tuple, dict[str, list[Variant]]] = defaultdict(lambda: defaultdict(list))
         for variant in evidence.of(table):
-            fixed = {k: v for k, v in variant.config.items() if not is_tuned(k, (*factor.parts, *FREE))}
-            by_model[variant.model][json.dumps(fixed, sort_keys=True)].append(variant)
+            held = factor.held(variant)
+            if held is not None:
+                fixed = {k: v for k, v in variant.config.items() if not is_tuned(k, (*factor.parts, *FREE))}
+                alike = by_model[variant.model, *_apart_by(variant, factor)]
+                alike[json.dumps([fixed, held], sort_keys=True)].append(variant)
         for families in by_model.values():
             known = [family for family in map(_with_figures, families.values()) if _varies(family, factor)]
             if known:
@@ -89,6 +124,8 @@ def _with_figures(family: list[Variant]) -> list[Variant]:
 
 def _varies(family: list[Variant], factor: Factor) -> bool:
     """Whether the factor itself differs in a family, and not only what may change with it."""
+    if factor.named is not None:
+        return len(values(family, factor)) > 1
     first, others = factor.parts[:1], factor.parts[1:]
     return any(is_tuned(key, first) and not is_tuned(key, others) for key in keys(family, factor))
 
@@ -103,8 +140,14 @@ def values(family: list[Variant], factor: Factor) -> dict[str, Variant]:
     """{what the factor is set to: the variant}; of two codes with one value the one with more seeds."""
     names, made = keys(family, factor), {}
     for variant in sorted(family, key=lambda variant: len(variant.test)):
-        made[", ".join(f"{short(key)}={variant.config.get(key, 'unset')}" for key in names)] = variant
+        told_by_keys = ", ".join(f"{short(key)}={variant.config.get(key, 'unset')}" for key in names)
+        made[factor.named(variant) if factor.named else told_by_keys] = variant
     return made if names else {}
+
+
+def _apart_by(variant: Variant, factor: Factor) -> tuple[str, ...]:
+    """`solver=euler` for each key that has findings of its own."""
+    return tuple(f"{short(key)}={variant.config[key]}" for key in factor.apart if key in variant.config)
 
 
 class _Effect:
@@ -132,13 +175,14 @@ def _noise(evidence: Evidence, member: Variant) -> Prior | None:
 def _effect(effect: _Effect, comparisons: list[Comparison]) -> Finding:
     reference, others = effect.reference, effect.others
     changes = listed(f"{text} changes it by {told(one)}" for text, one in zip(others, comparisons, strict=True))
-    sides = [reference, *others.values()]
+    sides, apart = [reference, *others.values()], _apart_by(reference, effect.factor)
     sentence = (
-        f"On {reference.where}, {reference.model} with {effect.order[0]} has {reference.mean():.3f} "
-        f"{METRICS[reference.metric]} on test; {changes}{diverged(*sides)}{other_code(reference, *others.values())}."
+        f"On {reference.where}, {reference.model} with {', '.join([*apart, effect.order[0]])} has "
+        f"{reference.mean():.3f} {measure(reference)}; {changes}{diverged(*sides)}"
+        f"{other_code(reference, *others.values())}."
     )
     repeat = commands(sides, keys(sides, effect.factor))
-    name = f"effect-{effect.factor.name}-{slug(reference.table)}-{slug(reference.model)}"
+    name = "-".join(["effect", effect.factor.name, *map(slug, (reference.table, reference.model, *apart))])
     return Finding(name, TOPIC, sentence, overall(comparisons), repeat, paths(sides))
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from analysis.differences import Comparison
 
 SIGNIFICANT, NOT_SIGNIFICANT, NOT_TESTED = "significant", "not significant", "not tested"
+MIXED = "see each"
 MEASURED, NOT_MEASURED = "measured", "not measured"
 
 
@@ -35,13 +36,13 @@ def status(comparison: Comparison) -> str:
 
 
 def overall(comparisons: Iterable[Comparison]) -> str:
-    """The status of a finding that tells several comparisons: the strongest of theirs."""
+    """The status of a finding that tells several comparisons: theirs where it is one, else that each has its own."""
     found = set(map(status, comparisons))
-    return next((one for one in (SIGNIFICANT, NOT_SIGNIFICANT, NOT_TESTED) if one in found), NOT_TESTED)
+    return next(iter(found)) if len(found) == 1 else MIXED if found else NOT_TESTED
 
 
 def told(comparison: Comparison, digits: int = 3) -> str:
-    """`−0.395 (95 % interval −0.412 to −0.378, p = 0.003, 5 seeds)`, and in words what that does not show."""
+    """`−0.395 (significant: 95 % interval −0.412 to −0.378, p = 0.003, 5 seeds)`, or in words why it is not."""
     difference, p = comparison.difference, comparison.adjusted
     if difference.mean is None:
         return "unknown (no seed in common)"
@@ -53,7 +54,7 @@ def told(comparison: Comparison, digits: int = 3) -> str:
     if p is None:
         return f"{value} ({said}, {seeds}: not tested)"
     shown = "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
-    return f"{value} ({'not significant: ' * (not comparison.significant)}{said}, {shown}, {seeds})"
+    return f"{value} ({status(comparison)}: {said}, {shown}, {seeds})"
 
 
 def signed(value: float, digits: int = 3) -> str:

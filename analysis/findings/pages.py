@@ -4,10 +4,12 @@ from collections.abc import Iterable
 
 from analysis.findings import corpora, cost, factors, pairs
 from analysis.findings.evidence import Evidence
-from analysis.findings.finding import SIGNIFICANT, Finding
+from analysis.findings.finding import Finding
 
 TOLD_BY = (
     pairs.pairs,
+    pairs.one_block,
+    pairs.other_sizes,
     factors.factors,
     factors.learning_rates,
     corpora.scaling,
@@ -31,24 +33,19 @@ def build(evidence: Evidence) -> list[Finding]:
 
 
 def markdown(findings: Iterable[Finding]) -> str:
-    """Every finding under its topic, with its status and its commands."""
+    """Every finding under its topic, with its commands."""
     lines, topic = [], ""
     for finding in findings:
         if finding.topic != topic:
             topic = finding.topic
             lines += ["", f"### {topic}", ""]
-        lines.append(f"- {_escaped(finding.sentence)}{_status(finding)}{_commands(finding)}")
+        lines.append(f"- {_escaped(finding.sentence)}{_commands(finding)}")
     return "\n".join(lines).strip() + "\n"
 
 
 def headline(findings: Iterable[Finding]) -> str:
     """The findings that the README tells, a line each; "" for none."""
-    return "\n".join(f"- {_escaped(finding.sentence)}{_status(finding)}" for finding in findings if finding.headline)
-
-
-def _status(finding: Finding) -> str:
-    """The status that a sentence does not say by itself."""
-    return " *Significant.*" if finding.status == SIGNIFICANT else ""
+    return "\n".join(f"- {_escaped(finding.sentence)}" for finding in findings if finding.headline)
 
 
 def _commands(finding: Finding) -> str:
