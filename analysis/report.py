@@ -121,10 +121,12 @@ def build(
     largest = _largest(comparison)
     recorded = references.read(measured / references.REFERENCES)
     beside = references.by_table(recorded, shown)
-    judged = _with_references(verdict.build(compared, runs, shown, looks, measured, cost.read(prices)), beside)
+    priced = cost.read(prices)
+    judged = _with_references(verdict.build(compared, runs, shown, looks, measured, priced), beside)
     lines = {text: references.best(known) for text, known in recorded.items()}
     known = evidence.gather(compared, runs, measured, largest.name if largest else "")
-    known = replace(known, lines=lines, laws=judged.laws)
+    costs = {table.name: table.data for table in judged.tables["cost"]}
+    known = replace(known, lines=lines, laws=judged.laws, costs=costs, prices=priced)
     theory = tracking.read()
     drawn = {stem: Plot(title, draw) for stem, (title, draw) in verdict.everything(judged)[1].items()}
     by_context = context.plots(bench.content(measured, "context"))

@@ -79,23 +79,29 @@ def _build(
 class Racer:
     """A model that is trained on random tokens, `tokens` an update, and the seconds each update took.
 
-    The first update is not timed; its matrix products are noted, and timed by themselves beside the others. peer: a
-    mixer of another package, which does not state its operations.
+    rounds: the seconds of each round's update, None for a round that it sat out. The first update is not timed; its
+    matrix products are noted, and timed by themselves beside the others. peer: a mixer of another package, which does
+    not state its operations.
     """
 
     def __init__(self, name: str, model: LanguageModel, tokens: int, length: int, peer: bool = False):
         self.name, self.model, self.batch, self.length = name, model, max(1, tokens // length), length
         self.peer = peer
         self.optimizer = torch.optim.AdamW(parameter_groups(model, 0.1), 1e-4, fused=True)
-        self.seconds: list[float] = []
+        self.rounds: list[float | None] = []
         self.product_seconds: list[float] = []
         with Products() as self.products:
             self.update()
 
     def race(self) -> None:
         """Times an update, and then its products."""
-        self.seconds.append(self.update())
+        self.rounds.append(self.update())
         self.product_seconds.append(self.products.seconds(self.model.head.weight.device))
+
+    @property
+    def seconds(self) -> list[float]:
+        """Of the updates that it made."""
+        return [taken for taken in self.rounds if taken is not None]
 
     def update(self) -> float:
         """Makes one update as the trainer does; returns its seconds."""
@@ -115,6 +121,7 @@ class Racer:
         row = {"what": "training", "contestant": self.name, "length": self.length}
         row |= {"parameters": sizing.count(self.model).total, "rounds": len(self.seconds)}
         row["range_us"] = [1e6 * seconds / tokens for seconds in (min(self.seconds), max(self.seconds))]
+        row["each_us"] = [taken and 1e6 * taken / tokens for taken in self.rounds]
         if not self.peer:
             unseen = update_flops(self.model, self.length) * tokens / self.products.flops
             row["limit_us"] = 1e6 * median(self.product_seconds) * max(1.0, unseen) / tokens
@@ -128,6 +135,8 @@ def _train(racers: list[Racer], limits: Limits, say: Callable[[str], None]) -> l
             for racer in in_turn(racers, turn):
                 if turn < LEAST_ROUNDS or sum(racer.seconds) * (turn + 1) / turn < limits.seconds:
                     racer.race()
+                else:
+                    racer.rounds.append(None)
     rows = [racer.row() for racer in racers]
     for row in rows:
         say(f"training at {row['length']:5}  {row['contestant']:24} {row['tokens_per_second']:9,.0f} tokens/s")
@@ -175,6 +184,6 @@ def _decode(
     for name, values in taken.items():
         ms = median(values)
         row = {"what": "decoding", "contestant": name, "length": context, "decode_ms": ms}
-        rows.append(row | {"rounds": len(values), "range_ms": [min(values), max(values)]})
+        rows.append(row | {"rounds": len(values), "range_ms": [min(values), max(values)], "each_ms": values})
         say(f"decoding after {context:,}  {name:24} {ms:9.3f} ms a token")
     return rows

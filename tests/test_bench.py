@@ -351,6 +351,7 @@ def test_a_model_is_held_against_its_products_and_those_its_kernels_hide():
     row = racer.row()
     seen = racer.products.flops
     needed = update_flops(racer.model, 8) * 16
+    assert row["each_us"] == [1e6 * taken / 16 for taken in racer.rounds]
     assert needed > seen > 0  # the recurrent products stand inside a kernel
     assert row["limit_us"] == pytest.approx(1e6 * racer.product_seconds[0] / 16 * needed / seen)
 

@@ -7,17 +7,20 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 
+from analysis import cost as prices
 from analysis import frame, records, report, scaling, selection
 from analysis.differences import Comparison
 from analysis.entries import Entry
-from analysis.findings import corpora, cost, evidence, factors, finding, pairs
+from analysis.findings import corpora, cost, evidence, factors, finding, gaps, pairs
 from analysis.findings import pages as told
 from analysis.findings.finding import NOT_MEASURED, NOT_SIGNIFICANT, NOT_TESTED, SIGNIFICANT
 from analysis.references import Line
 from analysis.statistics import Difference, holm, paired, prior
+from harness.records import sweep
 from test_analysis import write_run
 from test_verdict import PLANTED, ladder
 from test_verdict import seeds as five_seeds
@@ -468,13 +471,138 @@ def test_speeds_come_from_the_bench(tmp_path):
     (tmp_path / "bench" / "models.json").write_text(json.dumps(content))
     (found,) = cost.decoding(evidence.Evidence([], [], tmp_path / "bench"))
     assert found.sentence == (
-        "On CPU, 2 threads, after 32,768 tokens of context, none of them cut, a generated token takes 0.5 ms with ltc, "
-        "2 with transformer (4 times); rounds at most 10 % apart."
+        "On CPU, 2 threads, after 32,768 tokens of context, none of them cut, a generated token takes 0.5 ms with ltc; "
+        "2 with transformer, 4 times (3.64 to 4.4): between the extremes of the rounds."
     )
-    nothing = evidence.Evidence([], [], tmp_path)
+    nothing = evidence.Evidence([], [], tmp_path / "nothing")
     assert [one.status for tell in (cost.decoding, cost.training, cost.newton) for one in tell(nothing)] == (
         [NOT_MEASURED] * 3
     )
+
+
+def timed(folder, rows):
+    """The evidence of a bench of whole models that holds these rows, at the prices of docs/prices.yaml."""
+    content = {"machine": {"cpu": "CPU", "threads": 2, "gpu": None}, "rows": rows, "skipped": {}}
+    (folder / "bench").mkdir(exist_ok=True)
+    (folder / "bench" / "models.json").write_text(json.dumps(content))
+    return evidence.Evidence([], [], folder / "bench", prices=prices.read())
+
+
+def training_row(name, us, rounds=None):
+    """Ranges that overlap, whatever the rounds."""
+    row = {"what": "training", "contestant": name, "length": 512, "parameters": 1000, "range_us": [0.6 * us, 1.6 * us]}
+    row |= {"tokens_per_second": 1e6 / us, "training_us": us}
+    return row | ({"each_us": rounds} if rounds else {})
+
+
+def test_speeds_whose_rounds_overlap_are_not_told_apart_unless_they_are_paired(tmp_path):
+    rows = [training_row("ltc", 100.0), training_row("mamba", 120.0)]
+    (found,) = cost.training(timed(tmp_path, rows))
+    assert "8,333 with mamba, 0.833 times (0.312 to 2.22: not told apart): between the extremes" in found.sentence
+    slow = [1.2 * us * off for us, off in zip((60.0, 100.0, 160.0), (1.01, 0.99, 1.0), strict=True)]
+    rows = [training_row("ltc", 100.0, [60.0, 100.0, 160.0, 90.0]), training_row("mamba", 120.0, [*slow, None])]
+    (found,) = cost.training(timed(tmp_path, rows))
+    assert re.search(
+        r"mamba, 0\.833 times \(95 % interval 0\.81\d to 0\.85\d, p = 0\.00\d, 3 rounds\)\.", found.sentence
+    )
+    (dear,) = cost.costs(timed(tmp_path, rows))
+    assert "cost $0.0028 with ltc; $0.0033 with mamba, 1.2 times (95 % interval 1.1" in dear.sentence
+
+
+def test_costs_elsewhere_are_those_of_the_tables(tmp_path):
+    at = prices.read().extrapolated.contexts
+    keys = ("training", *(f"generation_{context}" for context in at))
+    rows = [
+        {"model": model}
+        | {f"{key}{end}": dollars * by for key in keys for end, by in (("", 1), ("_low", 0.8), ("_high", 2))}
+        for model, dollars in (("ltc", 0.1), ("transformer", 0.25))
+    ]
+    rows[1][f"generation_{at[-1]}"] = None  # does not fit
+    runs = [{"model": model, "generation_1024": dollars} for model, dollars in (("ltc", 0.01), ("rwkv", 0.03))]
+    tables = {"cost-extrapolated": pd.DataFrame(rows), "cost-measured": pd.DataFrame(runs)}
+    gathered = evidence.Evidence([], [], tmp_path / "bench", costs=tables, prices=prices.read())
+    measured, extrapolated = (one.sentence for one in cost.costs(gathered))
+    assert "after 1,024 $0.01 with ltc and 3 times as much with rwkv: each timed in its own run" in measured
+    assert (
+        "not measured, a million tokens cost: training $0.1 (0.08 to 0.2) with ltc, 2.5 times with tr" in extrapolated
+    )
+    assert (
+        f"generation after {at[-1]:,} $0.1 (0.08 to 0.2) with ltc, not to be had (it does not fit) with" in extrapolated
+    )
+
+
+def test_the_memory_of_a_process_is_told_with_its_range(tmp_path):
+    for seed, more in enumerate((0, 500, 2500)):
+        write_run(tmp_path, "ltc", seed, 1.9, memory=1000 + more)
+        write_run(tmp_path, "mamba", seed, 1.9, memory=3000 + more)
+        write_run(tmp_path, "rwkv", seed, 1.9, memory=9000)
+    generation, training = cost.processes(known(tmp_path))
+    said = (
+        "process takes 1.50 kB with ltc; 3.50 kB with mamba, 2.33 times (0.857 to 5.5: not told apart); 9 kB with rwkv"
+    )
+    assert f"{said}, 6 times (2.57 to 9): " in generation.sentence
+    assert training.status == NOT_MEASURED
+
+
+def test_a_state_is_compared_where_no_context_is_cut(tmp_path):
+    write_run(tmp_path, "ltc", 0, 1.9)
+    write_run(tmp_path, "mamba", 0, 1.7, policy={"kind": "window", "tokens": 512})
+    (found,) = cost.uncut(known(tmp_path))
+    assert found.sentence == (
+        "After 32,768 tokens of context, none of them cut, at 1m parameters, generation keeps 2.05 kB with ltc, "
+        "4.72 MB with mamba (2,304 times, computed from the 73.7 kB of its last 512 tokens): bytes counted, the same "
+        "in every run."
+    )
+
+
+def test_the_answer_follows_from_the_findings(tmp_path):
+    for model, bits in (("ltc", 1.8), ("transformer", 2.0), ("mamba", 1.7), ("rwkv", 1.8)):
+        five_seeds(tmp_path, model, bits)
+    rows = [training_row(name, us, [us, 1.01 * us, 1.02 * us]) for name, us in (("ltc", 100.0), ("mamba", 50.0))]
+    timed(tmp_path, rows)
+    gathered = known(tmp_path)
+    lines = [Line("PPMd order 12", "ppmd", 1.375), Line("xz", "xz", 1.9)]
+    gathered.lines["sotu", "b2023cac2b1df6e6"] = lines
+    (found,) = gaps.answer(gathered)
+    words = {one.name: one.sentence for one in pairs.pairs(gathered)}
+    rival = "not told apart from rwkv" if "not significant" in words["quality-ltc-rwkv"] else "rwkv"
+    assert found.sentence.startswith("At 1m parameters on sotu, ltc is in quality better than transformer")
+    assert "worse than mamba" in found.sentence
+    assert rival in found.sentence
+    assert (
+        "; every model recorded there is behind PPMd order 12; it generates from the smallest state; " in found.sentence
+    )
+    assert found.sentence.endswith("by the bench it trains slower than mamba.")
+    assert told.build(gathered)[0] == found
+
+
+def test_the_target_is_judged_by_the_best_of_its_size_under_the_recipe(tmp_path):
+    five_seeds(tmp_path, "ltc", 1.8, size="250k")
+    five_seeds(tmp_path, "mamba", 1.6, count=1, size="500k", trainer={"tokens": 9000})
+    five_seeds(tmp_path, "gru", 1.3, count=1, trainer={"beta2": 0.5})
+    gathered = known(tmp_path, "sotu-250k")
+    gathered.lines["sotu", "b2023cac2b1df6e6"] = [Line("PPMd", "ppmd", 1.375), Line("xz", "xz", 1.9)]
+    (found,) = gaps.target(gathered)
+    assert "below PPMd, 1.375 bits per byte on test: not measured at 1m under the recipe; the best" in found.sentence
+    assert "of any size on validation, gru at 1m parameters, has 1.3" in found.sentence
+    five_seeds(tmp_path, "mamba", 1.5, count=1, trainer={"tokens": 90_000})
+    gathered = known(tmp_path, "sotu-250k")
+    gathered.lines["sotu", "b2023cac2b1df6e6"] = [Line("PPMd", "ppmd", 1.375)]
+    (found,) = gaps.target(gathered)
+    assert "on test: the best model of that size on validation, mamba at 1m parameters, has 1.5" in found.sentence
+
+
+def test_a_sweep_says_how_many_of_its_runs_are_recorded(tmp_path):
+    done = write_run(tmp_path, "ltc", 0).name.rpartition("-")[2]
+    diverged = write_run(tmp_path, "ltc", 1, status="diverged").name.rpartition("-")[2]
+    jobs = [sweep.Job([], done), sweep.Job([], diverged), sweep.Job([], "absent"), sweep.Job([], None, "waits")]
+    sweep.write(tmp_path, sweep.Sweep("ladder", jobs=jobs))
+    sweep.write(tmp_path, sweep.Sweep("states", jobs=jobs[:1]))
+    (found,) = gaps.sweeps(evidence.Evidence([], [], tmp_path / "bench"))
+    assert found.sentence == (
+        "Of the runs that each sweep asks for are recorded: ladder 2 of 4; all runs of states are recorded."
+    )
+    assert found.commands == ("python run.py -m +sweeps=ladder",)
 
 
 def test_the_gradient_is_told_by_speed_and_memory(tmp_path):

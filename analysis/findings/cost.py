@@ -1,6 +1,7 @@
 """Findings on cost: what generation holds, what a token takes, training, gradients and Newton's method."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -8,17 +9,41 @@ import numpy as np
 import pandas as pd
 
 from analysis import bench
+from analysis.cost import CONTEXTS, dollars, measured_dollars
 from analysis.findings.evidence import Evidence, Variant, commands
 from analysis.findings.factors import factor, families, keys, values
-from analysis.findings.finding import MEASURED, Finding, listed, missing
+from analysis.findings.finding import MEASURED, Finding, Ratio, by_extremes, by_rounds, figure, listed, missing
 from analysis.findings.pairs import BASELINES, OURS, best, paths, slug
 from analysis.frame import machine
 from analysis.render import si_bytes
 from analysis.statistics import power, summarise
 
-MEMORY, SPEED = "Memory of generation", "Speed"
+MEMORY, SPEED, COST = "Memory", "Speed", "Cost"
+AT = 32_768
+"""The context after which memory and generation are compared."""
 SHOWN = (OURS, *BASELINES)
 """The models whose cost is told; that of the others is in the tables."""
+Contestants = dict[str, dict[Any, Any]]
+"""{contestant: its row of the bench}"""
+Timed = dict[int, Contestants]
+"""{length: the contestants timed at it}"""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What the bench timed. key: of the figure that is told, in `said`. time: of the time a token, in units of
+    `seconds`.
+    """
+
+    key: str
+    said: str
+    time: str
+    unit: str
+    seconds: float
+
+
+TRAINING = Timing("tokens_per_second", "tokens/s", "training_us", "us", 1e-6)
+DECODING = Timing("decode_ms", "ms", "decode_ms", "ms", 1e-3)
 
 
 def state(evidence: Evidence) -> list[Finding]:
@@ -34,7 +59,7 @@ def state(evidence: Evidence) -> list[Finding]:
         f"From {span} tokens of context, at {sides[0].result['size']} parameters, generation keeps: "
         f"{listed(map(_growth, sides))}."
     )
-    return [Finding("state", MEMORY, sentence, MEASURED, commands(sides), paths(sides), headline=True)]
+    return [Finding("state", MEMORY, sentence, MEASURED, commands(sides), paths(sides))]
 
 
 def _growth(variant: Variant) -> str:
@@ -64,19 +89,92 @@ def _policy(variant: Variant) -> str:
     return f" with its context cut to {policy['tokens']:,} tokens" if policy.get("tokens") is not None else ""
 
 
+def uncut(evidence: Evidence) -> list[Finding]:
+    """What generation keeps of one sequence where nothing of the context is cut, as a ratio to ours."""
+    sides = _sides(evidence, kept)
+    if not sides:
+        command = f"python run.py -m model={','.join(SHOWN)}"
+        what = "What generation keeps where no context is cut, against each rival"
+        return [missing("state-uncut", MEMORY, what, "no measured runs of both", command)]
+    ours, *theirs = sides
+    parts = [
+        f"{si_bytes(kept(side))} with {side.model} ({figure(kept(side) / kept(ours))} times{_computed(side)})"
+        for side in theirs
+    ]
+    sentence = (
+        f"After {AT:,} tokens of context, none of them cut, at {ours.result['size']} parameters, generation keeps "
+        f"{si_bytes(kept(ours))} with {ours.model}, {listed(parts)}: bytes counted, the same in every run."
+    )
+    return [Finding("state-uncut", MEMORY, sentence, MEASURED, commands(sides), paths(sides), headline=True)]
+
+
+def kept(variant: Variant) -> float:
+    """Bytes of state after AT tokens; of a window's, as it would be with all of them; 0 where not measured."""
+    held, policy = _held(variant), variant.result.get("context_policy") or {}
+    if policy.get("kind") == "window":
+        return held.get(AT, 0) / policy["tokens"] * AT
+    return held.get(AT, 0)
+
+
+def _computed(variant: Variant) -> str:
+    """What is said of a state that was not held."""
+    if (variant.result.get("context_policy") or {}).get("kind") != "window":
+        return ""
+    tokens = variant.result["context_policy"]["tokens"]
+    return f", computed from the {si_bytes(_held(variant)[AT])} of its last {tokens:,} tokens"
+
+
+def processes(evidence: Evidence) -> list[Finding]:
+    """By how much the memory of the process grows in generation and in training, as the runs measured it."""
+    told: tuple[tuple[str, str, Callable[[Variant], list[float]]], ...] = (
+        ("generation", f"generating up to {AT:,} tokens under its context policy", _generation_bytes),
+        ("training", "training", _training_bytes),
+    )
+    return [_process(evidence, name, what, measured) for name, what, measured in told]
+
+
+def _process(evidence: Evidence, name: str, what: str, measured: Callable[[Variant], list[float]]) -> Finding:
+    sides = _sides(evidence, measured)
+    if not sides:
+        command = f"python run.py -m model={','.join(SHOWN)}"
+        title = f"How much memory {name} takes, against each rival"
+        return missing(f"memory-{name}", MEMORY, title, "no measured runs of both", command)
+    ours, *theirs = sides
+    middle = {side.label: float(np.median(np.array(measured(side)))) for side in sides}
+    parts = [
+        f"{si_bytes(middle[side.label])} with {side.model}{_policy(side) if name == 'generation' else ''}, "
+        f"{by_extremes(middle[side.label] / middle[ours.label], measured(side), measured(ours))}"
+        for side in theirs
+    ]
+    sentence = (
+        f"At {ours.result['size']} parameters, {what} the process takes {si_bytes(middle[ours.label])} with "
+        f"{ours.model}; {'; '.join(parts)}: the median of the runs, the range by their extremes."
+    )
+    return Finding(f"memory-{name}", MEMORY, sentence, MEASURED, commands(sides), paths(sides))
+
+
+def _sides(evidence: Evidence, measured: Callable[[Variant], object]) -> list[Variant]:
+    """Ours, then the rivals, of those that were measured; none where ours or every rival was not."""
+    own = [variant for variant in evidence.of(evidence.headline, *SHOWN) if variant.entry.own and measured(variant)]
+    found = [one for model in SHOWN if (one := best(v for v in own if v.model == model)) is not None]
+    return found if len(found) > 1 and found[0].model == OURS else []
+
+
+def _generation_bytes(variant: Variant) -> list[float]:
+    rows = [row for one in variant.records for row in (one.result.get("measurement") or {}).get("contexts") or []]
+    found = (row.get("generation_memory_bytes") for row in rows if row["context"] == AT)
+    return [value for value in found if value]
+
+
+def _training_bytes(variant: Variant) -> list[float]:
+    found = (record.result["training"].get("peak_memory_bytes") for record in variant.records)
+    return [value for value in found if value]
+
+
 def decoding(evidence: Evidence) -> list[Finding]:
     """Milliseconds a generated token behind a whole context, as the bench measured them in one process."""
-    rows = _bench(evidence, "decoding")
-    made = [
-        _ratio(
-            f"decoding-{at}",
-            f"after {at:,} tokens of context, none of them cut, a generated token takes",
-            "ms",
-            known,
-            "decode_ms",
-        )
-        for at, known in _by(rows, "length").items()
-    ]
+    what = "after {:,} tokens of context, none of them cut, a generated token takes"
+    made = [_speed_of(f"decoding-{at}", what.format(at), known, DECODING) for at, known in decoded(evidence).items()]
     found = [finding for finding in made if finding is not None]
     needs = "no measurement of the bench"
     return found or [missing("decoding", SPEED, "The time of a generated token", needs, "python -m bench models")]
@@ -92,7 +190,7 @@ def under_policy(evidence: Evidence) -> list[Finding]:
         command = f"python run.py -m model={','.join(SHOWN)}"
         return [missing("decoding-policy", SPEED, what, needs, command)]
     at = max(contexts)
-    told = listed(f"{v.spoken} {_figure(_latencies(v)[at])} ms{_policy(v)}" for v in sides)
+    told = listed(f"{v.spoken} {figure(_latencies(v)[at])} ms{_policy(v)}" for v in sides)
     sentence = (
         f"On {machines.pop()}, under each run's own context policy, after {at:,} tokens and at "
         f"{sides[0].result['size']} parameters, a generated token takes: {told}."
@@ -113,14 +211,33 @@ def _latencies(variant: Variant) -> dict[int, float]:
 
 def training(evidence: Evidence) -> list[Finding]:
     """Training tokens a second at each length, as the bench measured them in one process."""
-    rows = _bench(evidence, "training")
-    made = [
-        _ratio(f"training-{at}", f"at {at:,} tokens a sequence training makes", "tokens/s", known, "tokens_per_second")
-        for at, known in _by(rows, "length").items()
-    ]
+    what = "at {:,} tokens a sequence training makes"
+    made = [_speed_of(f"training-{at}", what.format(at), known, TRAINING) for at, known in trained(evidence).items()]
     found = [finding for finding in made if finding is not None]
     needs = "no measurement of the bench"
     return found or [missing("training", SPEED, "The speed of training", needs, "python -m bench models")]
+
+
+def decoded(evidence: Evidence) -> Timed:
+    return _by(_bench(evidence, "decoding"), "length")
+
+
+def trained(evidence: Evidence) -> Timed:
+    return _by(_bench(evidence, "training"), "length")
+
+
+def costs(evidence: Evidence) -> list[Finding]:
+    """Dollars for a million tokens of training and of generation by the bench's speeds; and extrapolated, said so."""
+    made: list[Finding] = []
+    if evidence.prices is not None:
+        price, generated = evidence.prices.measured.dollars_per_hour, decoded(evidence)
+        for at, known in [*trained(evidence).items()][:1]:  # at the shortest length, as the table of cost
+            made += _cost("training", f"in sequences of {at:,}", known, TRAINING, price)
+        for at, known in generated.items():
+            made += _cost("generation", f"after {at:,}", known, DECODING, price)
+        made += [*_by_runs(evidence, generated), *_extrapolated(evidence)]
+    command = "python -m bench models"
+    return made or [missing("cost", COST, "The cost of a million tokens", "no measurement of the bench", command)]
 
 
 def _bench(evidence: Evidence, what: str) -> list[dict[Any, Any]]:
@@ -144,32 +261,100 @@ def _by(rows: Iterable[dict[Any, Any]], key: str) -> dict[int, dict[str, dict[An
     return found
 
 
-def _ratio(name: str, what: str, unit: str, known: dict[str, dict[Any, Any]], key: str) -> Finding | None:
-    """Ours beside each baseline, with the ratio and how far the rounds of a figure lie apart."""
-    ours = known.get(SHOWN[0])
-    theirs = {model: known[model] for model in BASELINES if model in known}
-    if ours is None or not theirs:
+def against(known: Contestants, timing: Timing) -> dict[str, Ratio]:
+    """{baseline: the ratio of its time a token to ours}; {} where ours is not timed."""
+    ours = known.get(OURS)
+    if ours is None:
+        return {}
+    return {model: _ratio(known[model], ours, timing) for model in BASELINES if model in known}
+
+
+def _ratio(theirs: dict[Any, Any], ours: dict[Any, Any], timing: Timing) -> Ratio:
+    """By the rounds that both were timed in or, of a bench that kept their extremes alone, by these."""
+    each = f"each_{timing.unit}"
+    if each in theirs and each in ours and (found := by_rounds(theirs[each], ours[each])):
+        return found
+    value, ends = theirs[timing.time] / ours[timing.time], f"range_{timing.unit}"
+    return by_extremes(value, theirs[ends], ours[ends])
+
+
+def _speed_of(name: str, what: str, known: Contestants, timing: Timing) -> Finding | None:
+    """Ours beside each baseline, with the ratio and how far it is known."""
+    ratios = against(known, timing)
+    if not ratios:
         return None
-    parts = [
-        f"{_figure(row[key])} with {model} ({_figure(row[key] / ours[key])} times)" for model, row in theirs.items()
-    ]
-    spread = max(_spread(row) for row in (ours, *theirs.values()))
-    rounds = f"; rounds at most {100 * (spread - 1):.0f} % apart" if spread else ""
+    ours, faster = known[OURS], timing.said == "tokens/s"
+    parts = [f"{figure(known[m][timing.key])} with {m}, {r.turned if faster else r}" for m, r in ratios.items()]
     size = f"with {ours['parameters']:,} parameters " if ours["parameters"] else ""
     sentence = (
-        f"On {ours['machine']}, {size}{what} {_figure(ours[key])} {unit} with {SHOWN[0]}, {listed(parts)}{rounds}."
+        f"On {ours['machine']}, {size}{what} {figure(ours[timing.key])} {timing.said} with {OURS}; "
+        f"{'; '.join(parts)}{_method(ratios.values())}."
     )
     return Finding(name, SPEED, sentence, MEASURED, ("python -m bench models",), headline=name.startswith("decoding"))
 
 
-def _figure(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+def _method(ratios: Iterable[Ratio]) -> str:
+    """How the ranges were made where they are no intervals."""
+    return "" if all(one.rounds for one in ratios) else ": between the extremes of the rounds"
 
 
-def _spread(row: dict[Any, Any]) -> float:
-    """The slowest round over the fastest; 0 where the rounds were not kept."""
-    ends = next((value for key, value in row.items() if key.startswith("range")), None)
-    return ends[1] / ends[0] if ends else 0.0
+def _cost(what: str, where: str, known: Contestants, timing: Timing, price: float) -> list[Finding]:
+    """Dollars for a million tokens at the bench's speed, ours beside each baseline."""
+    ratios = against(known, timing)
+    if not ratios:
+        return []
+    paid = {
+        model: dollars(measured_dollars(1 / (known[model][timing.time] * timing.seconds), price)) for model in known
+    }
+    parts = [f"{paid[model]} with {model}, {ratio}" for model, ratio in ratios.items()]
+    sentence = (
+        f"At ${price:.2f} an hour, on {known[OURS]['machine']}, a million tokens of {what} {where} tokens cost "
+        f"{paid[OURS]} with {OURS}; {'; '.join(parts)}{_method(ratios.values())}."
+    )
+    return [Finding(f"cost-{what}", COST, sentence, MEASURED, ("python -m bench models",))]
+
+
+def _by_runs(evidence: Evidence, timed: Iterable[int]) -> list[Finding]:
+    """Dollars for a million generated tokens after the contexts that the bench has not timed, by the recorded runs."""
+    table = evidence.costs.get("cost-measured", pd.DataFrame(columns=["model"])).set_index("model")
+    parts = []
+    for at in sorted(set(CONTEXTS) - set(timed)):
+        known = table.get(f"generation_{at}", pd.Series(dtype=float)).reindex(SHOWN).astype(float).dropna()
+        if OURS in known and len(known) > 1:
+            rest = [f"{figure(known[model] / known[OURS])} times as much with {model}" for model in known.index[1:]]
+            parts.append(f"after {at:,} {dollars(known[OURS])} with {OURS} and {listed(rest)}")
+    if not parts:
+        return []
+    sentence = (
+        "By the recorded runs, each under its own context policy, a million tokens of generation cost "
+        f"{'; '.join(parts)}: each timed in its own run, so how far these ratios are known is not told."
+    )
+    return [Finding("cost-runs", COST, sentence, MEASURED, (f"python run.py -m model={','.join(SHOWN)}",))]
+
+
+def _extrapolated(evidence: Evidence) -> list[Finding]:
+    """The ratios of the costs at the larger size of docs/prices.yaml."""
+    table = evidence.costs.get("cost-extrapolated", pd.DataFrame())
+    rows = {str(row["model"]): row for row in table.to_dict("records")}
+    if evidence.prices is None or OURS not in rows or not rows.keys() & set(BASELINES):
+        return []
+    inputs = evidence.prices.extrapolated
+    columns = {"training": "training"} | {f"generation_{at}": f"generation after {at:,}" for at in inputs.contexts}
+    parts = []
+    for key, what in columns.items():
+        ours, low, high = (float(rows[OURS][f"{key}{end}"]) for end in ("", "_low", "_high"))
+        rest = [f"{_times(rows[model][key], ours)} with {model}" for model in BASELINES if model in rows]
+        parts.append(f"{what} {dollars(ours)} ({low:.2g} to {high:.2g}) with {OURS}, {listed(rest)}")
+    sentence = (
+        f"Extrapolated to {inputs.parameters / 1e9:g}B parameters on one {inputs.accelerator}, not measured, a million "
+        f"tokens cost: {'; '.join(parts)}. The range is of the utilisation, which is taken to be the same for all."
+    )
+    return [Finding("cost-extrapolated", COST, sentence, MEASURED, (f"python run.py -m model={','.join(SHOWN)}",))]
+
+
+def _times(theirs: float | None, ours: float) -> str:
+    """`3.4 times`, or that it does not fit."""
+    return "not to be had (it does not fit)" if pd.isna(theirs) else f"{figure(float(theirs) / ours)} times"
 
 
 def newton(evidence: Evidence) -> list[Finding]:

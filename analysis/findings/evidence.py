@@ -13,6 +13,7 @@ import pandas as pd
 import yaml
 
 from analysis import frame, tables
+from analysis.cost import Prices
 from analysis.entries import Entry, entry
 from analysis.records import Record
 from analysis.references import Line
@@ -141,7 +142,8 @@ class Evidence:
     """variants: the chosen ones. tried: all of them, of which only validation may be read. headline: the main table.
 
     measured: the folder of the bench. lines: {(task, digest of its data): the best of each method without a model}.
-    laws: {(task, digest of its data): the scaling law of each model}.
+    laws: {(task, digest of its data): the scaling law of each model}. costs: the exact figures of the tables of cost,
+    by their names. prices: what they are computed with.
     """
 
     variants: list[Variant]
@@ -150,6 +152,8 @@ class Evidence:
     headline: str = ""
     lines: dict[tuple[str, str], list[Line]] = field(default_factory=dict)
     laws: dict[tuple[str, str], list[Fit]] = field(default_factory=dict)
+    costs: dict[str, pd.DataFrame] = field(default_factory=dict)
+    prices: Prices | None = None
 
     def of(self, table: str, *models: str) -> list[Variant]:
         """The chosen variants of a table, of these models or of all."""

@@ -1,9 +1,11 @@
 """What a finding is, and the words that every finding shares."""
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from analysis.differences import Comparison
+from analysis.statistics import paired
 
 SIGNIFICANT, NOT_SIGNIFICANT, NOT_TESTED = "significant", "not significant", "not tested"
 MIXED = "see each"
@@ -53,8 +55,63 @@ def told(comparison: Comparison, digits: int = 3) -> str:
     said = f"95 % interval {signed(difference.low, digits)} to {signed(difference.high, digits)}"
     if p is None:
         return f"{value} ({said}, {seeds}: not tested)"
-    shown = "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
-    return f"{value} ({status(comparison)}: {said}, {shown}, {seeds})"
+    return f"{value} ({status(comparison)}: {said}, {probability(p)}, {seeds})"
+
+
+def probability(p: float) -> str:
+    """`p = 0.003`, and no more precision than small samples have."""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Theirs over ours. low, high: how far it is known, by the 95 % interval over rounds that both were timed in or,
+    where only the extremes of each side were kept, by these. rounds: how many; 0 for extremes. p: of the t-test that it
+    is 1, None for too few rounds.
+    """
+
+    value: float
+    low: float
+    high: float
+    rounds: int = 0
+    p: float | None = None
+
+    @property
+    def apart(self) -> bool:
+        """Whether one side is known to be the larger."""
+        return not self.low <= 1 <= self.high
+
+    @property
+    def turned(self) -> "Ratio":
+        """Ours over theirs."""
+        return Ratio(1 / self.value, 1 / self.high, 1 / self.low, self.rounds, self.p)
+
+    def __str__(self) -> str:
+        """`26.8 times (19.5 to 44)`, or that the sides are not told apart."""
+        ends = f"{figure(self.low)} to {figure(self.high)}"
+        if self.rounds:
+            tested = "" if self.p is None else f"{probability(self.p)}, "
+            ends = f"95 % interval {ends}, {tested}{self.rounds} rounds"
+        return f"{figure(self.value)} times ({ends}{'' if self.apart else ': not told apart'})"
+
+
+def by_rounds(theirs: Sequence[float | None], ours: Sequence[float | None]) -> Ratio | None:
+    """The ratio of two contestants that were timed in turn, paired by round; None for fewer than two rounds of both."""
+    one, other = ({turn: math.log(x) for turn, x in enumerate(each) if x} for each in (theirs, ours))
+    found = paired(one, other)
+    if found.mean is None or found.low is None or found.high is None:
+        return None
+    return Ratio(math.exp(found.mean), math.exp(found.low), math.exp(found.high), found.count, found.p)
+
+
+def by_extremes(value: float, theirs: Sequence[float], ours: Sequence[float]) -> Ratio:
+    """The ratio of two figures, between the ratios of the extremes of their repetitions."""
+    return Ratio(value, min(theirs) / max(ours), max(theirs) / min(ours))
+
+
+def figure(value: float) -> str:
+    """Three figures, and no fraction from 100 on."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def signed(value: float, digits: int = 3) -> str:

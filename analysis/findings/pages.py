@@ -2,11 +2,12 @@
 
 from collections.abc import Iterable
 
-from analysis.findings import corpora, cost, factors, pairs
+from analysis.findings import corpora, cost, factors, gaps, pairs
 from analysis.findings.evidence import Evidence
 from analysis.findings.finding import Finding
 
 TOLD_BY = (
+    gaps.answer,
     pairs.pairs,
     pairs.one_block,
     pairs.other_sizes,
@@ -15,12 +16,17 @@ TOLD_BY = (
     corpora.scaling,
     corpora.transfer,
     corpora.compressors,
+    cost.uncut,
     cost.state,
+    cost.processes,
     cost.decoding,
     cost.under_policy,
     cost.training,
+    cost.costs,
     cost.gradients,
     cost.newton,
+    gaps.target,
+    gaps.sweeps,
 )
 """What each takes from the evidence and how it is told; one that finds nothing says that it is not measured."""
 

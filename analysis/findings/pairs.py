@@ -163,16 +163,17 @@ def _figures(ours: Variant, theirs: Variant, found: Comparison, mine: str, its: 
     """`ltc has 1.602 bits per byte on test (lower is better) and mamba 1.584: worse, a difference of +0.018 (...)`."""
     seeds = ours.test.keys() & theirs.test.keys()
     one, other = (f"{side.mean(seeds):.3f}" for side in (ours, theirs))
-    word = f"{found.verdict(_higher(ours))}, " if found.significant else ""
+    word = f"{found.verdict(higher(ours))}, " if found.significant else ""
     return f"{mine} has {one} {measure(ours)} and {its} {other}: {word}a difference of {told(found)}"
 
 
 def measure(variant: Variant) -> str:
     """`bits per byte on test (lower is better)`."""
-    return f"{METRICS[variant.metric]} on test ({'higher' if _higher(variant) else 'lower'} is better)"
+    return f"{METRICS[variant.metric]} on test ({'higher' if higher(variant) else 'lower'} is better)"
 
 
-def _higher(variant: Variant) -> bool:
+def higher(variant: Variant) -> bool:
+    """Whether a higher figure is the better one."""
     return HIGHER_IS_BETTER[f"validation_{variant.metric}"]
 
 
@@ -192,7 +193,7 @@ def _against_all(known: Sequence[Pair]) -> Finding:
     ours, rivals = known[0][0], [theirs for _, theirs, _ in known]
     parts = []
     for _, theirs, found in known:
-        word = f"{found.verdict(_higher(ours))} than" if found.significant else "beside"
+        word = f"{found.verdict(higher(ours))} than" if found.significant else "beside"
         parts.append(f"{word} {_said_of(theirs, (ours,))} by {told(found)}")
     sentence = (
         f"On {ours.where}, {_said_of(ours, rivals)} has {ours.mean():.3f} {measure(ours)}: "
