@@ -280,8 +280,8 @@ def test_a_pair_is_told_at_one_convolution_too(tmp_path):
     assert "a convolution) has 1.703 bits per byte on test (lower is better) and transformer" in own.sentence
     (found,) = pairs.one_block(evidence)
     assert "in the Transformer's block without a convolution ltc has 1.803 bits" in found.sentence
-    assert "in the Transformer's block with a convolution ltc has 1.703 bits" in found.sentence
-    assert re.findall(r"transformer (\S+): better", found.sentence) == ["1.911", "1.961"]
+    assert "; in the Transformer's block with a convolution 1.703 and 1.961: better, a" in found.sentence
+    assert "on test (lower is better) and transformer 1.911: better, a" in found.sentence
     assert found.headline
 
 
@@ -634,6 +634,14 @@ def test_a_command_tells_what_was_another_recipe_than_todays(tmp_path):
     (command,) = evidence.commands(known(tmp_path).of("sotu-1m", "transformer"))
     told = "model.tie_embeddings=false trainer.beta2=0.5 trainer.clip_norm=null"
     assert command == f"python run.py model=transformer trainer.learning_rate=0.001 {told} size=1m task=sotu seed=0"
+
+
+def test_a_command_tells_how_its_mixer_was_set(tmp_path):
+    for taps in (0, 4):  # four are what its file gives it
+        change(write_run(tmp_path, "ltc", 0, device_name=str(taps)), "config", model__mixer__d_conv=taps)
+    told = [command for variant in known(tmp_path).of("sotu-1m") for command in evidence.commands([variant])]
+    assert sorted("model.mixer.d_conv=0" in command for command in told) == [False, True]
+    assert not any("d_conv=4" in command for command in told)
 
 
 def test_a_command_tells_how_its_task_was_set(tmp_path):

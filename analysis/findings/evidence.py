@@ -89,7 +89,7 @@ class Variant:
         """The block and the convolution in words."""
         if self.block in RESIDUAL:
             return f"in the Transformer's block with a residual convolution ({self.block})"
-        block = BLOCKS.get(self.block or "", f"the {self.block} block" if self.block else "its own block")
+        block = BLOCKS.get(self.block or "", f"the {self.block} block" if self.block else "a block not recorded")
         return f"in {block} {'with' if self.convolution else 'without'} a convolution"
 
     @property
@@ -217,6 +217,8 @@ OVERRIDES = {
 ALWAYS = ("solver.name", "solver.substeps", "trainer.tokens", "trainer.learning_rate")
 RECIPE = (*frame.RECIPE, "trainer.length", "trainer.accumulate")
 """Told where they are not as conf/ has them today, since a run may be older than the recipe."""
+MIXER = "model.mixer."
+"""Likewise what a mixer was given that its file does not give it."""
 CONF = Path(__file__).resolve().parents[2] / "conf"
 
 
@@ -243,7 +245,8 @@ def _overrides(variant: Variant, keys: Iterable[str]) -> dict[str, list[str]]:
             values[OVERRIDES.get(key, key)] = [str(config[key])]
     today = _today(variant.model)
     for key in sorted(today.keys() & config.keys() - values.keys()):
-        if is_tuned(key, RECIPE) and not key.endswith("_target_") and config[key] != today[key]:
+        told = is_tuned(key, RECIPE) or (key.startswith(MIXER) and not str(today[key]).startswith("${"))
+        if told and not key.endswith("_target_") and config[key] != today[key]:
             values[key] = [_written(config[key])]
     values |= {"size": [result["size"]], "task": [result["task"]]}
     for key, usual in sorted(_usual(result["task"]).items()):

@@ -161,10 +161,20 @@ def _pair(ours: Variant, theirs: Variant, found: Comparison, headline: bool) -> 
 
 def _figures(ours: Variant, theirs: Variant, found: Comparison, mine: str, its: str) -> str:
     """`ltc has 1.602 bits per byte on test (lower is better) and mamba 1.584: worse, a difference of +0.018 (...)`."""
+    one, other = _means(ours, theirs)
+    return f"{mine} has {one} {measure(ours)} and {its} {other}: {_verdict(ours, found)}"
+
+
+def _means(ours: Variant, theirs: Variant) -> tuple[str, str]:
+    """Over the seeds that both have."""
     seeds = ours.test.keys() & theirs.test.keys()
-    one, other = (f"{side.mean(seeds):.3f}" for side in (ours, theirs))
+    return f"{ours.mean(seeds):.3f}", f"{theirs.mean(seeds):.3f}"
+
+
+def _verdict(ours: Variant, found: Comparison) -> str:
+    """`worse, a difference of +0.018 (...)`."""
     word = f"{found.verdict(higher(ours))}, " if found.significant else ""
-    return f"{mine} has {one} {measure(ours)} and {its} {other}: {word}a difference of {told(found)}"
+    return f"{word}a difference of {told(found)}"
 
 
 def measure(variant: Variant) -> str:
@@ -206,9 +216,11 @@ def _against_all(known: Sequence[Pair]) -> Finding:
 
 def _in_one_block(known: Sequence[Pair], headline: bool) -> Finding:
     """A liquid model and a baseline in every block and convolution that both were run in."""
-    parts = [f"{ours.around} {_figures(ours, theirs, one, ours.model, theirs.model)}" for ours, theirs, one in known]
+    (ours, theirs, one), *rest = known
+    parts = [f"{ours.around} {_figures(ours, theirs, one, ours.model, theirs.model)}"]
+    for mine, its, other in rest:
+        parts.append(f"{mine.around} {' and '.join(_means(mine, its))}: {_verdict(mine, other)}")
     sides = list({side.label: side for ours, theirs, _ in known for side in (ours, theirs)}.values())
-    ours, theirs, _ = known[0]
     sentence = f"On {ours.where}, {'; '.join(parts)}{diverged(*sides)}{other_code(*sides)}."
     name = f"quality-{slug(ours.model)}-{slug(theirs.model)}-one-block-{slug(ours.table)}"
     return Finding(name, ALIKE, sentence, overall(one for *_, one in known), commands(sides), paths(sides), headline)
