@@ -108,8 +108,8 @@ def compressors(evidence: Evidence) -> list[Finding]:
     counted = f"; counts of the train split alone, {listed(counts)}" if counts else ""
     sentence = (
         f"On {first.where}, the best model on validation, {first.spoken}, has {mean:.3f} {METRICS[first.metric]} on "
-        f"test ({seeds}{seen}); compressors that read all of the train split first and go on learning have (and the "
-        f"model less them): {listed(compressed)}{counted}."
+        f"test ({seeds}{seen}; lower is better); compressors that read all of the train split first and go on learning "
+        f"have (and the model less them): {listed(compressed)}{counted}."
     )
     both = (*commands([first]), command)
     return [Finding("compressors", CORPORA, sentence, MEASURED, both, first.paths, headline=True)]

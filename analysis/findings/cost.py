@@ -1,5 +1,6 @@
 """Findings on cost: what generation holds, what a token takes, training, gradients and Newton's method."""
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,19 +32,23 @@ Timed = dict[int, Contestants]
 
 @dataclass(frozen=True)
 class Timing:
-    """What the bench timed. key: of the figure that is told, in `said`. time: of the time a token, in units of
-    `seconds`.
-    """
+    """What the bench timed. key: of the figure that is told, in `said`. unit: of the rounds' times a token."""
 
     key: str
     said: str
-    time: str
     unit: str
-    seconds: float
+
+    @property
+    def is_rate(self) -> bool:
+        return self.said == "tokens/s"
+
+    def rate(self, row: dict[Any, Any]) -> float:
+        """Tokens a second."""
+        return row[self.key] if self.is_rate else 1e3 / row[self.key]
 
 
-TRAINING = Timing("tokens_per_second", "tokens/s", "training_us", "us", 1e-6)
-DECODING = Timing("decode_ms", "ms", "decode_ms", "ms", 1e-3)
+TRAINING = Timing("tokens_per_second", "tokens/s", "us")
+DECODING = Timing("decode_ms", "ms", "ms")
 
 
 def state(evidence: Evidence) -> list[Finding]:
@@ -274,7 +279,9 @@ def _ratio(theirs: dict[Any, Any], ours: dict[Any, Any], timing: Timing) -> Rati
     each = f"each_{timing.unit}"
     if each in theirs and each in ours and (found := by_rounds(theirs[each], ours[each])):
         return found
-    value, ends = theirs[timing.time] / ours[timing.time], f"range_{timing.unit}"
+    value, ends = timing.rate(ours) / timing.rate(theirs), f"range_{timing.unit}"
+    if ends not in theirs or ends not in ours:
+        return Ratio(value, 0.0, math.inf)
     return by_extremes(value, theirs[ends], ours[ends])
 
 
@@ -283,8 +290,11 @@ def _speed_of(name: str, what: str, known: Contestants, timing: Timing) -> Findi
     ratios = against(known, timing)
     if not ratios:
         return None
-    ours, faster = known[OURS], timing.said == "tokens/s"
-    parts = [f"{figure(known[m][timing.key])} with {m}, {r.turned if faster else r}" for m, r in ratios.items()]
+    ours = known[OURS]
+    parts = [
+        f"{figure(known[model][timing.key])} with {model}, {one.turned if timing.is_rate else one}"
+        for model, one in ratios.items()
+    ]
     size = f"with {ours['parameters']:,} parameters " if ours["parameters"] else ""
     sentence = (
         f"On {ours['machine']}, {size}{what} {figure(ours[timing.key])} {timing.said} with {OURS}; "
@@ -303,9 +313,7 @@ def _cost(what: str, where: str, known: Contestants, timing: Timing, price: floa
     ratios = against(known, timing)
     if not ratios:
         return []
-    paid = {
-        model: dollars(measured_dollars(1 / (known[model][timing.time] * timing.seconds), price)) for model in known
-    }
+    paid = {model: dollars(measured_dollars(timing.rate(row), price)) for model, row in known.items()}
     parts = [f"{paid[model]} with {model}, {ratio}" for model, ratio in ratios.items()]
     sentence = (
         f"At ${price:.2f} an hour, on {known[OURS]['machine']}, a million tokens of {what} {where} tokens cost "

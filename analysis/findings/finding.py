@@ -66,8 +66,8 @@ def probability(p: float) -> str:
 @dataclass(frozen=True)
 class Ratio:
     """Theirs over ours. low, high: how far it is known, by the 95 % interval over rounds that both were timed in or,
-    where only the extremes of each side were kept, by these. rounds: how many; 0 for extremes. p: of the t-test that it
-    is 1, None for too few rounds.
+    where only the extremes of each side were kept, by these; 0 and infinity where none were. rounds: how many; 0 for
+    extremes. p: of the t-test that it is 1, None for too few rounds.
     """
 
     value: float
@@ -84,11 +84,12 @@ class Ratio:
     @property
     def turned(self) -> "Ratio":
         """Ours over theirs."""
-        return Ratio(1 / self.value, 1 / self.high, 1 / self.low, self.rounds, self.p)
+        low, high = 1 / self.high, 1 / self.low if self.low else math.inf
+        return Ratio(1 / self.value, low, high, self.rounds, self.p)
 
     def __str__(self) -> str:
         """`26.8 times (19.5 to 44)`, or that the sides are not told apart."""
-        ends = f"{figure(self.low)} to {figure(self.high)}"
+        ends = f"{figure(self.low)} to {figure(self.high)}" if math.isfinite(self.high) else "its range not kept"
         if self.rounds:
             tested = "" if self.p is None else f"{probability(self.p)}, "
             ends = f"95 % interval {ends}, {tested}{self.rounds} rounds"

@@ -29,7 +29,8 @@ def answer(evidence: Evidence) -> list[Finding]:
         theirs.model: f"{found.verdict(higher(ours))} than" if found.significant else "not told apart from"
         for _, theirs, found in against
     }
-    parts = [f"At {ours.result['size']} parameters on {ours.result['task']}, {OURS} is in quality {_grouped(words)}"]
+    where = f"{ours.result['size']} parameters on {ours.result['task']}"
+    parts = [f"At {where}, each in its own block, {OURS} is in quality {_grouped(words)}"]
     parts += [*_behind(evidence, ours), *_state(evidence), *_speeds(evidence)]
     return [Finding("answer", ANSWER, f"{'; '.join(parts)}.", MEASURED, headline=True)]
 
