@@ -16,8 +16,9 @@ class Entry:
     """One variant and code in one table.
 
     figures: {seed: test figure} of the runs that finished, a seed's mean where it was run more than once. diverged: the
-    seeds that diverged in any run. own: whether the recurrence stands in its model's own block. recipe: `frame.recipe`.
-    parameters: all that are counted. tokens: the most that a run was trained on.
+    seeds that diverged in any run. own: whether the recurrence stands in its model's own block. changed: whether the
+    model has other choices than conf/ gives it. recipe: `frame.recipe`. parameters: all that are counted. tokens: the
+    most that a run was trained on.
     """
 
     label: str
@@ -25,6 +26,7 @@ class Entry:
     size: str
     recipe: str
     own: bool
+    changed: bool
     parameters: int
     tokens: int
     figures: dict[int, float]
@@ -70,6 +72,7 @@ def entry(group: pd.DataFrame, quality: str) -> Entry:
         str(first["size"]),
         str(first["recipe"]),
         bool(pd.isna(first["elsewhere"])),
+        bool(first["changed"]),
         int(first["parameters"]),
         int(group["tokens"].max()),
         {int(str(seed)): float(mean) for seed, mean in means.items() if int(str(seed)) not in diverged},
@@ -91,6 +94,6 @@ def main_recipe(known: Iterable[Entry]) -> list[Entry]:
 
 
 def plain(known: Iterable[Entry], model: str) -> Entry | None:
-    """The entry that stands for `model`: in its own block, of the most seeds, of the shortest label; None for none."""
+    """The entry that stands for `model`: in its own block, as it comes, of the most seeds, of the shortest label."""
     mine = [one for one in known if one.model == model]
-    return min(mine, key=lambda one: (not one.own, -one.seeds, len(one.label), one.label), default=None)
+    return min(mine, key=lambda one: (not one.own, one.changed, -one.seeds, len(one.label), one.label), default=None)

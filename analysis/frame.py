@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from analysis import usual
 from analysis.records import Record
 from analysis.render import MISSING
 from harness.records.identity import IGNORED, meaning
@@ -36,6 +37,7 @@ def runs(records: Iterable[Record]) -> pd.DataFrame:
     threads; rates compare within one machine only. table: runs compare within one task, size and data. setting: what of
     the task's configuration tells a table from others of its task and size, "" where there are none. recipe: the same
     for runs of one budget and trainer, whatever their tuned keys. elsewhere: the block where it is not the model's own.
+    changed: whether the model has other choices than conf/ gives it.
     grows: whether the state grows with the context where no policy cuts it. longest: the longest sequences that the
     task was scored at, and test_at_longest the score. train_busy, decode_busy: whether other processes took a good part
     of the processors while speeds were measured. train_unknown, decode_unknown: whether nothing tells that.
@@ -66,6 +68,7 @@ def _row(record: Record) -> dict[str, Any]:
     row: dict[str, Any] = {"path": str(record.path), "variant": variant(record), "machine": machine(record)}
     row |= {"code": record.code, "context": _context(result), "recipe": recipe(record), "elsewhere": block(record)}
     row |= {"grows": _grows(result), "surroundings": surroundings(record)}
+    row |= {"changed": usual.is_changed(result["model"], flatten(record.config))}
     trainer = record.config.get("trainer") or {}
     row |= {"learning_rate": _number(trainer.get("learning_rate")), "train_length": _number(trainer.get("length"))}
     row |= {
@@ -122,7 +125,7 @@ def recipe(record: Record) -> str:
 
     A key that is null says no more than one that is not there.
     """
-    trainer = flatten(meaning(record.config).get("trainer") or {}, "trainer")
+    trainer = flatten({"trainer": meaning(record.config).get("trainer") or {}})
     kept = {key: value for key, value in trainer.items() if value is not None and key not in TUNED}
     return json.dumps(kept, sort_keys=True)
 
@@ -205,15 +208,9 @@ def convolution(config: dict[str, Any]) -> int:
     return max((taps for key, taps in config.items() if key.endswith("d_conv") and taps and taps > 1), default=0)
 
 
-def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+def flatten(config: Any) -> dict[str, Any]:
     """{"a": {"b": 1}} -> {"a.b": 1}; lists are kept as text, and neutral keys are left out."""
-    if not isinstance(config, dict):
-        return {prefix: str(config) if isinstance(config, list) else config}
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if prefix or key not in NEUTRAL:
-            flat |= flatten(value, f"{prefix}.{key}" if prefix else key)
-    return flat
+    return usual.flatten({key: value for key, value in config.items() if key not in NEUTRAL})
 
 
 def differing_keys(configs: list[dict[str, Any]]) -> list[str]:

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from analysis import cost as prices
-from analysis import frame, records, report, scaling, selection
+from analysis import frame, records, report, scaling, selection, usual
 from analysis.differences import Comparison
 from analysis.entries import Entry
 from analysis.findings import corpora, cost, evidence, factors, finding, gaps, pairs
@@ -182,7 +182,7 @@ def test_models_in_one_block_are_corrected_together(tmp_path):
 
 def compared(difference, adjusted=None):
     """A comparison of this difference, of which nothing else is told."""
-    nobody = Entry("", "", "1m", "", True, 1, 1, {}, frozenset())
+    nobody = Entry("", "", "1m", "", True, False, 1, 1, {}, frozenset())
     return Comparison(nobody, nobody, difference, adjusted)
 
 
@@ -365,6 +365,18 @@ def test_the_learning_rate_is_told_from_validation_alone(tmp_path):
     assert found.commands == (
         "python run.py -m model=ltc trainer.learning_rate=0.001,0.003,0.01,0.03 size=1m task=sotu seed=0",
     )
+
+
+def test_an_ablation_that_is_better_does_not_stand_for_its_model(seeds):
+    """A baseline has no variants to choose among."""
+    for seed in range(3):
+        path = write_run(seeds, "ltc", seed, 1.0, solver="euler", device_name="euler")
+        change(path, "config", solver={"name": "euler", "substeps": 1})
+        path = write_run(seeds, "ltc", seed, 1.95, solver="semi_implicit", device_name="as it comes")
+        change(path, "config", solver={"name": "semi_implicit", "substeps": 6})
+    (against, *nothing) = pairs.pairs(known(seeds))
+    assert "ltc with semi_implicit has 1.950" in against.sentence
+    assert {one.status for one in nothing} == {NOT_MEASURED}
 
 
 def test_learning_rates_are_compared_by_the_seeds_that_all_have_and_named_apart(tmp_path):
@@ -630,7 +642,7 @@ def test_commands_are_one_grid_where_the_runs_are_one(seeds):
 
 def test_a_command_tells_what_was_another_recipe_than_todays(tmp_path):
     path = write_run(tmp_path, "transformer", 0)
-    today = yaml.safe_load((evidence.CONF / "trainer" / "default.yaml").read_text())
+    today = yaml.safe_load((usual.CONF / "trainer" / "default.yaml").read_text())
     change(path, "config", trainer__beta1=today["beta1"], trainer__beta2=0.5, trainer__clip_norm=None)
     change(path, "config", model__tie_embeddings=False)
     (command,) = evidence.commands(known(tmp_path).of("sotu-1m", "transformer"))
@@ -648,8 +660,8 @@ def test_a_command_tells_how_its_mixer_was_set(tmp_path):
 
 def test_a_command_tells_how_its_task_was_set(tmp_path):
     path = write_run(tmp_path, "transformer", 0)
-    usual = yaml.safe_load((evidence.CONF / "task" / "sotu.yaml").read_text())
-    kept = {f"task__{key}": value for key, value in usual.items() if key != "_target_"}
+    given = yaml.safe_load((usual.CONF / "task" / "sotu.yaml").read_text())
+    kept = {f"task__{key}": value for key, value in given.items() if key != "_target_"}
     change(path, "config", **kept)
     (command,) = evidence.commands(known(tmp_path).of("sotu-1m", "transformer"))
     assert "task." not in command

@@ -22,6 +22,7 @@ from analysis import (
     render,
     report,
     scaling,
+    usual,
     verdict,
 )
 from analysis import records as records_of
@@ -194,17 +195,34 @@ def test_another_budget_or_recipe_is_not_compared(tmp_path):
     assert "not compared here: 2 other rows." in " ".join(table.notes)
 
 
-def test_of_several_transformers_the_one_in_its_own_block_is_the_reference():
-    def entry(label, own, count, figure):
-        return Entry(label, "transformer", "1m", "", own, 1, 1, dict.fromkeys(range(count), figure), frozenset())
+def test_of_several_transformers_the_one_in_its_own_block_as_it_comes_is_the_reference():
+    def entry(label, own, count, figure, changed=False):
+        figures = dict.fromkeys(range(count), figure)
+        return Entry(label, "transformer", "1m", "", own, changed, 1, 1, figures, frozenset())
 
     gated, wide, plain = (
         entry("transformer, gated block", False, 5, 1.0),
         entry("transformer (d_ff=9)", True, 3, 1.1),
         entry("transformer (d_ff=8)", True, 5, 1.2),
     )
-    found = differences.compare([gated, wide, plain])
-    assert [one.entry for one in found] == [gated, wide]
+    other = entry("transformer", True, 9, 1.0, changed=True)
+    found = differences.compare([gated, wide, plain, other])
+    assert [one.entry for one in found] == [gated, wide, other]
+
+
+@pytest.mark.parametrize(
+    ("model", "config", "changed"),
+    [
+        ("ltc", {"solver.name": "semi_implicit", "solver.substeps": 6, "model.mixer.d_conv": 4}, False),
+        ("ltc", {"solver.name": "euler", "solver.substeps": 1}, True),
+        ("ltc", {"model.mixer.d_conv": 0}, True),
+        ("ltc", {"trainer.learning_rate": 1.0, "model.mixer.kernel": "numba"}, False),  # neither is the model's choice
+        ("transformer", {"block.name": "canon", "block.d_conv": 4}, True),
+        ("of another package", {"solver.name": "euler"}, False),
+    ],
+)
+def test_a_model_as_it_comes_has_what_conf_gives_it(model, config, changed):
+    assert usual.is_changed(model, config) is changed
 
 
 def test_higher_accuracy_is_better(tmp_path):

@@ -3,7 +3,7 @@
 import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache, cached_property
+from functools import cached_property
 from itertools import product
 from math import prod
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from analysis import frame, tables
+from analysis import frame, tables, usual
 from analysis.cost import Prices
 from analysis.entries import Entry, entry
 from analysis.records import Record
@@ -217,9 +217,6 @@ OVERRIDES = {
 ALWAYS = ("solver.name", "solver.substeps", "trainer.tokens", "trainer.learning_rate")
 RECIPE = (*frame.RECIPE, "trainer.length", "trainer.accumulate")
 """Told where they are not as conf/ has them today, since a run may be older than the recipe."""
-MIXER = "model.mixer."
-"""Likewise what a mixer was given that its file does not give it."""
-CONF = Path(__file__).resolve().parents[2] / "conf"
 
 
 def commands(variants: Sequence[Variant], keys: Iterable[str] = ()) -> tuple[str, ...]:
@@ -243,14 +240,15 @@ def _overrides(variant: Variant, keys: Iterable[str]) -> dict[str, list[str]]:
     for key in dict.fromkeys((*keys, *ALWAYS)):
         if config.get(key) is not None and not key.endswith("_target_"):
             values[OVERRIDES.get(key, key)] = [str(config[key])]
-    today = _today(variant.model)
+    today = usual.model(variant.model)
     for key in sorted(today.keys() & config.keys() - values.keys()):
-        told = is_tuned(key, RECIPE) or (key.startswith(MIXER) and not str(today[key]).startswith("${"))
+        # likewise what a mixer was given that its file does not give it
+        told = is_tuned(key, RECIPE) or (key.startswith(usual.MIXER) and not str(today[key]).startswith(usual.RESOLVED))
         if told and not key.endswith("_target_") and config[key] != today[key]:
             values[key] = [_written(config[key])]
     values |= {"size": [result["size"]], "task": [result["task"]]}
-    for key, usual in sorted(_usual(result["task"]).items()):
-        if key in config and config[key] != usual and not str(usual).startswith("${"):
+    for key, given in sorted(usual.task(result["task"]).items()):
+        if key in config and config[key] != given and not str(given).startswith(usual.RESOLVED):
             values[key] = [_written(config[key])]
     return values | {"seed": [str(record.result["seed"]) for record in variant.records]}
 
@@ -258,26 +256,6 @@ def _overrides(variant: Variant, keys: Iterable[str]) -> dict[str, list[str]]:
 def _written(value: Any) -> str:
     """A value of a flat configuration as a command gives it."""
     return value if isinstance(value, str) else yaml.safe_dump(value).partition("\n")[0]
-
-
-def _conf(path: str) -> dict[str, Any]:
-    """What a file of conf/ gives itself; nothing where there is no such file."""
-    file = CONF / path
-    found = yaml.safe_load(file.read_text(encoding="utf-8")) if file.exists() else {}
-    return {key: value for key, value in found.items() if key not in ("defaults", "_target_")}
-
-
-@cache
-def _today(model: str) -> dict[str, Any]:
-    """What conf/ gives a run of this model unless it is told otherwise, as far as it stands in its files: flat."""
-    shared = frame.flatten({"trainer": _conf("trainer/default.yaml"), "model": _conf("backbone.yaml")})
-    return shared | frame.flatten({"model": _conf(f"model/{model}.yaml")})
-
-
-@cache
-def _usual(task: str) -> dict[str, Any]:
-    """What conf/ gives a task unless it is told otherwise: flat."""
-    return frame.flatten({"task": _conf(f"task/{task}.yaml")})
 
 
 def _merged(wanted: list[dict[str, list[str]]]) -> dict[str, list[str]] | None:

@@ -4,9 +4,10 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from functools import cache
 
+from analysis import usual
 from analysis.differences import REFERENCES, Comparison, compare, corrected, differ, noise
 from analysis.entries import plain
-from analysis.findings.evidence import CONF, METRICS, Evidence, Variant, commands, same_code
+from analysis.findings.evidence import METRICS, Evidence, Variant, commands, same_code
 from analysis.findings.finding import Finding, listed, missing, overall, status, told
 from analysis.selection import HIGHER_IS_BETTER
 from analysis.statistics import LEAST_SEEDS
@@ -22,9 +23,7 @@ Pair = tuple[Variant, Variant, Comparison]
 @cache
 def contestants() -> tuple[str, ...]:
     """The liquid models: those of conf/model whose mixer is one of arch/. The one that the README tells of is first."""
-    files = (CONF / "model").glob("*.yaml")
-    liquid = {path.stem for path in files if "_target_: arch." in path.read_text(encoding="utf-8")}
-    return OURS, *sorted(liquid - {OURS})
+    return OURS, *sorted(usual.liquid() - {OURS})
 
 
 def pairs(evidence: Evidence) -> list[Finding]:
@@ -143,12 +142,14 @@ def _by_recipe(variants: Iterable[Variant]) -> dict[str, list[Variant]]:
 
 
 def best(variants: Iterable[Variant]) -> Variant | None:
-    """Of several variants of one model the one with the most seeds speaks for it, then the best on validation."""
+    """Of several variants the model as it comes speaks for it, then the one with the most seeds, then the best on
+    validation: a baseline has no variants to choose among.
+    """
     return min(variants, key=_rank, default=None)
 
 
 def _rank(variant: Variant) -> tuple:
-    return -len(variant.test), variant.on_validation, variant.label
+    return variant.entry.changed, -len(variant.test), variant.on_validation, variant.label
 
 
 def _pair(ours: Variant, theirs: Variant, found: Comparison, headline: bool) -> Finding:
