@@ -6,9 +6,10 @@ from dataclasses import dataclass
 import pandas as pd
 
 from analysis import tables
-from analysis.entries import entries, higher_is_better, plain, quality_of
+from analysis.entries import Entry, entries, higher_is_better, main_recipe, plain, quality_of
 from analysis.literature import Claims
 from analysis.render import MISSING, NOT_MEASURED, Table
+from analysis.selection import at_edge
 from analysis.statistics import Slope, power, summarise
 
 REFERENCE = "transformer"
@@ -70,29 +71,46 @@ def training_speeds(rows: Sequence[dict]) -> dict[str, dict[int, float]]:
 
 
 def ranks(runs: pd.DataFrame) -> dict[str, list[Rank]]:
-    """{model: its place in each task}, at the size of each task that the most models ran, the larger of two.
+    """{model: its place in each task}, in the table of each task that rests on the most seeds of all its models.
 
-    A size at which learning rates were tuned comes before any at which they were not.
+    A table in which learning rates were tuned comes before any in which they were not; of several that are alike in
+    this, the one of the larger size counts, and of the longer training. One model alone has no place.
     """
-    best: dict[str, tuple[tuple[bool, int], dict[str, Rank]]] = {}
+    best: dict[str, tuple[tuple, dict[str, Rank]]] = {}
     for _, group in tables.groups(runs):
-        task, places = str(group["task"].iloc[0]), _places(group)
-        rests_on = tables.tuned(group), len(places)
-        if task not in best or rests_on >= best[task][0]:  # the groups come in order of size
-            best[task] = rests_on, places
-    known = [places for _, places in best.values()]
-    models = sorted({model for places in known for model in places})
-    return {model: [places[model] for places in known if model in places] for model in models}
+        known = _ranked(group)
+        rests_on = (
+            tables.tuned(group),
+            sum(one.seeds for one in known),
+            tables.size_order(group["size"].iloc[0]),
+            max((one.tokens for one in known), default=0),
+        )
+        task = str(group["task"].iloc[0])
+        if len(known) > 1 and (task not in best or rests_on > best[task][0]):
+            best[task] = rests_on, _places(task, known, higher_is_better(quality_of(group)))
+    places = [places for _, places in best.values()]
+    models = sorted({model for known in places for model in known})
+    return {model: [known[model] for known in places if model in known] for model in models}
 
 
-def _places(runs: pd.DataFrame) -> dict[str, Rank]:
-    """The place of each model in one table; a model whose every run diverged comes last, without a figure."""
-    quality = quality_of(runs)
-    known, sign = entries(runs, quality), -1 if higher_is_better(quality) else 1
-    figures = {entry.model: entry.summary.mean for model in set(runs["model"]) if (entry := plain(known, model))}
-    ordered = sorted(figures, key=lambda model: (figures[model] is None, sign * (figures[model] or 0.0), model))
-    task, best = str(runs["task"].iloc[0]), figures[ordered[0]]
-    return {model: Rank(task, place, len(ordered), figures[model], best) for place, model in enumerate(ordered, 1)}
+def _ranked(runs: pd.DataFrame) -> list[Entry]:
+    """The entry of each model that ran in one table by its main recipe, whose choice is at no edge of its grid."""
+    main = main_recipe(entries(runs, quality_of(runs)))
+    edge = set(runs.loc[runs["choice"].map(at_edge), "label"]) if "choice" in runs else set()
+    inside = [one for one in main if one.label not in edge]
+    known = (plain(inside, model) for model in sorted({one.model for one in inside}))
+    return [one for one in known if one is not None]
+
+
+def _places(task: str, known: Sequence[Entry], higher: bool) -> dict[str, Rank]:
+    """The place of each entry's model, the same for the same figure; where every run diverged the last, without one."""
+    sign, figures = -1 if higher else 1, {one.model: one.summary.mean for one in known}
+    order = {model: (figure is None, sign * (figure or 0.0)) for model, figure in figures.items()}
+    best = figures[min(order, key=lambda model: order[model])]
+    return {
+        model: Rank(task, 1 + sum(other < mine for other in order.values()), len(order), figures[model], best)
+        for model, mine in order.items()
+    }
 
 
 def worst(places: Sequence[Rank]) -> Rank | None:
@@ -139,17 +157,21 @@ def table(
         for what, slope in (*grows.items(), ("time", takes)):
             row |= {f"{what}_exponent{end}": getattr(slope, key, None) for end, key in _ENDS.items()}
         data.append(row | {f"training_ratio_{at}": value for at, value in ratio.items()})
+    counted = f"{len(lengths)} lengths, which leave {max(len(lengths) - 2, 0)} degrees of freedom"
     notes = [
         "Measured beside what the literature says (docs/literature.yaml). Exponents: of bytes, and of the time that "
         "training takes for a sequence, against tokens, by least squares on logarithms, with 95 % intervals (0: "
         "constant, 1: linear, 2: quadratic). State and memory are those of the context policy in the second column: "
-        "what is cut to a window does not grow. Uncut: whether a run's own check found the state to grow by as many "
+        "what is cut to a window does not grow. Memory is what the process of generation grew by, whose libraries take "
+        "more for a longer context whatever the state holds: an exponent a little above 0 is theirs. Time is measured "
+        f"at {counted}, and the interval wide. Uncut: whether a run's own check found the state to grow by as many "
         "bytes with every token, or to be constant, where nothing is cut.",
         f"Training speed over the {REFERENCE}'s at {', '.join(f'{at:,}' for at in lengths)} tokens, by the bench."
         if lengths
         else "The bench has not timed whole models.",
-        "Longest context: the longest after which generation was timed. Worst task: where the model ranks lowest among "
-        "those that ran it, of two tasks or more.",
+        "Longest context: the longest after which generation was timed. Worst task: where the model ranks lowest, of "
+        "two tasks or more, each by its table of the most seeds: among those that ran it by that table's main recipe "
+        "and budget and whose learning rate is at no edge of what was tried; those of one figure share a place.",
         claims.sources(list(standing_runs), ("memory", "speed")),
     ]
     prose = ("memory, literature", "speed, literature", "worst task")

@@ -16,6 +16,8 @@ from harness.records.identity import meaning
 T = TypeVar("T")
 CHOSEN = (*TUNED, *RECIPE)
 """The keys whose values are chosen on validation, so that test figures are shown for the best alone."""
+EDGE = ", at the edge"
+"""How a choice ends that is the least or the greatest value tried."""
 HIGHER_IS_BETTER = {
     "validation_bits_per_byte": False,
     "validation_accuracy": True,
@@ -151,7 +153,12 @@ def _choice(best: Candidate, known: list[Candidate]) -> str:
     named = ", ".join(f"{short(key)}={best.values.get(key, 'unset')}" for key in keys)
     grids = [key for key in keys if is_tuned(key, TUNED)]
     edge = any(_at_edge(best.values.get(key), [candidate.values.get(key) for candidate in known]) for key in grids)
-    return f"{named}, best of {len(known)}" + ", at the edge" * edge
+    return f"{named}, best of {len(known)}" + EDGE * edge
+
+
+def at_edge(choice: str) -> bool:
+    """Whether what was chosen is the least or the greatest that was tried."""
+    return choice.endswith(EDGE)
 
 
 def _at_edge(value: object, tried: list) -> bool:

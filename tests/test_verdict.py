@@ -295,15 +295,57 @@ def test_a_size_of_another_budget_is_no_part_of_a_law(tmp_path):
     assert float(rows(table)["ltc"]["alpha"]) == pytest.approx(0.35, abs=0.02)
 
 
+def places(folder):
+    judged = made(folder)
+    return field.ranks(judged.runs[judged.runs["chosen"]])
+
+
 def test_ranks_are_of_the_size_at_which_rates_were_tuned(tmp_path):
     for model in ("ltc", "gru", "mamba"):
         record(tmp_path, model, 0, 2.0 + 0.1 * len(model), size="1m")
-    for rate in (0.001, 0.002):
+    for rate in (0.001, 0.002, 0.004):
         for model, bits in (("ltc", 1.5), ("gru", 1.4)):
-            record(tmp_path, model, 0, bits + rate, size="250k", learning_rate=rate)
-    judged = made(tmp_path)
-    places = field.ranks(judged.runs[judged.runs["chosen"]])
-    assert [(rank.of, rank.place) for rank in places["ltc"]] == [(2, 2)]
+            record(tmp_path, model, 0, bits + abs(rate - 0.002), size="250k", learning_rate=rate)
+    assert [(rank.of, rank.place) for rank in places(tmp_path)["ltc"]] == [(2, 2)]
+
+
+def test_ranks_are_of_the_main_recipe_and_budget(tmp_path):
+    for model, accuracy in (("transformer", 0.8), ("gru", 0.9), ("rwkv", 0.7)):
+        for seed in range(2):
+            record(tmp_path, model, seed, 0, {"tokens": 200}, accuracy=accuracy)
+    for seed in range(2):
+        record(tmp_path, "rwkv", seed, 0, {"tokens": 100}, accuracy=0.99)
+    record(tmp_path, "lstm", 0, 0, {"tokens": 100}, accuracy=1.0)
+    found = places(tmp_path)
+    assert {model: rank.place for model, (rank,) in found.items()} == {"gru": 1, "transformer": 2, "rwkv": 3}
+    assert found["rwkv"][0].figure == pytest.approx(0.7)
+
+
+def test_a_choice_at_the_edge_of_its_grid_has_no_place(tmp_path):
+    for model, best in (("ltc", 0.002), ("gru", 0.002), ("mamba", 0.004)):
+        for rate in (0.001, 0.002, 0.004):
+            record(tmp_path, model, 0, 2.0 + abs(rate - best), learning_rate=rate)
+    assert set(places(tmp_path)) == {"ltc", "gru"}
+
+
+@pytest.mark.parametrize("digests", [("a" * 16, "b" * 16), ("b" * 16, "a" * 16)])
+def test_of_two_tables_of_a_task_the_one_of_more_seeds_ranks(tmp_path, digests):
+    for digest, count, best in zip(digests, (3, 1), ("ltc", "gru"), strict=True):
+        for model in ("ltc", "gru"):
+            for seed in range(count):
+                path = record(tmp_path, model, seed, 2.0 if model == best else 2.5, {"note": digest})
+                result = json.loads((path / "result.json").read_text())
+                result["data"]["digest"] = digest
+                (path / "result.json").write_text(json.dumps(result))
+    assert {model: rank.place for model, (rank,) in places(tmp_path).items()} == {"ltc": 1, "gru": 2}
+
+
+def test_who_has_the_same_figure_has_the_same_place_and_one_alone_has_none(tmp_path):
+    for model, accuracy in (("ltc", 1.0), ("gru", 1.0), ("lstm", 1.0), ("mamba", 0.9)):
+        record(tmp_path, model, 0, 0, accuracy=accuracy)
+    record(tmp_path, "ltc", 0, 2.0)
+    found = places(tmp_path)
+    assert {model: rank.place for model, (rank,) in found.items()} == {"ltc": 1, "gru": 1, "lstm": 1, "mamba": 4}
 
 
 def test_laws_are_fitted_along_each_ladder_and_less_is_not_measured(tmp_path):
