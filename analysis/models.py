@@ -17,7 +17,7 @@ HEADER = ("`model=`", "architecture and paper", "state at 1k / 32k", "oracle: la
 
 
 def catalogue() -> dict[str, dict[str, Any]]:
-    """{model: {is, paper, year, at}} of docs/models.yaml."""
+    """{model: {is, paper, year, at, and sequential where it is}} of docs/models.yaml."""
     return yaml.safe_load(CATALOGUE.read_text(encoding="utf-8"))
 
 

@@ -6,6 +6,7 @@ As measured, and extrapolated, said to be so, to the size of docs/prices.yaml.
 import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -85,42 +86,43 @@ def _measured(
     standing: dict[str, pd.DataFrame], held: dict[str, list[Held]], whole: dict[str, Any], prices: Prices
 ) -> Table:
     """A row a model and cache: sessions in a gigabyte, milliseconds and dollars a token, after each context."""
-    header = ["model", "cache", *_headings("sessions per GB", CONTEXTS), *_headings("ms a token", CONTEXTS)]
-    header += _headings("$ per million tokens", CONTEXTS)
-    price, rows, data = prices.measured.dollars_per_hour, [], []
+    header = ["model", "cache", "parameters", *_headings("sessions per GB", CONTEXTS)]
+    header += [*_headings("ms a token", CONTEXTS), *_headings("$ per million tokens", CONTEXTS)]
+    price, bench, rows, data = prices.measured.dollars_per_hour, cost.timed(whole.get("rows", [])), [], []
     for model, runs in standing.items():
-        quiet = runs[~runs["decode_busy"]] if len(runs) else runs
         for kept in held[model]:
-            cut = kept.cache == policy(runs)  # the recorded speeds are of what the runs kept
-            ms = by_context(quiet, "decode_ms_p50") if cut else {}
-            rates = by_context(quiet, "decode_tokens_per_second") if cut else {}
-            row: dict[str, Any] = {"model": model, "cache": kept.cache}
-            for at in CONTEXTS:
-                machine, state = cost.measured_dollars(rates.get(at), price), kept.after.get(at)
-                both = None if machine is None or state is None else machine + memory_dollars(state, prices)
-                row |= {
-                    f"sessions_{at}": state and math.floor(GB / state),
-                    f"ms_{at}": ms.get(at),
-                    f"dollars_{at}": both,
-                }
+            size = round(float(runs["parameters"].mean()))
+            known = [one for one in cost.speeds(model, runs, bench) if one.cache == kept.cache]
+            times = next((one.generation for one in known if cost.same_size(one.parameters, size)), {})
+            row: dict[str, Any] = {"model": model, "cache": kept.cache, "parameters": size}
+            row |= {f"sessions_{at}": kept.after.get(at) and math.floor(GB / kept.after[at]) for at in CONTEXTS}
+            shown = [_or_not(row[f"sessions_{at}"], _whole) for at in CONTEXTS]
+            costs: dict[int, Callable[[float], float]] = {
+                at: partial(_dollars, state_bytes=state, prices=prices) for at, state in kept.after.items()
+            }
+            for what, of, unit in (("ms", dict.fromkeys(CONTEXTS, float), ""), ("dollars", costs, "$")):
+                for at in CONTEXTS:
+                    time = times.get(at) if at in of else None
+                    row[f"{what}_{at}"] = time and of[at](time.ms)
+                    shown.append(NOT_MEASURED if time is None else time.told(of[at], unit))
             data.append(row)
-            rows.append([model, kept.cache, *_cells(row, CONTEXTS)])
+            rows.append([model, kept.cache, f"{size:,}", *shown])
     notes = [
         "Sessions: 1,000,000,000 bytes over the state of one at batch 1 in float32. A full cache's is computed from "
         "what the cut one holds, token by token; nothing else in the table is. Milliseconds: of one token at batch 1, "
-        f"the median{_where(standing.values())}. Dollars: the machine at ${price:.2f} an hour for the time of a token, "
-        f"and memory at ${prices.serving.memory_dollars_per_gb_hour:g} a GB and hour for a session that generates "
+        f"by the bench, the median of its rounds, and the fastest and the slowest. {cost.OWNS} Dollars: the machine at "
+        f"${price:.2f} an hour for the time of a token, and memory at "
+        f"${prices.serving.memory_dollars_per_gb_hour:g} a GB and hour for a session that generates "
         f"{prices.serving.tokens_per_session_hour:,.0f} tokens an hour, its pauses counted (docs/prices.yaml).",
-        _uncut(whole, standing.keys()),
+        _uncut(whole, [model for model, known in held.items() if not known]),
         _absent(model for model, known in held.items() if not known),
     ]
     return Table("serving", "Serving, measured", header, rows, [note for note in notes if note], pd.DataFrame(data))
 
 
-def _where(known: Iterable[pd.DataFrame]) -> str:
-    """`, on MACHINE` of all runs that were timed; "" for none."""
-    machines = sorted({str(machine) for runs in known if len(runs) for machine in runs["machine"]})
-    return f", on {' or '.join(machines)}" if machines else ""
+def _dollars(ms: float, state_bytes: float, prices: Prices) -> float:
+    """The machine for a million tokens that take so long each, and the memory that their session holds meanwhile."""
+    return cost.measured_dollars(ms, prices.measured.dollars_per_hour) + memory_dollars(state_bytes, prices)
 
 
 def _absent(models: Iterable[str]) -> str:
@@ -130,16 +132,17 @@ def _absent(models: Iterable[str]) -> str:
 
 
 def _uncut(whole: dict[str, Any], models: Collection[str]) -> str:
-    """What the bench found where no cache is cut; "" where it did not look."""
+    """The bench's times of models that have no row, none of them cut; "" for none."""
     rows = [row for row in whole.get("rows", []) if row["what"] == "decoding" and row["contestant"] in models]
-    known = {row["contestant"]: float(row["decode_ms"]) for row in rows}
-    if RIVALS[0] not in known:
+    if not rows:
         return ""
-    said = ", ".join(f"{name} {ms:.3g}" for name, ms in sorted(known.items(), key=lambda pair: pair[1]))
-    where = (
-        f"{whole['machine']['gpu'] or whole['machine']['cpu']}, after {rows[0]['length']:,} tokens, none of them cut"
-    )
-    return f"By the bench, in one process on {where}: {said} ms a token."
+    said = ", ".join(f"{row['contestant']} {row['decode_ms']:.2g}" for row in sorted(rows, key=_by_time))
+    where = f"{whole['machine']['gpu'] or whole['machine']['cpu']}, after {rows[0]['length']:,} tokens"
+    return f"By the bench, on {where}, of models without records of a state: {said} ms a token."
+
+
+def _by_time(row: dict[str, Any]) -> float:
+    return row["decode_ms"]
 
 
 def _break_even(held: dict[str, list[Held]], larger: dict[str, list[Held]], at_size: str) -> Table:
@@ -216,11 +219,14 @@ def _headings(what: str, contexts: Sequence[int]) -> list[str]:
     return [f"{what} at {context // 1024}k" for context in contexts]
 
 
-def _cells(row: dict[str, Any], contexts: Sequence[int], absent: str = NOT_MEASURED) -> list[str]:
+def _cells(row: dict[str, Any], contexts: Sequence[int], absent: str) -> list[str]:
     """Sessions, milliseconds and dollars after each context."""
     shown: dict[str, Callable[[float], str]] = {"sessions": _whole, "ms": _three, "dollars": cost.dollars}
-    values = [(show, row[f"{key}_{at}"]) for key, show in shown.items() for at in contexts]
-    return [absent if value is None else show(value) for show, value in values]
+    return [_or_not(row[f"{key}_{at}"], show, absent) for key, show in shown.items() for at in contexts]
+
+
+def _or_not(value: float | None, show: Callable[[float], str], absent: str = NOT_MEASURED) -> str:
+    return absent if value is None else show(value)
 
 
 def _whole(value: float) -> str:

@@ -61,7 +61,7 @@ def build(
     chosen = [record for record, counts in zip(records, runs["chosen"], strict=True) if counts]
     made["quality"] = differences.quality_tables(chosen, shown, claims)
     made["field"] = [field.table(standing, shown, timed, claims)]
-    made["cost"] = cost.tables(standing, field.training_speeds(timed), prices)
+    made["cost"] = cost.tables(standing, cost.timed(timed), prices)
     tried = select(records, runs)  # by the learning rate alone, whatever else was tuned
     if rates := grids.table(tried):
         made["learning-rates"] = [rates]

@@ -406,9 +406,16 @@ def test_a_rate_that_lacks_a_seed_is_compared_over_the_seeds_that_all_ran():
 
 BENCH = {
     "models": [
-        {"what": "training", "contestant": model, "length": length, "tokens_per_second": rate}
+        {
+            "what": "training", "contestant": model, "length": length, "parameters": 1_000_448,
+            "tokens_per_second": rate, "range_us": [0.5e6 / rate, 2e6 / rate],
+        }
         for model, rates in (("transformer", (1000, 500, 250)), ("ltc", (2000, 2000, 2000)))
         for length, rate in zip((512, 1024, 2048), rates, strict=True)
+    ]
+    + [
+        {"what": "decoding", "contestant": model, "length": 32768, "decode_ms": ms, "range_ms": [0.75 * ms, 1.5 * ms]}
+        for model, ms in (("transformer", 10.0), ("ltc", 2.0))
     ],
     "kernels": [
         {
@@ -533,16 +540,46 @@ def test_costs_are_measured_extrapolated_or_not_measured(tmp_path, measured):
     result["training"]["flops_per_token"] = 6.5e6
     for row in result["measurement"]["contexts"]:
         row["decode_tokens_per_second"] = 1000.0
+    result["context_policy"] = {"kind": "state", "tokens": None}
     (path / "config.json").write_text(json.dumps(config))
     (path / "result.json").write_text(json.dumps(result))
     known, larger = made(tmp_path / "runs", measured).verdict.tables["cost"]
     price = cost.read().measured.dollars_per_hour
-    assert rows(known)["ltc"]["generation at 32k"] == f"${1e6 / 1000 / 3600 * price:.2g}"
-    assert rows(known)["ltc"]["training"] == f"${1e6 / 2000 / 3600 * price:.2g}"
+    assert rows(known)["ltc"]["generation at 1k"] == f"${1e6 / 1000 / 3600 * price:.1g}*"
+    low, middle, high = (f"{1e6 / 1e3 * ms / 3600 * price:.2g}" for ms in (1.5, 2.0, 3.0))
+    assert rows(known)["ltc"]["generation at 32k"] == f"${middle} ({low} to {high})"
+    assert rows(known)["ltc"]["training"].startswith(f"${1e6 / 2000 / 3600 * price:.2g} (")
+    assert rows(known)["ltc"]["parameters"] == "1,000,448"
     assert rows(known)["gru"]["training"] == "not measured"
     assert re.fullmatch(r"\$[\d.]+ \([\d.]+ to [\d.]+\)", rows(larger)["ltc"]["generation at 128k"])
     assert set(rows(larger)["gru"].values()) == {"gru", "not measured"}
+    assert re.fullmatch(r"above \$[\d.]+", rows(larger)["ltc"]["training"])
     assert larger.notes[0].startswith("Extrapolation, not a measurement")
+
+
+def standing(model, parameters, context, rates):
+    """A run that stands for a model, as the costs read it."""
+    row = {"label": model, "context": context, "parameters": parameters, "decode_busy": False}
+    return pd.DataFrame([row | {f"decode_tokens_per_second_{at}": rate for at, rate in rates.items()}])
+
+
+def test_a_figure_of_another_size_or_of_a_cut_cache_is_no_part_of_the_benchs_row():
+    timed = cost.timed(BENCH["models"])
+    small = standing("ltc", 100_000, "state", {1024: 4000.0})
+    bench, own = cost.speeds("ltc", small, timed)
+    assert (bench.parameters, set(bench.generation)) == (1_000_448, {32768})
+    assert (own.parameters, own.training, set(own.generation)) == (100_000, None, {1024})
+    full, cut = cost.speeds("transformer", standing("transformer", 1_001_120, "window 512", {32768: 3000.0}), timed)
+    assert (full.cache, full.generation[32768].ms, full.generation[32768].rounds) == ("full", 10.0, (7.5, 15.0))
+    assert (cut.cache, cut.generation[32768].rounds) == ("window 512", None)
+    (both,) = cost.speeds("ltc", standing("ltc", 999_840, "state", {1024: 4000.0, 32768: 4000.0}), timed)
+    assert (both.generation[1024].rounds, both.generation[32768].ms) == (None, 2.0)
+
+
+def test_a_figure_is_told_with_its_rounds_and_a_runs_own_to_one_figure():
+    assert cost.Time(2.14, (1.5, 3.04)).told(float) == "2.1 (1.5 to 3)"
+    assert cost.Time(0.2874).told(float, "$") == "$0.3*"
+    assert cost.Time(12.0).told(float) == "10*"
 
 
 @pytest.mark.parametrize(
