@@ -1,6 +1,7 @@
 """Records as data frames: one row a run, and one row a run and context."""
 
 import json
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -52,12 +53,16 @@ def runs(records: Iterable[Record]) -> pd.DataFrame:
 
 
 def contexts(records: Iterable[Record], labels: Iterable[str]) -> pd.DataFrame:
-    """One row a run and measured context: the run's model, size and label, and the figures of the measurement."""
+    """One row a run and measured context: the run's model, size and label, and the figures of the measurement.
+
+    policy: of its context. per_token: bytes of float32 by which its state grows with a token where nothing is cut.
+    """
     rows = []
     for record, label in zip(records, labels, strict=True):
         result = record.result
         for measured in (result.get("measurement") or {}).get("contexts", []):
             where = {"path": str(record.path), "model": result["model"], "size": result["size"], "label": label}
+            where |= {"task": result["task"], "policy": _context(result), "per_token": _per_token(result)}
             rows.append(where | measured)
     return pd.DataFrame(rows, columns=None if rows else ["path", "model", "size", "label", "context", "state_bytes"])
 
@@ -109,9 +114,19 @@ def _context(result: dict) -> str | None:
 
 def _grows(result: dict) -> bool | None:
     """Whether the state grows with the context where nothing is cut, as the check `state_growth` found."""
-    checks = (result.get("checks") or {}).get("results") or []
-    said = next((check.get("detail") or "" for check in checks if check["name"] == "state_growth"), "")
+    said = _said_of_growth(result)
     return said.startswith("claimed to grow") if said.startswith("claimed") else None
+
+
+def _per_token(result: dict) -> float:
+    """The bytes by which the check `state_growth`, which computes in float64, found the state to grow, in float32."""
+    found = re.match(r"claimed to grow: (\S+) bytes a token", _said_of_growth(result))
+    return float(found[1]) / 2 if found else 0.0
+
+
+def _said_of_growth(result: dict) -> str:
+    checks = (result.get("checks") or {}).get("results") or []
+    return next((check.get("detail") or "" for check in checks if check["name"] == "state_growth"), "")
 
 
 def variant(record: Record) -> str:

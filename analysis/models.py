@@ -1,6 +1,7 @@
 """The table of models: where each comes from, the state it holds, the implementation it was compared with."""
 
 import re
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -8,12 +9,13 @@ from typing import Any
 import yaml
 
 from analysis.records import Record
-from analysis.render import MISSING, si_bytes
+from analysis.render import MISSING, NOT_MEASURED, si_bytes
+from analysis.tables import size_order
 
 CATALOGUE = Path(__file__).resolve().parents[1] / "docs" / "models.yaml"
 CONTEXTS = (1024, 32768)
 ORACLE = re.compile(r"\w+ = (.+?) within ([-+.\de]+)")
-HEADER = ("`model=`", "architecture and paper", "state at 1k / 32k", "oracle: largest difference")
+HEADER = ("`model=`", "architecture and paper", "state at 1k / 32k, {size}", "oracle: largest difference")
 
 
 def catalogue() -> dict[str, dict[str, Any]]:
@@ -26,26 +28,38 @@ def table(records: Iterable[Record]) -> str:
     found: dict[str, list[dict]] = {}
     for record in records:
         found.setdefault(record.result["model"], []).append(record.result)
-    lines = [f"| {' | '.join(HEADER)} |", "|---|---|--:|---|"]
+    size = _size(found)
+    header = " | ".join(HEADER).format(size=size or NOT_MEASURED)
+    lines = [f"| {header} |", "|---|---|--:|---|"]
     for model, entry in catalogue().items():
         runs = found.get(model, [])
         what = f"[{entry['is']}, {entry['year']}]({entry['at']})" if entry["at"] else entry["is"]
-        cells = [f"`{model}`", what, _state(runs), _oracles(runs)]
+        cells = [f"`{model}`", what, _state([run for run in runs if run["size"] == size]), _oracles(runs)]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
+def _size(found: dict[str, list[dict]]) -> str | None:
+    """The size at which the states of the most models were measured, the greatest of several; None for none."""
+    count = Counter(size for runs in found.values() for size in {run["size"] for run in runs if _held(run)})
+    return max(count, key=lambda size: (count[size], size_order(size)), default=None)
+
+
+def _held(run: dict) -> list[int]:
+    """Bytes at both contexts; none where one is lacking."""
+    contexts = (run.get("measurement") or {}).get("contexts") or []
+    known = {row["context"]: row.get("state_bytes") for row in contexts}
+    return [known[at] for at in CONTEXTS] if all(known.get(at) is not None for at in CONTEXTS) else []
+
+
 def _state(runs: list[dict]) -> str:
-    """Bytes at both contexts, of the run that holds the most; one figure where they are the same."""
-    held = []
-    for run in runs:
-        contexts = (run.get("measurement") or {}).get("contexts") or []
-        known = {row["context"]: row.get("state_bytes") for row in contexts}
-        if all(known.get(context) is not None for context in CONTEXTS):
-            held.append([known[context] for context in CONTEXTS])
+    """Bytes at both contexts, of the run that holds the most; one figure where they are the same; the window's, if."""
+    held = [(_held(run), (run.get("context_policy") or {}).get("tokens")) for run in runs if _held(run)]
     if not held:
         return MISSING
-    return " / ".join(dict.fromkeys(si_bytes(size) for size in max(held)))
+    most, window = max(held, key=lambda one: one[0])
+    cut = f" (window {window:,})" if window else ""
+    return " / ".join(dict.fromkeys(si_bytes(size) for size in most)) + cut
 
 
 def _oracles(runs: list[dict]) -> str:

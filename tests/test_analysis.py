@@ -554,8 +554,72 @@ def test_memory_curves_are_one_line_a_model(folder):
 def test_variants_that_hold_different_states_have_a_line_each():
     rows = [("ltc", "ltc a", 1, 10), ("ltc", "ltc b", 1, 20), ("ltc", "ltc c", 1, 10), ("ltc", "ltc c", 2, 10)]
     table = pd.DataFrame(rows, columns=["model", "label", "context", "state_bytes"]).assign(size="1m")
+    table["path"] = table["label"]
     assert memory.curves(table, "1m") == [Curve("ltc a", "ltc", {1: 10, 2: 10}), Curve("ltc b", "ltc", {1: 20})]
     assert memory.table(table, "4m") is None
+
+
+def held(model, task, window, states, per_token=0.0, path="a"):
+    where = {"path": path, "model": model, "size": "1m", "label": model, "task": task, "per_token": per_token}
+    where["policy"] = "state" if window is None else f"window {window}"
+    return [where | {"context": context, "state_bytes": size} for context, size in states.items()]
+
+
+def test_a_cut_cache_is_said_to_be_cut_and_has_a_dashed_line_of_what_it_is_uncut():
+    rows = held("transformer", "sotu", 512, {1024: 2048, 4096: 2048}, 4.0) + held(
+        "ltc", "sotu", None, {1024: 8, 4096: 8}
+    )
+    curves = memory.curves(pd.DataFrame(rows), "1m")
+    assert curves == [
+        Curve("ltc", "ltc", {1024: 8, 4096: 8}),
+        Curve("transformer (window 512)", "transformer", {1024: 2048, 4096: 2048}),
+        Curve("transformer, uncut (computed)", "transformer", {1024: 4096.0, 4096: 16384.0}),
+    ]
+    lines = figures.memory(curves, styles.styles(["ltc", "transformer"]), "t").axes[0].get_lines()
+    assert [line.is_dashed() for line in lines] == [False, False, True]
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_tasks_that_hold_other_states_have_a_line_each_whatever_comes_last(order):
+    runs = [
+        held("transformer", "parity", 40, {128: 30, 1024: 24}, path="a"),
+        held("transformer", "mqar", 64, {128: 64, 1024: 64}, path="b"),
+        held("mamba", "parity", None, {128: 7}, path="c"),
+        held("mamba", "mqar", None, {128: 9}, path="d"),
+        held("gru", "parity", None, {128: 5}, path="e"),
+        held("gru", "mqar", None, {128: 5}, path="f"),
+    ]
+    found = memory.curves(pd.DataFrame([row for run in runs[::order] for row in run]), "1m")
+    assert {curve.label: curve.points for curve in found} == {
+        "gru": {128: 5},
+        "mamba, mqar": {128: 9},
+        "mamba, parity": {128: 7},
+        "transformer (window 40)": {128: 30, 1024: 24},
+        "transformer (window 64)": {128: 64, 1024: 64},
+    }
+
+
+def test_the_bytes_a_token_are_those_of_the_check_in_float32(tmp_path):
+    path = write_run(tmp_path, "transformer", policy={"kind": "window", "tokens": 512})
+    result = json.loads((path / "result.json").read_text())
+    check = next(check for check in result["checks"]["results"] if check["name"] == "state_growth")
+    check["detail"] = "claimed to grow: 8192 bytes a token"
+    (path / "result.json").write_text(json.dumps(result))
+    known = frame.contexts(records.load([tmp_path]).runs, ["transformer"])
+    assert set(known["per_token"]) == {4096.0}
+    assert set(known["policy"]) == {"window 512"}
+
+
+def test_the_table_of_models_has_the_states_of_one_size_and_says_what_a_window_cuts(tmp_path):
+    for model, size in (("ltc", "1m"), ("transformer", "1m"), ("ltc", "250k"), ("mamba", "250k")):
+        write_run(
+            tmp_path, model, size=size, policy={"kind": "window", "tokens": 512} if model == "transformer" else None
+        )
+    write_run(tmp_path, "rwkv", size="1m")
+    lines = models.table(records.load([tmp_path]).runs).splitlines()
+    assert lines[0].split(" | ")[2] == "state at 1k / 32k, 1m"
+    state = {line.split(" | ")[0].strip("| `"): line.split(" | ")[2] for line in lines[2:]}
+    assert (state["ltc"], state["mamba"], state["transformer"]) == ("2.05 kB", "–", "4.19 MB / 134 MB (window 512)")
 
 
 def test_quality_curves_are_means_over_seeds_with_their_spread_and_count_what_diverged(folder):
