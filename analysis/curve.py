@@ -1,5 +1,6 @@
 """What one line, or one set of points, of a figure shows."""
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -11,7 +12,8 @@ class Curve:
     """A line of a figure, by name and by the model whose colour and marker it has.
 
     points: {x: y}, in order of x; none for a model all of whose runs diverged. spread: {x: standard deviation over
-    seeds}, where there are several. note: what the legend adds to the label.
+    seeds}, where there are several. note: what the legend adds to the label. limits: what the figure cannot be beyond.
+    single: the x at which one seed alone ran, where others have several.
     """
 
     label: str
@@ -19,13 +21,24 @@ class Curve:
     points: dict[int, float]
     spread: dict[int, float] = field(default_factory=dict)
     note: str = ""
+    limits: tuple[float, float] = (-math.inf, math.inf)
+    single: frozenset[int] = frozenset()
 
     @classmethod
-    def over_seeds(cls, label: str, model: str, found: Mapping[int, Iterable[float]], note: str = "") -> "Curve":
+    def over_seeds(
+        cls,
+        label: str,
+        model: str,
+        found: Mapping[int, Iterable[float]],
+        note: str = "",
+        limits: tuple[float, float] = (-math.inf, math.inf),
+    ) -> "Curve":
         """The means and the spread of {x: figures, one a seed}."""
         at = {x: summarise(found[x]) for x in sorted(found)}
         means = {x: summary.mean for x, summary in at.items() if summary.mean is not None}
-        return cls(label, model, means, {x: one.std for x, one in at.items() if one.std is not None}, note)
+        spread = {x: one.std for x, one in at.items() if one.std is not None}
+        alone = frozenset(means.keys() - spread.keys()) if spread else frozenset()
+        return cls(label, model, means, spread, note, limits, alone)
 
 
 @dataclass(frozen=True)

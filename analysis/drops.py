@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 
 from analysis.curve import Curve
-from analysis.quality import METRICS
+from analysis.quality import LIMITS, METRICS
 from analysis.records import Record
 
 
@@ -26,7 +26,10 @@ def curves(records: Iterable[Record]) -> dict[tuple[str, str], tuple[str, list[C
         models = found.setdefault(place, defaultdict(lambda: defaultdict(dict)))
         models[record.result["model"]][_left(task["drop"])][record.result["seed"]] = scored[metric]
     return {
-        place: (metrics[place], [_curve(model, shares) for model, shares in sorted(models.items())])
+        place: (
+            metrics[place],
+            [_curve(model, shares, LIMITS[metrics[place]]) for model, shares in sorted(models.items())],
+        )
         for place, models in found.items()
         if any(len(shares) > 1 for shares in models.values())
     }
@@ -36,5 +39,6 @@ def _left(drop: float) -> int:
     return round(100 * (1 - drop))
 
 
-def _curve(model: str, shares: dict[int, dict[int, float]]) -> Curve:
-    return Curve.over_seeds(model, model, {left: by_seed.values() for left, by_seed in shares.items()})
+def _curve(model: str, shares: dict[int, dict[int, float]], limits: tuple[float, float]) -> Curve:
+    figures = {left: by_seed.values() for left, by_seed in shares.items()}
+    return Curve.over_seeds(model, model, figures, limits=limits)

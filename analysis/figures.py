@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 import matplotlib
 import numpy as np
@@ -21,6 +21,7 @@ from xml.sax.saxutils import escape
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
@@ -29,6 +30,7 @@ from analysis.curve import Curve, Series
 from analysis.render import si_bytes
 from analysis.styles import Style
 
+Tick = TypeVar("Tick", int, float)
 RC: dict[Any, Any] = {
     "font.size": 9,
     "font.family": "sans-serif",
@@ -51,6 +53,8 @@ PAGE_COLOURS = {"#000000": "currentColor", "#ffffff": "var(--paper)", RC["grid.c
 SHARED_DASH = 4
 """Length of one model's dash in a line that several share, in widths of the line."""
 LEVEL_COLOUR, LEVEL_DASHES = "#6b6b6b", ((0, (1, 1.5)), (0, (4, 2)), (0, (8, 2, 1, 2)))
+WIDE = 3
+"""Ratio of the greatest figure to the least from which an axis is logarithmic."""
 NO_LEVELS: Mapping[str, float] = MappingProxyType({})
 
 
@@ -76,15 +80,29 @@ def quality(
 ) -> Figure:
     """A measure of quality against a position or a length, on a logarithmic axis of tokens; bands: ± one deviation.
 
+    Where the greatest is WIDE times the least and a measure has no upper end, the other axis is logarithmic too, or one
+    model would hide the others.
     levels: {name: value} of lines across the figure, which no model drew.
     """
     with _drawing():
-        banded = any(curve.spread for curve in curves)
-        band = "\nline: mean over seeds, band: ± standard deviation" if banded else ""
+        band = _seeds(curves)
         flat = [Curve(name, "", {0: value}) for name, value in sorted(levels.items(), key=lambda level: -level[1])]
         figure, axes = _axes([*curves, *flat], _three_decimals, title, xlabel + band, ylabel)
         _draw(axes, curves, looks, _three_decimals, flat)
+        values = [value for curve in (*curves, *flat) for value in curve.points.values()]
+        bounded = any(math.isfinite(curve.limits[1]) for curve in curves)
+        if not bounded and 0 < WIDE * min(values, default=0) < max(values, default=0):
+            axes.set_yscale("log")
+            _round_ticks(axes.yaxis, values)
     return figure
+
+
+def _seeds(curves: list[Curve]) -> str:
+    """What the axis says of seeds: what line, band and open markers are."""
+    if not any(curve.spread for curve in curves):
+        return ""
+    alone = "; open marker: one seed" if any(curve.single for curve in curves) else ""
+    return f"\nline: mean over seeds, band: ± standard deviation{alone}"
 
 
 def ratio(curves: list[Curve], looks: dict[str, Style], title: str, xlabel: str, ylabel: str) -> Figure:
@@ -103,8 +121,13 @@ def ratio(curves: list[Curve], looks: dict[str, Style], title: str, xlabel: str,
     return figure
 
 
-def scatter(series: list[Series], looks: dict[str, Style], title: str, labels: tuple[str, str]) -> Figure:
-    """Points with their bars and lines, the marked ones ringed, on logarithmic axes. labels: of x and of y."""
+def scatter(
+    series: list[Series], looks: dict[str, Style], title: str, labels: tuple[str, str], tried: bool = False
+) -> Figure:
+    """Points with their bars and lines, the marked ones ringed, on logarithmic axes.
+
+    labels: of x and of y. tried: whether the ticks of x are the points' own, as far as they have room.
+    """
     with _drawing():
         rows = [row for one in series for row in _series_text(one).split("\n")]
         figure, axes = _canvas(rows, title, *labels)
@@ -112,16 +135,20 @@ def scatter(series: list[Series], looks: dict[str, Style], title: str, labels: t
         for one in series:
             _points(axes, one, chosen[one.label])
         axes.set_yscale("log")
-        for axis, values in (
-            (axes.xaxis, [x for one in series for x in one.points]),
-            (axes.yaxis, [y for one in series for y in (*one.points.values(), *one.line.values())]),
-        ):
-            axis.set_major_locator(FixedLocator(nice(values)))
-            axis.set_minor_locator(NullLocator())
-            axis.set_major_formatter(FuncFormatter(lambda value, _: si_count(value)))
+        xs = sorted({x for one in series for x in one.points})
+        _round_ticks(axes.xaxis, xs, apart(xs, factor=1.15) if tried else None)
+        bars = [end for one in series for bar in one.bars.values() for end in bar]
+        _round_ticks(axes.yaxis, bars + [y for one in series for y in (*one.points.values(), *one.line.values())])
         ordered = sorted(series, key=lambda one: (not one.points, -_end(one), one.label))
         _legend(axes, [_handle(one, chosen[one.label]) for one in ordered], [_series_text(one) for one in ordered])
     return figure
+
+
+def _round_ticks(axis: Axis, values: Sequence[float], ticks: Sequence[float] | None = None) -> None:
+    """Ticks at these, or at round numbers, and no others, of a logarithmic axis."""
+    axis.set_major_locator(FixedLocator(nice(values) if ticks is None else ticks))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: si_count(value)))
 
 
 def _points(axes: Axes, one: Series, style: Style) -> None:
@@ -159,7 +186,7 @@ def _series_text(one: Series) -> str:
 def nice(values: Iterable[float], most: int = 7) -> list[float]:
     """At most so many round numbers from the least of `values` to the greatest, for a logarithmic axis; none for none.
 
-    Even steps where the values lie within a factor of three, else steps of like ratio.
+    Even steps where the values lie within a factor of three, a finer one where a step leaves two; else of like ratio.
     """
     known = [value for value in values if value > 0]
     if not known:
@@ -167,16 +194,20 @@ def nice(values: Iterable[float], most: int = 7) -> list[float]:
     low, high = min(known), max(known)
     if high < 3 * low:
         power = 10.0 ** math.floor(math.log10(max(high - low, 1e-3 * high)))
-        steps = (step * scale for scale in (power / 10, power, 10 * power) for step in (1, 2, 5))
-        step = next(step for step in steps if (high - low) / step <= most - 1)
-        ticks = [step * number for number in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
-        return ticks or [low]
+        steps = [step * scale for scale in (power / 10, power, 10 * power) for step in (1, 2, 5)]
+        fits = next(place for place, step in enumerate(steps) if (high - low) / step <= most - 1)
+        ticks = _multiples(steps[fits], low, high)
+        return (ticks if len(ticks) > 2 or not fits else _multiples(steps[fits - 1], low, high)) or [low]
     powers = [10.0**power for power in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)]
-    for mantissas in ((1, 1.25, 2, 2.5, 4, 5, 8), (1, 2, 5), (1, 3), (1,)):
+    for mantissas in ((1, 1.5, 2, 2.5, 3, 4, 5, 6, 8), (1, 1.25, 2, 2.5, 4, 5, 8), (1, 2, 5), (1, 3), (1,)):
         ticks = [m * power for power in powers for m in mantissas if low <= m * power * 1.001 <= high * 1.002]
         if len(ticks) <= most:
             break
     return ticks or [low]
+
+
+def _multiples(step: float, low: float, high: float) -> list[float]:
+    return [step * number for number in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
 
 
 def si_count(value: float) -> str:
@@ -299,8 +330,12 @@ def _line(axes: Axes, curve: Curve, style: Style, turn: int, sharing: int) -> No
         look["linestyle"] = ((length - SHARED_DASH * turn) % length, (SHARED_DASH, length - SHARED_DASH))
         look["markevery"] = (turn % len(xs), sharing)
     axes.plot(xs, ys, dash_capstyle="butt", label=curve.label, **look)
+    if alone := sorted(curve.single):
+        look |= {"linestyle": "none", "markerfacecolor": "white", "fillstyle": "full", "markevery": None}
+        axes.plot(alone, [curve.points[x] for x in alone], zorder=3, **look)
     if curve.spread:
-        low, high = ([y + side * curve.spread.get(x, 0.0) for x, y in curve.points.items()] for side in (-1, 1))
+        ends = ([y + side * curve.spread.get(x, 0.0) for x, y in curve.points.items()] for side in (-1, 1))
+        low, high = (np.clip(end, *curve.limits) for end in ends)
         axes.fill_between(xs, low, high, color=style.colour, alpha=0.15, linewidth=0)
 
 
@@ -346,9 +381,9 @@ def last(curve: Curve) -> float:
     return list(curve.points.values())[-1] if curve.points else 0.0
 
 
-def apart(ticks: Iterable[int], factor: float = 1.6) -> list[int]:
+def apart(ticks: Iterable[Tick], factor: float = 1.6) -> list[Tick]:
     """The ticks that leave room for each other's labels on a logarithmic axis: the largest, then downwards."""
-    kept: list[int] = []
+    kept: list[Tick] = []
     for tick in sorted(set(ticks), reverse=True):
         if tick > 0 and (not kept or kept[-1] / tick >= factor):
             kept.append(tick)

@@ -34,14 +34,19 @@ class Grid:
         return sorted(self.figures.keys() | self.diverged)
 
     @property
-    def means(self) -> dict[float, float]:
-        """The mean figure of each rate over the seeds that all rates ran; over its own where they share none."""
+    def compared(self) -> dict[float, list[float]]:
+        """The figures of each rate with the seeds that all rates ran; all of its own where they share none."""
         ran = [frozenset(by_seed) for by_seed in self.figures.values()]
         shared = frozenset.intersection(*ran) if ran else frozenset()
-        found = {
-            rate: summarise(figure for seed, figure in by_seed.items() if seed in (shared or by_seed)).mean
+        return {
+            rate: [figure for seed, figure in by_seed.items() if seed in (shared or by_seed)]
             for rate, by_seed in sorted(self.figures.items())
         }
+
+    @property
+    def means(self) -> dict[float, float]:
+        """The mean of the figures that are compared, by rate."""
+        found = {rate: summarise(figures).mean for rate, figures in self.compared.items()}
         return {rate: mean for rate, mean in found.items() if mean is not None}
 
     @property
@@ -114,16 +119,21 @@ def _figure(grid: Grid, rate: float, means: dict[float, float]) -> str:
 
 
 def draw(known: list[Grid], looks: dict[str, Style], title: str, ylabel: str) -> Figure:
-    """Every architecture's figure on validation against the learning rate; the chosen rate is ringed."""
+    """Every architecture's figure on validation against the learning rate; the chosen rate is ringed.
+
+    Points and their intervals are of the seeds that all rates of a grid ran: more seeds of the chosen rate are no part.
+    """
     series = []
     for grid in known:
         means = grid.means
-        ends = {rate: interval(by_seed.values()) for rate, by_seed in grid.figures.items()}
+        ends = {rate: interval(ran) for rate, ran in grid.compared.items()}
         bars = {rate: (end.low, end.high) for rate, end in ends.items() if end is not None}
         lost = ", ".join(f"{rate:g}" for rate in sorted(grid.diverged))
         note = f"{grid.chosen:g}, {grid.place}" + (f"; diverged at {lost}" if lost else "")
         series.append(Series(grid.label, grid.model, means, bars, means, grid.chosen, note))
-    return figures.scatter(series, looks, title, ("learning rate (the chosen one ringed)", ylabel))
+    seeds = "the seeds that all rates of a model ran" + "; bar: 95 % interval" * any(one.bars for one in series)
+    xlabel = f"learning rate (the chosen one ringed)\npoint: mean over {seeds}"
+    return figures.scatter(series, looks, title, (xlabel, ylabel), tried=True)
 
 
 def plots(runs: pd.DataFrame, looks: dict[str, Style]) -> dict[str, tuple[str, partial[Figure]]]:

@@ -219,12 +219,12 @@ def _quality_plots(
     known: the reference lines of each table, of which the best of each method is drawn.
     """
     plots = {}
-    for name, group in tables.groups(runs):
+    for name, trained, group in quality.groups(records, runs):
         members = [records[index] for index in group.index]
         for part, (what, xlabel) in PARTS.items():
             metric, found = quality.curves(members, group["label"], part)
             if any(len(curve.points) > 1 for curve in found):
-                title = f"{what}, {tables.title(group)}"
+                title = f"{what}, {tables.title(group)}{trained}"
                 ylabel = f"{metric.replace('_', ' ')} (test)"
                 lines = references.best(known.get(name, ())) if references.METRIC.endswith(metric) else []
                 levels = {line.label: line.bits_per_byte for line in lines}

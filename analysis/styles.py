@@ -1,4 +1,4 @@
-"""The colour and the marker of every model, the same in all figures."""
+"""The colour, the marker and the dash of every model, the same in all figures."""
 
 import hashlib
 from collections.abc import Iterable
@@ -36,7 +36,8 @@ class Style:
     def variant(self, number: int) -> "Style":
         """The style of a model's variant: its colour and marker, another dash and face; the first twenty differ."""
         face = FACES[number % len(FACES)] if number else self.face
-        return Style(self.colour, self.marker, face, DASHES[number % len(DASHES)])
+        dash = DASHES[(DASHES.index(self.dash) + number) % len(DASHES)]
+        return Style(self.colour, self.marker, face, dash)
 
 
 def styles(models: Iterable[str]) -> dict[str, Style]:
@@ -58,4 +59,5 @@ def _style(place: int) -> Style:
     face = OWN_FACES[
         place // len(MARKERS) % len(OWN_FACES)
     ]  # on paper without colour the uses of a marker are told by it
-    return Style(COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)], face)
+    dash = DASHES[place // len(COLOURS) % len(DASHES)]  # models of one colour have other dashes
+    return Style(COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)], face, dash)

@@ -698,6 +698,57 @@ def test_a_band_shows_the_spread_over_seeds():
     assert "standard deviation" in figure.axes[0].get_xlabel()
 
 
+def test_a_band_ends_where_the_metric_does(tmp_path):
+    for seed, accuracy in enumerate((0.5, 1.0, 1.0)):
+        write_run(tmp_path, "ltc", seed, accuracy=accuracy)
+    runs = records.load([tmp_path]).runs
+    _, curves = quality.curves(runs, frame.runs(runs)["label"], "extrapolation")
+    (band,) = figures.quality(curves, styles.styles(["ltc"]), "title", "x", "y").axes[0].collections
+    assert band.get_paths()[0].get_extents().y1 == 1.0
+
+
+def test_a_point_of_one_seed_among_others_of_several_is_open_and_said_to_be():
+    several = Curve.over_seeds("ltc", "ltc", {10: [1.0, 2.0], 100: [3.0]})
+    axes = figures.quality([several], styles.styles(["ltc"]), "title", "x", "y").axes[0]
+    _, alone = axes.get_lines()
+    assert (list(alone.get_xdata()), list(alone.get_ydata())) == ([100], [3.0])
+    assert (alone.get_markerfacecolor(), alone.get_linestyle()) == ("white", "None")
+    assert "open marker: one seed" in axes.get_xlabel()
+    assert Curve.over_seeds("ltc", "ltc", {10: [1.0], 100: [3.0]}).single == frozenset()
+
+
+@pytest.mark.parametrize(("worst", "limits", "scale"), [(4.9, (0, math.inf), "log"), (0.9, (0, 1), "linear")])
+def test_one_bad_model_does_not_hide_the_others_where_a_measure_has_no_end(worst, limits, scale):
+    curves = [Curve(m, m, {1: y, 2: y}, limits=limits) for m, y in (("transformer", worst), ("ltc", worst / 4))]
+    axes = figures.quality(curves, styles.styles(["transformer", "ltc"]), "title", "x", "y").axes[0]
+    assert axes.get_yscale() == scale
+    assert len(axes.get_yticks()) > 2
+
+
+def test_models_of_one_colour_have_other_dashes_while_dashes_last():
+    many = styles.styles(styles.MODELS)
+    first = [many[model] for model in styles.MODELS[: len(styles.COLOURS) * len(styles.DASHES)]]
+    assert len({(style.colour, style.dash) for style in first}) == len(first)
+
+
+def test_a_figure_has_one_recipe_and_its_labels_no_lists_of_the_configuration(tmp_path):
+    for model, tokens in (("ltc", 200), ("gru", 200), ("ltc", 100), ("gru", 100), ("lstm", 50), ("mamba", 200)):
+        path = write_run(tmp_path, model, tokens=tokens, size=f"{tokens}k")
+        config, result = (json.loads((path / f"{name}.json").read_text()) for name in ("config", "result"))
+        config["trainer"] |= {"tokens": tokens}
+        config["task"] = {"name": "sotu", "length_factors": [1, tokens]}
+        result |= {"size": "1m", "key": f"{model}{tokens}"}
+        (path / "config.json").write_text(json.dumps(config))
+        (path / "result.json").write_text(json.dumps(result))
+    runs = records.load([tmp_path]).runs
+    found = quality.groups(runs, frame.runs(runs))
+    assert [(name, trained) for name, trained, _ in found] == [
+        ("sotu-1m", ", trained on 200 tokens"),
+        ("sotu-1m-2", ", trained on 100 tokens"),
+    ]
+    assert [sorted(group["label"]) for *_, group in found] == [["gru", "ltc", "mamba"], ["gru", "ltc"]]
+
+
 @pytest.mark.parametrize("values", [{256: 4.0, 2048: 3.0}, {256: 0.5, 2048: 0.25}])
 def test_break_even_is_in_sight_whoever_wins(values):
     axes = figures.ratio([Curve("batch 1", "ltc", values)], styles.styles(["ltc"]), "title", "x", "y").axes[0]

@@ -22,6 +22,7 @@ from analysis import (
     render,
     report,
     scaling,
+    styles,
     usual,
     verdict,
 )
@@ -404,6 +405,22 @@ def test_a_rate_that_lacks_a_seed_is_compared_over_the_seeds_that_all_ran():
     assert grid.means == {0.1: 2.0, 0.2: 2.1}
 
 
+def test_bars_are_of_the_seeds_that_the_points_are_of_and_ticks_of_the_rates_tried():
+    many = {seed: 2.0 + 0.1 * seed for seed in range(5)}
+    known = [
+        grids.Grid("ltc", "ltc", {0.001: {0: 2.2}, 0.002: many, 0.004: {0: 2.3}}, frozenset(), 0.002),
+        grids.Grid(
+            "gru", "gru", {rate: {s: rate + many[s] for s in range(3)} for rate in (0.002, 0.004)}, frozenset(), 0.002
+        ),
+    ]
+    axes = grids.draw(known, styles.styles(["ltc", "gru"]), "t", "y").axes[0]
+    bars = [line for line in axes.get_lines() if line.get_marker() == "None" and len(set(line.get_xdata())) == 1]
+    assert sorted(line.get_xdata()[0] for line in bars) == [0.002, 0.004]  # of the grid whose rates share three seeds
+    assert all(low < 2.1 + line.get_xdata()[0] < high for line in bars for low, high in [line.get_ydata()])
+    assert list(axes.get_xticks()) == [0.001, 0.002, 0.004]
+    assert len(axes.get_yticks()) > 2
+
+
 BENCH = {
     "models": [
         {
@@ -678,6 +695,8 @@ def test_the_command_writes_each_table_and_figure_and_its_section(tmp_path):
 def test_ticks_are_round_and_few():
     assert figures.nice([125_000, 1_000_000]) == pytest.approx([1.25e5, 2e5, 2.5e5, 4e5, 5e5, 8e5, 1e6])
     assert figures.nice([1.7, 2.31]) == pytest.approx([1.8, 2.0, 2.2])
+    assert figures.nice([1.605, 1.745]) == pytest.approx([1.62, 1.64, 1.66, 1.68, 1.7, 1.72, 1.74])
+    assert figures.nice([1.375, 4.9]) == pytest.approx([1.5, 2.0, 2.5, 3.0, 4.0])
     assert figures.nice([0.0005, 0.02]) == pytest.approx([0.0005, 0.001, 0.002, 0.005, 0.01, 0.02])
     assert len(figures.nice([1e-6, 1e6])) <= 13
     assert figures.nice([]) == []
