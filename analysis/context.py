@@ -45,8 +45,6 @@ def plots(content: dict) -> dict[str, tuple[str, Callable[..., Figure]]]:
         task, size = rows[["task", "size"]].iloc[0]
         lengths = sorted(set(rows["train_length"]))
         xlabel = f"context (bytes); trained at {', '.join(f'{length:,}' for length in lengths)}"
-        runs = {of_one["contestant"].nunique() for _, of_one in lines}
-        xlabel += "; one seed" if runs == {1} else ""
         looks = styles(curve.model for curve in curves)
         draw = partial(figures.quality, curves, looks, xlabel=xlabel, ylabel="bits per byte (test)")
         stem = f"context-{task}-{size}"

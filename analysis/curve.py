@@ -13,7 +13,6 @@ class Curve:
 
     points: {x: y}, in order of x; none for a model all of whose runs diverged. spread: {x: standard deviation over
     seeds}, where there are several. note: what the legend adds to the label. limits: what the figure cannot be beyond.
-    single: the x at which one seed alone ran, where others have several.
     """
 
     label: str
@@ -21,8 +20,7 @@ class Curve:
     points: dict[int, float]
     spread: dict[int, float] = field(default_factory=dict)
     note: str = ""
-    limits: tuple[float, float] = (-math.inf, math.inf)
-    single: frozenset[int] = frozenset()
+    limits: tuple[float, float] = field(default=(-math.inf, math.inf), compare=False)
 
     @classmethod
     def over_seeds(
@@ -37,8 +35,12 @@ class Curve:
         at = {x: summarise(found[x]) for x in sorted(found)}
         means = {x: summary.mean for x, summary in at.items() if summary.mean is not None}
         spread = {x: one.std for x, one in at.items() if one.std is not None}
-        alone = frozenset(means.keys() - spread.keys()) if spread else frozenset()
-        return cls(label, model, means, spread, note, limits, alone)
+        return cls(label, model, means, spread, note, limits)
+
+    @property
+    def single(self) -> set[int]:
+        """The x at which one seed alone ran."""
+        return self.points.keys() - self.spread.keys()
 
 
 @dataclass(frozen=True)

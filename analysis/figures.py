@@ -9,6 +9,7 @@ import re
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -46,6 +47,8 @@ RC: dict[Any, Any] = {
 LINE_WIDTH, MARKER_SIZE = 1.5, 4.8
 PLOT_INCHES = (4.9, 3.9)
 """Width of the axes with their labels, and least height of a figure."""
+TITLE_LETTERS = 60
+"""Longest row of a title, which ends where the legend begins."""
 LEGEND_LETTERS, LETTER_INCHES, ROW_INCHES = 44, 0.064, 0.158
 """Longest row of a legend before it is wrapped; the room that a letter and a row take at its size of type."""
 PAGE_COLOURS = {"#000000": "currentColor", "#ffffff": "var(--paper)", RC["grid.color"]: "var(--grid)"}
@@ -86,6 +89,8 @@ def quality(
     """
     with _drawing():
         band = _seeds(curves)
+        if any(curve.spread for curve in curves):
+            curves = [_alone(curve) for curve in curves]
         flat = [Curve(name, "", {0: value}) for name, value in sorted(levels.items(), key=lambda level: -level[1])]
         figure, axes = _axes([*curves, *flat], _three_decimals, title, xlabel + band, ylabel)
         _draw(axes, curves, looks, _three_decimals, flat)
@@ -97,11 +102,17 @@ def quality(
     return figure
 
 
+def _alone(curve: Curve) -> Curve:
+    """The curve, whose note says so where it is of one seed."""
+    one_seed = curve.points and not curve.spread
+    return replace(curve, note=" ".join(filter(None, (curve.note, "(one seed)")))) if one_seed else curve
+
+
 def _seeds(curves: list[Curve]) -> str:
     """What the axis says of seeds: what line, band and open markers are."""
     if not any(curve.spread for curve in curves):
-        return ""
-    alone = "; open marker: one seed" if any(curve.single for curve in curves) else ""
+        return "\none seed each"
+    alone = "; open marker: one seed" if any(curve.spread and curve.single for curve in curves) else ""
     return f"\nline: mean over seeds, band: ± standard deviation{alone}"
 
 
@@ -277,7 +288,7 @@ def _canvas(rows: list[str], title: str, xlabel: str, ylabel: str) -> tuple[Figu
     height = max(PLOT_INCHES[1], 0.5 + ROW_INCHES * len(rows))
     figure, axes = plt.subplots(figsize=(width, height), layout="constrained")
     axes.set_xscale("log", base=2)
-    axes.set_title("\n".join(textwrap.wrap(title, 72)), loc="left", fontsize=10)
+    axes.set_title("\n".join(textwrap.wrap(title, TITLE_LETTERS)), loc="left", fontsize=10)
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
     return figure, axes
@@ -330,7 +341,7 @@ def _line(axes: Axes, curve: Curve, style: Style, turn: int, sharing: int) -> No
         look["linestyle"] = ((length - SHARED_DASH * turn) % length, (SHARED_DASH, length - SHARED_DASH))
         look["markevery"] = (turn % len(xs), sharing)
     axes.plot(xs, ys, dash_capstyle="butt", label=curve.label, **look)
-    if alone := sorted(curve.single):
+    if curve.spread and (alone := sorted(curve.single)):
         look |= {"linestyle": "none", "markerfacecolor": "white", "fillstyle": "full", "markevery": None}
         axes.plot(alone, [curve.points[x] for x in alone], zorder=3, **look)
     if curve.spread:

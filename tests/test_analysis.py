@@ -714,7 +714,11 @@ def test_a_point_of_one_seed_among_others_of_several_is_open_and_said_to_be():
     assert (list(alone.get_xdata()), list(alone.get_ydata())) == ([100], [3.0])
     assert (alone.get_markerfacecolor(), alone.get_linestyle()) == ("white", "None")
     assert "open marker: one seed" in axes.get_xlabel()
-    assert Curve.over_seeds("ltc", "ltc", {10: [1.0], 100: [3.0]}).single == frozenset()
+    one = Curve.over_seeds("gru", "gru", {10: [1.0], 100: [3.0]})
+    beside = figures.quality([several, one], styles.styles(["ltc", "gru"]), "title", "x", "y")
+    assert [text.get_text().split("  ")[-1] for text in beside.legends[0].get_texts()] == ["(one seed)", "3.000"]
+    assert len(beside.axes[0].get_lines()) == 3
+    assert figures.quality([one], styles.styles(["gru"]), "title", "x", "y").axes[0].get_xlabel() == "x\none seed each"
 
 
 @pytest.mark.parametrize(("worst", "limits", "scale"), [(4.9, (0, math.inf), "log"), (0.9, (0, 1), "linear")])
@@ -770,6 +774,14 @@ def test_a_legend_of_twenty_long_names_has_room():
     assert legend.y0 > 0
     assert legend.x1 < figure.bbox.x1
     assert axes.width > 400
+
+
+def test_a_long_title_does_not_run_into_the_legend():
+    title = "Beyond the trained length, parity, 100k parameters, trained on 10,240,000 tokens"
+    figure = figures.quality([Curve("ltc", "ltc", {1: 1.0})], styles.styles(["ltc"]), title, "x", "y")
+    figure.draw_without_rendering()
+    (shown,) = [text for text in figure.axes[0].get_children() if getattr(text, "get_text", str)().startswith("Beyond")]
+    assert shown.get_window_extent().x1 < figure.legends[0].get_window_extent().x0
 
 
 def test_ticks_leave_room_for_each_other():
