@@ -1,5 +1,6 @@
 """docs/comparison.md's tables and figures, from synthetic records and from the bench's files."""
 
+import copy
 import hashlib
 import json
 import re
@@ -7,6 +8,7 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
 
 from analysis import (
@@ -31,7 +33,10 @@ from analysis.__main__ import main
 from analysis.entries import Entry
 from analysis.literature import Claims
 from analysis.statistics import Slope
+from configs import MODELS, mostly_long, spec
 from harness.config.errors import RecordError
+from harness.model.backbone import Width
+from harness.model.state import tensors
 from test_analysis import ROOT, write_run
 
 NOISE = (0.0, 0.03, -0.02, 0.01, -0.03)
@@ -496,8 +501,6 @@ def test_implementations_are_joined_with_the_bench_and_named_as_it_names_them(me
 
 
 def test_every_implementation_is_a_contestant_of_the_bench():
-    import torch
-
     from bench import liquid as contestants
 
     compared = [f(torch.device("cpu")) for f in (contestants.liquid_scan, contestants.published_ltc, contestants.cfc)]
@@ -516,6 +519,30 @@ def test_every_parameter_but_an_untied_table_of_embeddings_is_multiplied_with(ti
     facts = {"d_model": 128, "n_layers": 4, "parameters": 1e6, "embedding": 2e5, "train_flops_per_token": 6e6}
     facts |= {"state_bytes_1024": 4000, "train_length": 512, "tied": tied, "context": "state"}
     assert cost.shape(pd.Series(facts, dtype=object)) == shape(dense=dense, flops=6e6)
+
+
+def curvature(mixer, width):
+    """How far a part of the next state is from a linear function of that part of the last one."""
+    x, y = torch.randn(2, 1, 7, width, dtype=torch.float64)
+    z = torch.randn(1, width, dtype=torch.float64)
+    one, other = mixer(x)[1], mixer(y)[1]
+
+    def after(place, share):
+        state = copy.deepcopy(one)
+        list(tensors(state))[place].lerp_(list(tensors(other))[place], share)
+        return list(tensors(mixer.step(z, state)[1]))[place]
+
+    floating = [place for place, part in enumerate(tensors(one)) if part.is_floating_point()]
+    return max((after(at, 0.3) - torch.lerp(after(at, 0.0), after(at, 1.0), 0.3)).abs().max().item() for at in floating)
+
+
+@pytest.mark.parametrize("name", mostly_long(MODELS))
+def test_a_model_is_sequential_where_its_state_is_no_linear_function_of_the_last_one(name):
+    torch.manual_seed(0)
+    built = spec(name).build(64, 1 if name == "rwkv" else 8, Width(64, 48)).double().eval()
+    with torch.no_grad():
+        found = max(curvature(block.mixer, 64) for block in built.blocks)
+    assert (found > 1e-9) == models.catalogue()[name].get("sequential", False)
 
 
 def test_costs_follow_from_their_stated_inputs():
