@@ -327,7 +327,10 @@ def measured_table(standing: dict[str, pd.DataFrame], bench: dict[str, Timed], p
     ]
     labels = {model: runs["label"].iloc[0] for model, runs in standing.items() if len(runs)}
     if named := [f"{model} is {label}" for model, label in labels.items() if label != model]:
-        notes.append(f"Standing for their models: {'; '.join(named)}; the bench has each model as it comes.")
+        notes.append(
+            f"Standing for their models: {'; '.join(named)}; the bench's figures are of these where it timed them, "
+            "else of the model as it comes."
+        )
     return Table("cost-measured", "Cost, measured", header, cells, notes, pd.DataFrame(data))
 
 

@@ -105,7 +105,7 @@ def quality(
 def _alone(curve: Curve) -> Curve:
     """The curve, whose note says so where it is of one seed."""
     one_seed = curve.points and not curve.spread
-    return replace(curve, note=" ".join(filter(None, (curve.note, "(one seed)")))) if one_seed else curve
+    return replace(curve, note=" ".join(filter(None, (curve.note, "(one\u00a0seed)")))) if one_seed else curve
 
 
 def _seeds(curves: list[Curve]) -> str:

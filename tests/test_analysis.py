@@ -716,7 +716,7 @@ def test_a_point_of_one_seed_among_others_of_several_is_open_and_said_to_be():
     assert "open marker: one seed" in axes.get_xlabel()
     one = Curve.over_seeds("gru", "gru", {10: [1.0], 100: [3.0]})
     beside = figures.quality([several, one], styles.styles(["ltc", "gru"]), "title", "x", "y")
-    assert [text.get_text().split("  ")[-1] for text in beside.legends[0].get_texts()] == ["(one seed)", "3.000"]
+    assert [text.get_text().split("  ")[-1] for text in beside.legends[0].get_texts()] == ["(one\u00a0seed)", "3.000"]
     assert len(beside.axes[0].get_lines()) == 3
     assert figures.quality([one], styles.styles(["gru"]), "title", "x", "y").axes[0].get_xlabel() == "x\none seed each"
 

@@ -35,6 +35,7 @@ from analysis.literature import Claims
 from analysis.statistics import Slope
 from configs import MODELS, mostly_long, spec
 from harness.config.errors import RecordError
+from harness.model import sizing
 from harness.model.backbone import Width
 from harness.model.state import tensors
 from test_analysis import ROOT, write_run
@@ -617,6 +618,7 @@ def test_a_figure_of_another_size_or_of_a_cut_cache_is_no_part_of_the_benchs_row
     assert (full.cache, full.generation[32768].ms, full.generation[32768].rounds) == ("full", 10.0, (7.5, 15.0))
     assert (cut.cache, cut.generation[32768].rounds) == ("window 512", None)
     (both,) = cost.speeds("ltc", standing("ltc", 999_840, "state", {1024: 4000.0, 32768: 4000.0}), timed)
+    assert cost.TOLERANCE == sizing.TOLERANCE
     assert (both.generation[1024].rounds, both.generation[32768].ms) == (None, 2.0)
 
 
