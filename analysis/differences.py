@@ -1,6 +1,5 @@
 """The quality of every architecture with its interval, and its paired differences from the references, tested."""
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -12,7 +11,7 @@ from analysis.frame import labels
 from analysis.literature import Claims
 from analysis.records import Record
 from analysis.render import MISSING, NOT_MEASURED, Table, spread
-from analysis.statistics import ALPHA, LEAST_SEEDS, Difference, Prior, holm, interval, paired, prior, summarise
+from analysis.statistics import ALPHA, LEAST_SEEDS, Difference, holm, interval, paired, summarise
 
 REFERENCES = ("transformer", "mamba", "rwkv")
 """The models that every other is compared with: those that the question names."""
@@ -55,25 +54,14 @@ class Comparison:
         return "better" if (mean > 0) == higher else "worse"
 
 
-def noise(known: Iterable[Entry]) -> Prior | None:
-    """How much differences vary in one table and recipe, from one entry a model: the one that stands for it.
-
-    Variants of one model move together under one seed. Counted each, their differences would tell less noise than there
-    is between architectures.
-    """
-    finished = [entry for entry in known if not entry.diverged]
-    chosen = [plain(finished, model) for model in sorted({entry.model for entry in finished})]
-    return prior(entry.figures for entry in chosen if entry is not None)
-
-
-def differ(pairs: Iterable[tuple[Entry, Entry]], noise: Prior | None) -> list[Comparison]:
-    """The differences of these pairs, not yet corrected for their number. noise: of their table and recipe.
+def differ(pairs: Iterable[tuple[Entry, Entry]]) -> list[Comparison]:
+    """The differences of these pairs, not yet corrected for their number.
 
     A run that diverged is no smaller sample but a failure: what it leaves is not tested.
     """
     made = []
     for one, other in pairs:
-        found = paired(one.figures, other.figures, noise)
+        found = paired(one.figures, other.figures)
         made.append(Comparison(one, other, replace(found, p=None) if one.diverged or other.diverged else found))
     return made
 
@@ -96,7 +84,7 @@ def compare(known: Sequence[Entry]) -> list[Comparison]:
         for entry in known
         if entry not in references[: place + 1]
     ]
-    found = corrected(differ(pairs, noise(known)))
+    found = corrected(differ(pairs))
     return [*found, *(one.turned for one in found if one.entry in references)]
 
 
@@ -142,7 +130,7 @@ def _table(name: str, records: Sequence[Record], runs: pd.DataFrame, claims: Cla
         data.append(exact)
         paths.append(list(mine["path"]))
     title = f"Quality, {tables.title(runs)}"
-    notes = [*_notes(present, noise(known), len(everyone) - len(known)), *tables.untuned(runs), tables.AROUND]
+    notes = [*_notes(present, len(everyone) - len(known)), *tables.untuned(runs), tables.AROUND]
     header, prose = [*header, "around it", "literature"], ("around it", "literature")
     return Table(f"quality-{name}", title, header, rows, notes, pd.DataFrame(data), paths, prose)
 
@@ -193,27 +181,19 @@ def _exact(entry: Entry, against: Sequence[Comparison | None], higher: bool) -> 
     row |= {"low": ends and ends.low, "high": ends and ends.high, "interval": ends and ends.method}
     for model, one in zip(REFERENCES, against, strict=True):
         difference = one.difference if one else None
-        for key in ("mean", "low", "high", "p", "count", "freedom"):
+        for key in ("mean", "low", "high", "p", "count"):
             row[f"less_{model}_{key}"] = getattr(difference, key, None)
-        alone = paired(one.entry.figures, one.other.figures) if one else None
-        row |= {f"less_{model}_{key}_alone": getattr(alone, key, None) for key in ("low", "high", "p")}
         row |= {f"less_{model}_p_holm": one and one.adjusted, f"than_{model}": one and one.verdict(higher)}
     return row
 
 
-def _notes(present: dict[str, Entry | None], noise: Prior | None, elsewhere: int) -> list[str]:
+def _notes(present: dict[str, Entry | None], elsewhere: int) -> list[str]:
     notes = [
         f"Interval: of the mean over {LEAST_SEEDS} seeds and more, by the bootstrap (BCa), too narrow for so few. "
         "Differences are paired by seed, with the interval of Student's t, not adjusted; p: of its t-test from "
         f"{LEAST_SEEDS} seeds on, adjusted by Holm's method over all comparisons of this table. One rule: better or "
         f"worse where p < {ALPHA:g}, else not significant; nothing is tested where a run diverged.",
     ]
-    if noise is not None:
-        alike = "all of one variance" if math.isinf(noise.freedom) else f"{noise.freedom:.2g} degrees of freedom"
-        notes.append(
-            f"Differences of this table vary by {noise.variance**0.5:.2g} ({alike}), which tests and intervals take "
-            "together with what their own pairs tell (docs/protocol.md); the CSV has those of the pairs alone too."
-        )
     named = [f"{model} is {entry.label}" for model, entry in present.items() if entry and entry.label != model]
     if named:
         notes.append(f"References: {'; '.join(named)}.")

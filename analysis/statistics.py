@@ -1,13 +1,11 @@
 """Mean, spread and intervals over seeds; paired differences, their tests, and Holm's correction."""
 
-import itertools
-import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy import optimize, special, stats
+from scipy import stats
 
 CONFIDENCE = 0.95
 ALPHA = 0.05
@@ -84,8 +82,7 @@ class Difference:
     """Ours less theirs, over the seeds that both have.
 
     count: pairs. low, high: the 95 % interval of Student's t, from two pairs on. p: of the t-test, from LEAST_SEEDS
-    pairs on. unpaired: the seeds that one side alone has, which do not count. freedom: the degrees of freedom of both.
-    What cannot be said is None.
+    pairs on. unpaired: the seeds that one side alone has, which do not count. What cannot be said is None.
     """
 
     count: int
@@ -94,65 +91,12 @@ class Difference:
     high: float | None = None
     p: float | None = None
     unpaired: tuple[int, ...] = ()
-    freedom: float | None = None
 
     @property
     def turned(self) -> "Difference":
         """Theirs less ours."""
         mean, low, high = (None if end is None else -end for end in (self.mean, self.high, self.low))
         return replace(self, mean=mean, low=low, high=high)
-
-
-@dataclass(frozen=True)
-class Prior:
-    """What the differences of a whole table tell of the variance of one, before its own pairs do.
-
-    variance: of the difference of one pair. freedom: how alike the differences' variances are, in degrees of freedom,
-    infinite where they vary no more than chance has it. most: what the table has in all, which no test has more of.
-    """
-
-    variance: float
-    freedom: float
-    most: float
-
-
-def prior(figures: Iterable[Mapping[int, float]]) -> Prior | None:
-    """The prior of the variances of the differences between architectures (empirical Bayes; Smyth 2004).
-
-    figures: {seed: figure} of each architecture; seeds may be missing. Figures that are the same in every seed count
-    once: they are one training under two names. None for fewer than two differences that vary.
-    """
-    known = [dict(rows) for rows in sorted({tuple(sorted(by_seed.items())) for by_seed in figures if by_seed})]
-    spreads = [_spread(*_differences(one, other)) for one, other in itertools.combinations(known, 2)]
-    found = [one for one in spreads if one is not None]
-    if len(found) < 2:
-        return None
-    variances, freedoms = np.array(found, dtype=float).T
-    variance, freedom = scaled_inverse_chi_squared(variances, freedoms)
-    most = float(2 * freedoms.sum() / len(known))  # of k architectures with n seeds (k - 1)(n - 1)
-    return Prior(_rounded(variance), _rounded(freedom), most)
-
-
-def scaled_inverse_chi_squared(variances: np.ndarray, freedoms: np.ndarray) -> tuple[float, float]:
-    """The variance and the degrees of freedom of the distribution that true variances were drawn from.
-
-    variances: as estimated, with these degrees of freedom each. That of the true ones is variance * freedom /
-    chi^2(freedom), and both follow from the mean and the spread of the logarithms of the estimates (Smyth 2004, section
-    6.2). Where these spread no more than trigamma(freedom / 2), as estimates of one variance do, the freedom is
-    infinite and the variance their mean.
-    """
-    half = freedoms / 2
-    logs = np.log(variances) - special.digamma(half) + np.log(half)
-    excess = float(logs.var(ddof=1) - special.polygamma(1, half).mean())
-    if excess <= 0:
-        return float(np.average(variances, weights=freedoms)), math.inf
-    found = math.exp(optimize.brentq(lambda log: special.polygamma(1, math.exp(log)) - excess, -30, 30))
-    return math.exp(logs.mean() + special.digamma(found) - math.log(found)), 2 * found
-
-
-def _rounded(value: float) -> float:
-    """To nine figures: those that follow differ between processors."""
-    return float(f"{value:.9g}")
 
 
 def _differences(ours: Mapping[int, float], theirs: Mapping[int, float]) -> tuple[np.ndarray, float]:
@@ -162,14 +106,7 @@ def _differences(ours: Mapping[int, float], theirs: Mapping[int, float]) -> tupl
     return np.array([ours[seed] - theirs[seed] for seed in seeds], dtype=float), ROUNDING * size
 
 
-def _spread(differences: np.ndarray, rounding: float) -> tuple[float, int] | None:
-    """The variance of the differences, and its degrees of freedom; None where they do not vary, or are one."""
-    if len(differences) < 2 or np.ptp(differences) <= rounding:
-        return None
-    return float(differences.var(ddof=1)), len(differences) - 1
-
-
-def paired(ours: Mapping[int, float], theirs: Mapping[int, float], known: Prior | None = None) -> Difference:
+def paired(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Difference:
     """The difference of two architectures by seed, with its t-test.
 
     ours, theirs: {seed: figure}; the same seed means the same order of the data, whose part of the noise the difference
@@ -179,13 +116,9 @@ def paired(ours: Mapping[int, float], theirs: Mapping[int, float], known: Prior 
     hundreds of updates are, as far as three to five values can show. Its interval is given, not a bootstrap's, so that
     interval and p say the same: zero lies outside the interval where p, before Holm's correction, is below 0.05.
 
-    known: of the table. Three pairs alone leave 2 degrees of freedom, so that a mean difference must be 4.3 standard
-    errors before any correction, and a spread that happens to be small finds what is not there. The moderated test
-    (Smyth 2004) takes the mean of both variances, the prior's and the pairs' own, each weighted with its degrees of
-    freedom, and has the degrees of both. Architectures of one noise share it; where their noise differs, the prior has
-    few degrees of freedom, and the pairs speak for themselves. A difference that varies more than that mean is held
-    against its own variance: of one architecture with three or ten times the noise of seven others (three seeds each),
-    a test finds the 95 % intervals to hold the truth in 89 % then, and in 81 to 83 % without.
+    Why no variance is pooled over the models of a table: their noise differs, and how much of it a reference has, only
+    its own seeds tell, which all its differences share. A test that takes the others' noise for its own finds what is
+    not there (docs/protocol.md).
 
     Differences that do not vary have no test (p None), or p 1 where they are zero.
     """
@@ -196,22 +129,12 @@ def paired(ours: Mapping[int, float], theirs: Mapping[int, float], known: Prior 
     mean = float(differences.mean())
     if count == 1:
         return Difference(1, mean, unpaired=unpaired)
-    own = _spread(differences, rounding)
-    if own is None:
+    if np.ptp(differences) <= rounding:
         return Difference(count, mean, mean, mean, 1.0 if abs(mean) <= rounding else None, unpaired)
-    variance, freedom = own if known is None else _moderated(*own, known)
-    error = (variance / count) ** 0.5
-    reach = float(stats.t.ppf(0.5 + CONFIDENCE / 2, freedom)) * error
-    p = float(2 * stats.t.sf(abs(mean) / error, freedom)) if count >= LEAST_SEEDS else None
-    return Difference(count, mean, mean - reach, mean + reach, p, unpaired, freedom)
-
-
-def _moderated(variance: float, freedom: float, known: Prior) -> tuple[float, float]:
-    """The variance of a difference and its degrees of freedom, its own and the prior's taken together."""
-    both = known.freedom + freedom
-    share = freedom / both  # 0 beside a prior of infinite freedom
-    mean = (1 - share) * known.variance + share * variance
-    return max(mean, variance), max(freedom, min(both, known.most))
+    error = float(differences.std(ddof=1)) / count**0.5
+    reach = float(stats.t.ppf(0.5 + CONFIDENCE / 2, count - 1)) * error
+    p = float(2 * stats.t.sf(abs(mean) / error, count - 1)) if count >= LEAST_SEEDS else None
+    return Difference(count, mean, mean - reach, mean + reach, p, unpaired)
 
 
 def resampled_means(totals: np.ndarray, weights: np.ndarray) -> np.ndarray:

@@ -19,7 +19,7 @@ from analysis.findings import corpora, cost, evidence, factors, finding, gaps, p
 from analysis.findings import pages as told
 from analysis.findings.finding import NOT_MEASURED, NOT_SIGNIFICANT, NOT_TESTED, SIGNIFICANT
 from analysis.references import Line
-from analysis.statistics import Difference, holm, paired, prior
+from analysis.statistics import Difference, holm, paired
 from harness.records import sweep
 from test_analysis import write_run
 from test_verdict import PLANTED, ladder
@@ -169,8 +169,7 @@ def test_models_in_one_block_are_corrected_together(tmp_path):
         change(path, "config", block__name="gated", block__d_conv=4, model__names={"block": "own"})
     variants = known(tmp_path).of("sotu-1m")
     reference = next(v for v in variants if v.model == "transformer")
-    noise = prior(v.test for v in variants)
-    alone = {v.model: paired(v.test, reference.test, noise).p for v in variants if v is not reference}
+    alone = {v.model: paired(v.test, reference.test).p for v in variants if v is not reference}
     expected = dict(zip(alone, holm(list(alone.values())), strict=True))
     found = {one.name: one.sentence for one in pairs.one_block(known(tmp_path))}
     assert len(found) == 3
@@ -328,21 +327,6 @@ def test_a_horizon_is_told_for_each_solver(tmp_path):
     found = {one.name: one.sentence for one in factors.factors(known(tmp_path)) if "horizon" in one.name}
     assert set(found) == {f"effect-horizon-sotu-1m-ltc-solver-{solver}" for solver in ("euler", "exponential")}
     assert "ltc with solver=euler, horizon=1.0 has 1.800 bits" in found["effect-horizon-sotu-1m-ltc-solver-euler"]
-
-
-def test_a_factor_is_held_against_the_noise_of_all_models_of_its_table(tmp_path):
-    """Three seeds of four models tell a difference that three pairs of one model do not."""
-    for seed, apart in enumerate((0.02, 0.06, 0.04)):
-        for solver, bits in (("semi_implicit", 2.0), ("rk4", 2.0 - apart)):
-            write_run(tmp_path, "ltc", seed, bits + 0.1 * seed, solver=solver)
-    alone = {one.name: one for one in factors.factors(known(tmp_path))}["effect-solver-sotu-1m-ltc"]
-    for model, noise in (("transformer", (0.01, 0, -0.01)), ("mamba", (-0.01, 0.01, 0)), ("gru", (0, -0.01, 0.01))):
-        for seed, own in enumerate(noise):
-            write_run(tmp_path, model, seed, 2.1 + 0.1 * seed + own)
-    pooled = {one.name: one for one in factors.factors(known(tmp_path))}["effect-solver-sotu-1m-ltc"]
-    assert "changes it by −0.040 (not significant: " in alone.sentence
-    assert "changes it by −0.040 (significant: 95 % interval " in pooled.sentence
-    assert (alone.status, pooled.status) == (NOT_SIGNIFICANT, SIGNIFICANT)
 
 
 def test_a_comparison_across_versions_of_the_code_is_said(tmp_path):

@@ -114,24 +114,14 @@ def test_every_p_of_a_table_is_adjusted_by_holm_over_all_of_them(tmp_path):
     assert all(ours >= theirs for ours, theirs in zip(adjusted, plain, strict=True))
 
 
-def test_the_noise_is_pooled_over_models_and_not_over_the_variants_of_one(tmp_path):
-    """Variants of one model that move together would make the noise look less than it is."""
-    for model, bits in (("transformer", 2.0), ("mamba", 1.9), ("ltc", 1.8), ("gru", 2.1)):
+def test_the_noise_of_other_models_changes_no_test_of_a_pair(tmp_path):
+    for model, bits in (("transformer", 2.0), ("mamba", 1.9)):
         seeds(tmp_path, model, bits, count=3, jitter=0.01)
-    before = quality(tmp_path)
-    for substeps in range(5):
-        seeds(tmp_path, "ltc", 1.8 + 1e-5 * substeps, count=3, jitter=0.01, solver=f"variant{substeps}")
-    after = quality(tmp_path)
-    column = "less_transformer_high"
-    one, other = (table.data.set_index("model").loc["mamba", column] for table in (before, after))
-    assert one == pytest.approx(other)
-    row = before.data.set_index("model").loc["mamba"]
-    assert row["less_transformer_count"] == 3
-    assert row["less_transformer_freedom"] > 4
-    assert row["less_transformer_p"] < row["less_transformer_p_alone"]
-    told = re.search(r"Differences of this table vary by (\S+) \(", " ".join(before.notes))
-    assert told
-    assert 0.002 < float(told[1]) < 0.02  # as the jitter does
+    columns = [f"less_transformer_{key}" for key in ("mean", "low", "high", "p")]
+    before = quality(tmp_path).data.set_index("model").loc["mamba", columns]
+    for model, jitter in (("ltc", 0.0001), ("gru", 0.1)):
+        seeds(tmp_path, model, 1.8, count=3, jitter=jitter)
+    assert before.equals(quality(tmp_path).data.set_index("model").loc["mamba", columns])
 
 
 def test_runs_of_other_seeds_are_no_pairs(tmp_path):

@@ -5,13 +5,12 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from analysis.differences import Comparison, corrected, differ, noise
+from analysis.differences import Comparison, corrected, differ
 from analysis.findings.evidence import METRICS, RESIDUAL, Evidence, Variant, commands
 from analysis.findings.finding import MEASURED, Finding, listed, missing, overall, told
 from analysis.findings.pairs import diverged, measure, other_code, paths, slug
 from analysis.frame import differing_keys, short
 from analysis.selection import is_tuned
-from analysis.statistics import Prior
 
 TOPIC = "Quality: what makes the difference"
 TUNING = "Quality: the learning rate"
@@ -87,7 +86,7 @@ def factors(evidence: Evidence) -> list[Finding]:
     """
     made = []
     for one in FACTORS:
-        effects = [_Effect(one, family, _noise(evidence, family[0])) for family in families(evidence, one)]
+        effects = [_Effect(one, family) for family in families(evidence, one)]
         compared = corrected([one for effect in effects for one in effect.comparisons])
         for effect in effects:
             made.append(_effect(effect, compared[: len(effect.others)]))
@@ -157,19 +156,14 @@ class _Effect:
     yet corrected.
     """
 
-    def __init__(self, factor: Factor, family: list[Variant], noise: Prior | None):
+    def __init__(self, factor: Factor, family: list[Variant]):
         known = values(family, factor)
         self.order = sorted(
             known, key=lambda text: (text.partition(",")[0].rpartition("=")[2] != factor.reference, text)
         )
         self.factor, self.reference = factor, known[self.order[0]]
         self.others = {text: known[text] for text in self.order[1:]}
-        self.comparisons = differ(((one.entry, self.reference.entry) for one in self.others.values()), noise)
-
-
-def _noise(evidence: Evidence, member: Variant) -> Prior | None:
-    """The noise of a run in the table and recipe of a family, all models' together: one model's variants share more."""
-    return noise(one.entry for one in evidence.of(member.table) if one.entry.recipe == member.entry.recipe)
+        self.comparisons = differ((one.entry, self.reference.entry) for one in self.others.values())
 
 
 def _effect(effect: _Effect, comparisons: list[Comparison]) -> Finding:

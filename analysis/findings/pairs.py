@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from functools import cache
 
 from analysis import usual
-from analysis.differences import REFERENCES, Comparison, compare, corrected, differ, noise
+from analysis.differences import REFERENCES, Comparison, compare, corrected, differ
 from analysis.entries import plain
 from analysis.findings.evidence import METRICS, Evidence, Variant, commands, same_code
 from analysis.findings.finding import Finding, listed, missing, overall, status, told
@@ -118,8 +118,7 @@ def _alike(evidence: Evidence, table: str) -> list[Pair]:
             for ours, theirs in _opponents(known)
             if (ours.label, theirs.label) not in told_of and ours.test.keys() & theirs.test.keys()
         ]
-        noisy = noise(variant.entry for variant in members)
-        found = differ(((ours.entry, theirs.entry) for ours, theirs in sides), noisy)
+        found = differ((ours.entry, theirs.entry) for ours, theirs in sides)
         made += [(ours, theirs, one) for (ours, theirs), one in zip(sides, found, strict=True)]
     adjusted = corrected([one for _, _, one in made])
     return [(ours, theirs, one) for (ours, theirs, _), one in zip(made, adjusted, strict=True)]
