@@ -48,7 +48,7 @@ class Series:
     """Points of a figure with their own intervals and a line of their own.
 
     points: {x: y}. bars: {x: (low, high)}, where there are several seeds. line: {x: y}, a fit or the points themselves.
-    marked: the x whose point is ringed. note: what the legend adds to the label.
+    marked: the x whose point is ringed. note: what the legend adds to the label. band: {x: (low, high)} of the line.
     """
 
     label: str
@@ -58,3 +58,4 @@ class Series:
     line: dict[float, float] = field(default_factory=dict)
     marked: float | None = None
     note: str = ""
+    band: dict[float, tuple[float, float]] = field(default_factory=dict)

@@ -14,6 +14,8 @@ from analysis.tables import size_order
 
 CATALOGUE = Path(__file__).resolve().parents[1] / "docs" / "models.yaml"
 CONTEXTS = (1024, 32768)
+ASKED = ("ltc", "mtlnn", "m1", "transformer", "mamba", "rwkv")
+"""The models that the question names."""
 ORACLE = re.compile(r"\w+ = (.+?) within ([-+.\de]+)")
 HEADER = ("`model=`", "architecture and paper", "state at 1k / 32k, {size}", "oracle: largest difference")
 

@@ -35,13 +35,12 @@ from analysis import (
 from analysis.findings import evidence
 from analysis.findings import pages as findings
 from analysis.findings.finding import Finding
+from analysis.models import ASKED
 from analysis.records import Record, Records
 from analysis.render import Table
 from analysis.styles import Style, styles
 
 NOTHING = "_No recorded runs yet._"
-ASKED = ("ltc", "mtlnn", "m1", "transformer", "mamba", "rwkv")
-"""The models that the question names."""
 ROOM = 6
 """Rows of the headline, which stands in the README."""
 DROPS = "drops-"

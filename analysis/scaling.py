@@ -1,7 +1,7 @@
 """Scaling laws: L(N) = E + A / N^alpha for every architecture, fitted over the sizes it was run at."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import pandas as pd
@@ -29,6 +29,8 @@ COARSE, FOLLOWED, STEPS = 30, 3, 300
 DRAWS = 200
 IDENTIFIED, STEEPEST = 3.0, 3.0
 """An exponent is identified where the ends of its interval differ by less than the first factor, below the second."""
+FARTHEST = 100_000_000
+"""Parameters up to which laws are searched for a crossing."""
 
 
 @dataclass(frozen=True)
@@ -46,17 +48,32 @@ class Law:
 
 @dataclass(frozen=True)
 class Fit:
-    """An architecture's law and its bootstrap: the 95 % interval of each constant, None where no seed was repeated.
+    """An architecture's law, and the laws of its bootstrap: none where no seed was repeated.
 
-    losses: {parameters: a figure a seed}. identified: whether the data tell the exponent.
+    losses: {parameters: a figure a seed}. tokens_per_parameter: of all sizes; None where they have another rule.
     """
 
     label: str
     model: str
     losses: dict[int, list[float]]
-    law: Law | None
-    intervals: dict[str, tuple[float, float]] | None
-    identified: bool
+    law: Law | None = None
+    draws: tuple[Law, ...] = ()
+    tokens_per_parameter: float | None = None
+
+    @property
+    def intervals(self) -> dict[str, tuple[float, float]] | None:
+        """The 95 % interval of each constant."""
+        return intervals(self.draws)
+
+    @property
+    def identified(self) -> bool:
+        """Whether the data tell the exponent."""
+        return identified(self.intervals)
+
+    @property
+    def exact(self) -> bool:
+        """Whether there are no more sizes than constants, so that the law leaves no residual."""
+        return len(self.losses) <= len(fields(Law))
 
     @property
     def residual(self) -> float | None:
@@ -113,28 +130,75 @@ def fit(losses: dict[int, list[float]], start: Law | None = None) -> Law:
     return Law(float(at_middle * (1 - share)), float(at_middle * share * np.exp(exponent * middle)), exponent)
 
 
-def bootstrap(losses: dict[int, list[float]], law: Law) -> dict[str, tuple[float, float]] | None:
-    """The 95 % percentile intervals of E, A and alpha over seeds, drawn anew within each size; None for one seed each.
+def bootstrap(losses: dict[int, list[float]], law: Law, name: str = "") -> tuple[Law, ...]:
+    """Laws fitted to losses that are drawn anew (parametric bootstrap); none where no size has two seeds.
 
-    A size of one seed stays as it is in every draw: what its seed would change is not in the interval.
+    A draw has the runs of the data: about the mean of each size's logarithms, with the standard deviation of logarithms
+    pooled over the sizes of several seeds, which a size of one seed is taken to have too. How little a few seeds tell
+    of that deviation is drawn as well: its square is divided by chi^2(freedom) / freedom. Drawing three seeds of three
+    with replacement has a third too little variance, and a size of one seed none. name: of the model; others draw other
+    numbers, so that two models' draws are independent.
     """
-    if all(len(values) < 2 for values in losses.values()):
-        return None
-    rng = np.random.default_rng(0)
-    drawn = []
+    logs = {n: np.log(values) for n, values in losses.items()}
+    freedom = sum(len(values) - 1 for values in logs.values())
+    if not freedom:
+        return ()
+    deviation = (sum(float(((values - values.mean()) ** 2).sum()) for values in logs.values()) / freedom) ** 0.5
+    rng = np.random.default_rng(list(name.encode()))
+    made = []
     for _ in range(DRAWS):
-        again = {n: list(rng.choice(values, len(values))) for n, values in losses.items()}
-        found = fit(again, law)
-        drawn.append((found.floor, found.factor, found.exponent))
-    low, high = np.percentile(drawn, (2.5, 97.5), axis=0)
-    return {key: (float(low[i]), float(high[i])) for i, key in enumerate(("floor", "factor", "exponent"))}
+        spread = deviation * (freedom / rng.chisquare(freedom)) ** 0.5
+        again = {n: list(np.exp(rng.normal(values.mean(), spread, len(values)))) for n, values in logs.items()}
+        made.append(fit(again, law))
+    return tuple(made)
 
 
-def identified(intervals: dict[str, tuple[float, float]] | None) -> bool:
+def intervals(draws: Sequence[Law]) -> dict[str, tuple[float, float]] | None:
+    """The 95 % percentile interval of E, A and alpha; None for no draws."""
+    if not draws:
+        return None
+    return {field.name: _ends([getattr(law, field.name) for law in draws]) for field in fields(Law)}
+
+
+def _ends(drawn: Sequence[float]) -> tuple[float, float]:
+    low, high = np.percentile(drawn, (2.5, 97.5))
+    return float(low), float(high)
+
+
+@dataclass(frozen=True)
+class Gap:
+    """What one law says less what another says, with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def told_apart(self) -> bool:
+        """Whether zero lies outside the interval."""
+        return not self.low <= 0 <= self.high
+
+
+def gap(one: Fit, other: Fit, says: Callable[[Law], float]) -> Gap | None:
+    """The difference of two laws in what they say, a constant or a loss; None where either has no law or no draws."""
+    if one.law is None or other.law is None or not one.draws or not other.draws:
+        return None
+    drawn = [says(ours) - says(theirs) for ours, theirs in zip(one.draws, other.draws, strict=True)]
+    return Gap(says(one.law) - says(other.law), *_ends(drawn))
+
+
+def crossing(one: Law, other: Law, start: float) -> float | None:
+    """The least number of parameters from `start` to FARTHEST where the laws cross, to a hundredth; None for none."""
+    sizes = np.geomspace(start, FARTHEST, 1 + max(1, int(np.ceil(100 * np.log(FARTHEST / start)))))
+    above = [one.at(size) > other.at(size) for size in sizes]
+    return next((float(size) for size, now in zip(sizes, above, strict=True) if now != above[0]), None)
+
+
+def identified(known: dict[str, tuple[float, float]] | None) -> bool:
     """Whether seeds were repeated and tell the exponent: its interval is narrow enough, and not of a cliff."""
-    if intervals is None:
+    if known is None:
         return False
-    low, high = intervals["exponent"]
+    low, high = known["exponent"]
     return high < STEEPEST and high < IDENTIFIED * low
 
 
@@ -152,9 +216,9 @@ def fits(runs: pd.DataFrame) -> list[Fit]:
         if len(losses) > 1:
             models.add(known[0].model)
             label = min((entry.label for entry in known), key=lambda label: (len(label), label))
-            found.append(_fit(label, known[0].model, losses))
+            found.append(_fit(label, known[0].model, losses, _tokens_per_parameter(known)))
     for model in sorted(set(runs["model"]) - models):
-        found.append(Fit(model, model, {}, None, None, False))
+        found.append(Fit(model, model, {}))
     return sorted(found, key=lambda one: (one.law is None, one.label))
 
 
@@ -173,16 +237,24 @@ def _one_rule(known: Sequence[Entry]) -> Sequence[Entry]:
     def alike(one: Entry, amount: Callable[[Entry], float]) -> list[Entry]:
         return [other for other in known if abs(amount(other) / amount(one) - 1) < 0.1]
 
-    rules = (lambda one: one.tokens / one.parameters, lambda one: float(one.tokens))
+    rules = (_ratio, lambda one: float(one.tokens))
     return max((alike(one, rule) for rule in rules for one in known), key=len, default=known)
 
 
-def _fit(label: str, model: str, losses: dict[int, list[float]]) -> Fit:
+def _ratio(one: Entry) -> float:
+    return one.tokens / one.parameters
+
+
+def _tokens_per_parameter(known: Sequence[Entry]) -> float | None:
+    ratios = [_ratio(one) for one in known]
+    return float(np.mean(ratios)) if max(ratios) < 1.2 * min(ratios) else None
+
+
+def _fit(label: str, model: str, losses: dict[int, list[float]], tokens_per_parameter: float | None) -> Fit:
     if len(losses) < LEAST_SIZES:
-        return Fit(label, model, losses, None, None, False)
+        return Fit(label, model, losses, tokens_per_parameter=tokens_per_parameter)
     law = fit(losses)
-    intervals = bootstrap(losses, law)
-    return Fit(label, model, losses, law, intervals, identified(intervals))
+    return Fit(label, model, losses, law, bootstrap(losses, law, label), tokens_per_parameter)
 
 
 def table(name: str, title: str, known: Sequence[Fit]) -> Table:
@@ -202,11 +274,12 @@ def table(name: str, title: str, known: Sequence[Fit]) -> Table:
     rows = [_row(one) for one in known]
     notes = [
         "L(N) = E + A / N^alpha, L in bits per byte on test and N all counted parameters, embeddings included; least "
-        "Huber loss on logarithms over a grid of starts (approach 3 of Hoffmann et al. 2022). Intervals: bootstrap "
-        "over seeds within each size; a size of one seed adds nothing to them. Deviation: of a size's mean "
-        "from the law. Not identified: no size has two seeds, or the ends of the interval differ by a factor of "
-        f"{IDENTIFIED:g} or more, or exceed {STEEPEST:g}; E and A are then no more certain than the exponent. Three "
-        "sizes fit three constants without a remainder."
+        "Huber loss on logarithms over a grid of starts (approach 3 of Hoffmann et al. 2022). Intervals: parametric "
+        f"bootstrap, {DRAWS} draws about the mean of each size, with the relative standard deviation of the model's "
+        "seeds pooled over its sizes; a size of one seed is taken to have it too, and how little the seeds tell of it "
+        "is drawn as well. Deviation: of a size's mean from the law. Not identified: no size has two seeds, or the "
+        f"ends of the interval differ by a factor of {IDENTIFIED:g} or more, or exceed {STEEPEST:g}; E and A are then "
+        "no more certain than the exponent. Three sizes fit three constants without a remainder."
     ]
     return Table(name, title, header, rows, notes, pd.DataFrame([_exact(one) for one in known]))
 
@@ -245,7 +318,7 @@ def _rounded(value: float | None) -> float | None:
 
 
 def draw(known: Sequence[Fit], looks: dict[str, Style], title: str) -> Figure:
-    """Every architecture's losses with their intervals, and its law where there is one."""
+    """Every architecture's losses with their intervals, and where there is one its law with its 95 % band."""
     series = []
     for one in known:
         if one.losses:
@@ -255,6 +328,9 @@ def draw(known: Sequence[Fit], looks: dict[str, Style], title: str) -> Figure:
             line = {float(n): one.law.at(n) for n in np.geomspace(min(means), max(means), 40)} if one.law else {}
             note = "" if one.law is None else f"alpha {one.law.exponent:.2g}"
             note += ", not identified" * (one.law is not None and not one.identified)
-            series.append(Series(one.label, one.model, means, bars, line, note=note))
+            single = [figures.si_count(n) for n, values in one.losses.items() if len(values) == 1]
+            note += f", one seed at {', '.join(single)}" * bool(single)
+            band = {x: _ends([law.at(x) for law in one.draws]) for x in line} if one.draws else {}
+            series.append(Series(one.label, one.model, means, bars, line, note=note.removeprefix(", "), band=band))
     labels = ("counted parameters", "bits per byte (test)")
     return figures.scatter(series, looks, title, labels)

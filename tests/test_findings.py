@@ -22,7 +22,7 @@ from analysis.references import Line
 from analysis.statistics import Difference, holm, paired
 from harness.records import sweep
 from test_analysis import write_run
-from test_verdict import PLANTED, ladder
+from test_verdict import PLANTED, SIZES, ladder
 from test_verdict import seeds as five_seeds
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -421,19 +421,73 @@ def test_three_sizes_are_needed_for_an_exponent(seeds):
     assert (found.status, "sotu: 250k, 1m" in found.sentence) == (NOT_MEASURED, True)
 
 
-def test_exponents_are_told_as_the_table_of_laws_fits_them(tmp_path):
-    ladder(tmp_path, "ltc", PLANTED)
-    ladder(tmp_path, "gru", scaling.Law(1.2, 200.0, 0.45), count=1)  # one seed a size identifies nothing
-    ladder(tmp_path, "mamba", PLANTED, sizes=("125k", "1m"))
+STEEPER = scaling.Law(PLANTED.floor, PLANTED.factor * 4_000_000**0.1, PLANTED.exponent + 0.1)
+"""Crosses the planted law at 4M parameters."""
+
+
+def test_exponents_are_told_as_the_table_of_laws_fits_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(scaling, "DRAWS", 50)
+    ladder(tmp_path, "ltc", PLANTED, sizes=("125k", "250k", "500k"))
+    ladder(tmp_path, "mamba", STEEPER)
+    ladder(tmp_path, "lstm", scaling.Law(1.2, 200.0, 0.45), count=1)  # one seed a size identifies nothing
+    for model in ("rwkv", "gru", "cfc"):
+        ladder(tmp_path, model, PLANTED, sizes=("125k", "1m"))
     made = report.build(records.load([tmp_path]), tmp_path / "bench")
     (found,) = [one for one in made.findings if one.name.startswith("scaling")]
-    exact = made.verdict.tables["scaling"][0].data.set_index("model").loc["ltc"]
-    alpha, low, high = (f"{exact[key]:.3g}" for key in ("exponent", "exponent_low", "exponent_high"))
+    exact = made.verdict.tables["scaling"][0].data.set_index("model")
+    told = {
+        model: "alpha is {:.3g} (95 % interval {:.3g} to {:.3g}) and E {:.3g} ({:.3g} to {:.3g})".format(
+            *(exact.loc[model, f"{key}{end}"] for key in ("exponent", "floor") for end in ("", "_low", "_high"))
+        )
+        for model in ("ltc", "mamba")
+    }
+    ltc, mamba = (one for one in made.verdict.laws.popitem()[1] if one.label in told)
+    gap = scaling.gap(ltc, mamba, lambda law: law.exponent)
+    assert gap.low < -0.1 < gap.high
+    value, low, high = map(finding.signed, (gap.value, gap.low, gap.high))
     assert found.sentence == (
-        f"On sotu, in L(N) = E + A / N^alpha, alpha is {alpha} with ltc (95 % interval {low} to {high}); alpha is not "
-        "identified by the data with gru; alpha is not measured, for want of 3 sizes, with mamba."
+        f"On sotu, in L(N) = E + A / N^alpha, {told['ltc']} with ltc (3 sizes, of 2, 2 and 2 seeds) and "
+        f"{told['mamba']} with mamba (4 sizes, of 2, 2, 2 and 2 seeds); 3 sizes fit the 3 constants of ltc without a "
+        f"residual; alpha of ltc less that of mamba is {value} (95 % interval {low} to {high}); alpha is not "
+        "identified by the data with lstm; alpha is not measured, for want of 3 sizes, with rwkv and 2 others."
     )
-    assert (found.status, len(found.runs)) == (finding.MEASURED, 12)
+    assert (found.status, len(found.runs)) == (finding.MEASURED, 18)
+
+
+def test_a_larger_budget_is_told_as_an_extrapolation_of_the_laws(tmp_path, monkeypatch):
+    monkeypatch.setattr(scaling, "DRAWS", 50)
+    ladder(tmp_path, "ltc", PLANTED)
+    ladder(tmp_path, "mamba", STEEPER)
+    ladder(tmp_path, "transformer", scaling.Law(PLANTED.floor + 0.2, PLANTED.factor, PLANTED.exponent))
+    ladder(tmp_path, "rwkv", PLANTED)
+    ladder(tmp_path, "gru", scaling.Law(0.9, 40.0, 0.3))  # not asked for
+    made = report.build(records.load([tmp_path]), tmp_path / "bench")
+    (found,) = [one for one in made.findings if one.name.startswith("larger")]
+    assert found.status == finding.EXTRAPOLATED
+    start, *parts = re.split(r"; of |of (?=ltc less)", found.sentence)
+    assert start == (
+        "Extrapolated, not measured: on sotu, at 2,000,000 parameters, twice the largest measured, and 20 tokens a "
+        "parameter, as at the sizes measured, bits per byte on test "
+    )
+    said = {re.match(r"ltc less (\w+) is ", part)[1]: part for part in parts}
+    assert sorted(said) == ["mamba", "rwkv", "transformer"]
+    assert "ltc less transformer is −0.2" in said["transformer"]
+    assert "do not cross below 100,000,000 parameters (of the draws of their bootstrap 0 %" in said["transformer"]
+    assert "not told apart" in said["rwkv"]
+    near = int(re.search(r"cross near ([\d,]+) parameters", said["mamba"])[1].replace(",", ""))
+    assert 2_500_000 < near < 6_000_000
+    known = {one.label: one for one in made.verdict.laws.popitem()[1]}
+    gap = scaling.gap(known["ltc"], known["mamba"], lambda law: law.at(2_000_000))
+    assert f"is {finding.signed(gap.value)} (95 % interval {finding.signed(gap.low)} to" in said["mamba"]
+
+
+def test_laws_of_another_budget_are_not_held_against_each_other(tmp_path, monkeypatch):
+    monkeypatch.setattr(scaling, "DRAWS", 50)
+    ladder(tmp_path, "ltc", PLANTED)
+    for size in SIZES:
+        ladder(tmp_path, "mamba", STEEPER, sizes=(size,), tokens=40 * SIZES[size])
+    made = report.build(records.load([tmp_path]), tmp_path / "bench")
+    assert not [one for one in made.findings if one.name.startswith("larger")]
 
 
 def test_the_growth_of_a_state_is_told_with_its_exponent_and_its_policy(tmp_path):

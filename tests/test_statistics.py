@@ -109,7 +109,7 @@ def tables(stds, seeds, count):
 @pytest.mark.parametrize("seeds", [3, 5])
 @pytest.mark.parametrize("stds", [(1, 1, 1, 1), (5, 1, 1, 1), (0.1, 1, 1, 1), (10, 1, 1)], ids=str)
 def test_tests_and_intervals_are_as_certain_as_they_say_whatever_the_noise_of_each_model(stds, seeds):
-    """Variances pooled over the models are wrong in 11 of 100 where a reference of three seeds has five times the noise.
+    """Variances pooled over models are wrong in 11 of 100 where a reference of three seeds has five times the noise.
 
     Of 200 tables a share has a standard error of up to 0.02.
     """

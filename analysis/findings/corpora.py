@@ -5,9 +5,11 @@ from collections.abc import Iterator, Sequence
 from itertools import combinations
 
 from analysis.findings.evidence import METRICS, Evidence, Variant, commands
-from analysis.findings.finding import MEASURED, Finding, listed, missing, signed
-from analysis.findings.pairs import paths, slug
-from analysis.scaling import LEAST_SIZES, Fit
+from analysis.findings.finding import EXTRAPOLATED, MEASURED, Finding, listed, missing, signed
+from analysis.findings.pairs import LIQUID, paths, slug
+from analysis.models import ASKED
+from analysis.render import count
+from analysis.scaling import FARTHEST, LEAST_SIZES, Fit, Gap, crossing, gap
 from analysis.tables import size_order
 
 SCALE = "Quality: the size"
@@ -15,7 +17,7 @@ CORPORA = "Quality: other corpora and compressors"
 
 
 def scaling(evidence: Evidence) -> list[Finding]:
-    """The exponent of L(N) = E + A / N^alpha of every model that was run at enough sizes of one text."""
+    """The laws L(N) = E + A / N^alpha of the models that have enough sizes of one text, and what they foretell."""
     command = "python run.py -m +sweeps=ladder"
     made, tasks = [], [task for task, _ in evidence.laws]
     for (task, digest), fits in evidence.laws.items():
@@ -25,6 +27,8 @@ def scaling(evidence: Evidence) -> list[Finding]:
         if models:
             sentence = f"On {text}, in L(N) = E + A / N^alpha, {'; '.join(_laws(fits))}."
             made.append(Finding(f"scaling-{slug(text)}", SCALE, sentence, MEASURED, (command,), paths(sides)))
+            if larger := _larger(text, fits):
+                made.append(Finding(f"larger-{slug(text)}", SCALE, larger, EXTRAPOLATED, (command,), paths(sides)))
     if made:
         return made
     sizes: dict[str, set[str]] = defaultdict(set)
@@ -37,22 +41,81 @@ def scaling(evidence: Evidence) -> list[Finding]:
 
 
 def _laws(fits: Sequence[Fit]) -> Iterator[str]:
-    """The exponents that the data tell, then the models of which they do not, then those of too few sizes."""
-    known, unsure, few = [], [], []
-    for one in fits:
-        if one.law is None:
-            few.append(one.label)
-        elif one.identified and one.intervals is not None:
-            low, high = one.intervals["exponent"]
-            known.append(f"{one.law.exponent:.3g} with {one.label} (95 % interval {low:.3g} to {high:.3g})")
-        else:
-            unsure.append(one.label)
+    """The constants that the data tell, what liquid models' exponents are less their rivals', then what is not told."""
+    known = [one for one in fits if one.law is not None and one.identified]
+    unsure = [one.label for one in fits if one.law is not None and not one.identified]
     if known:
-        yield f"alpha is {listed(known)}"
+        yield listed(map(_constants, known))
+    if exact := [one.label for one in known if one.exact]:
+        yield f"{LEAST_SIZES} sizes fit the {LEAST_SIZES} constants of {listed(exact)} without a residual"
+    for one, other in _rivals(fits, LIQUID):
+        if (found := gap(one, other, lambda law: law.exponent)) is not None:
+            yield f"alpha of {one.label} less that of {other.label} is {_told(found)}"
     if unsure:
         yield f"alpha is not identified by the data with {listed(unsure)}"
+    few = {one.model for one in fits} - {one.model for one in fits if one.law is not None}
+    named = [model for model in ASKED if model in few]
+    others = len(few) - len(named)
     if few:
-        yield f"alpha is not measured, for want of {LEAST_SIZES} sizes, with {listed(few)}"
+        counted = [f"{others} other{'s' * (others > 1)}"] if others else []
+        yield f"alpha is not measured, for want of {LEAST_SIZES} sizes, with {listed([*named, *counted])}"
+
+
+def _constants(one: Fit) -> str:
+    """`alpha is 0.393 (95 % interval 0.368 to 0.44) and E 1.12 (1.05 to 1.2) with ltc (sizes of 3, 5 and 1 seeds)`."""
+    assert one.law is not None  # only fits whose exponent is identified are asked
+    assert one.intervals is not None
+    ends = {key: f"{low:.3g} to {high:.3g}" for key, (low, high) in one.intervals.items()}
+    seeds = listed(str(len(values)) for values in one.losses.values())
+    return (
+        f"alpha is {one.law.exponent:.3g} (95 % interval {ends['exponent']}) and E {one.law.floor:.3g} "
+        f"({ends['floor']}) with {one.label} ({len(one.losses)} sizes, of {seeds} seeds)"
+    )
+
+
+def _rivals(fits: Sequence[Fit], liquid: Sequence[str]) -> list[tuple[Fit, Fit]]:
+    """Each of these liquid models with each other model that the question names, where both have a law."""
+    known = [one for one in fits if one.law is not None]
+    rivals = [one for one in known if one.model in ASKED and one.model not in LIQUID]
+    return [(one, other) for one in known if one.model in liquid for other in rivals]
+
+
+def _told(found: Gap) -> str:
+    ends = f"95 % interval {signed(found.low)} to {signed(found.high)}"
+    return f"{signed(found.value)} ({ends}{': not told apart' * (not found.told_apart)})"
+
+
+def _larger(text: str, fits: Sequence[Fit]) -> str | None:
+    """What the laws say of a larger budget: the first liquid model less each rival beyond the sizes measured."""
+    pairs = [(one, other) for one, other in _rivals(fits, LIQUID[:1]) if _one_budget(one, other)]
+    if not pairs:
+        return None
+    largest = max(max(one.losses) for pair in pairs for one in pair)
+    made = []
+    for one, other in pairs:
+        found = gap(one, other, lambda law: law.at(2 * largest))
+        if found is not None and one.law is not None and other.law is not None:
+            ends = [crossing(*laws, largest) for laws in zip(one.draws, other.draws, strict=True)]
+            share = sum(end is not None for end in ends) / len(ends)
+            at = crossing(one.law, other.law, largest)
+            where = f"do not cross below {count(FARTHEST)}" if at is None else f"cross near {count(float(f'{at:.1g}'))}"
+            made.append(
+                f"{one.label} less {other.label} is {_told(found)}, and the two laws {where} parameters (of the draws "
+                f"of their bootstrap {100 * share:.0f} % cross between {count(largest)} and {count(FARTHEST)})"
+            )
+    if not made:
+        return None
+    ratio = pairs[0][0].tokens_per_parameter
+    return (
+        f"Extrapolated, not measured: on {text}, at {count(2 * largest)} parameters, twice the largest measured, and "
+        f"{ratio:.2g} tokens a parameter, as at the sizes measured, bits per byte on test of {'; of '.join(made)}."
+    )
+
+
+def _one_budget(one: Fit, other: Fit) -> bool:
+    """Whether both laws are of the same tokens a parameter, to a tenth."""
+    ours, theirs = one.tokens_per_parameter, other.tokens_per_parameter
+    return ours is not None and theirs is not None and abs(ours / theirs - 1) < 0.1
 
 
 def transfer(evidence: Evidence) -> list[Finding]:

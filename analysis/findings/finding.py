@@ -9,7 +9,7 @@ from analysis.statistics import paired
 
 SIGNIFICANT, NOT_SIGNIFICANT, NOT_TESTED = "significant", "not significant", "not tested"
 MIXED = "see each"
-MEASURED, NOT_MEASURED = "measured", "not measured"
+MEASURED, NOT_MEASURED, EXTRAPOLATED = "measured", "not measured", "extrapolated"
 
 
 @dataclass(frozen=True)
