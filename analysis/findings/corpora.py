@@ -100,7 +100,7 @@ def _larger(text: str, fits: Sequence[Fit]) -> str | None:
             at = crossing(one.law, other.law, largest)
             where = f"do not cross below {count(FARTHEST)}" if at is None else f"cross near {count(float(f'{at:.1g}'))}"
             made.append(
-                f"{one.label} less {other.label} is {_told(found)}, and the two laws {where} parameters (of the draws "
+                f"{one.label} less {other.label} is {_told(found)}, and the two laws as fitted {where} parameters (of the draws "
                 f"of their bootstrap {100 * share:.0f} % cross between {count(largest)} and {count(FARTHEST)})"
             )
     if not made:
