@@ -165,8 +165,8 @@ def _round_ticks(axis: Axis, values: Sequence[float], ticks: Sequence[float] | N
 def _points(axes: Axes, one: Series, style: Style) -> None:
     look = _look(style)
     if one.band:
-        low, high = zip(*one.band.values(), strict=True)
-        axes.fill_between(list(one.band), low, high, color=style.colour, alpha=0.15, linewidth=0)
+        lows, highs = zip(*one.band.values(), strict=True)
+        axes.fill_between(list(one.band), lows, highs, color=style.colour, alpha=0.15, linewidth=0)
     if one.line:
         axes.plot(list(one.line), list(one.line.values()), **(look | {"marker": "none"}))
     axes.plot(list(one.points), list(one.points.values()), **(look | {"linestyle": "none"}))

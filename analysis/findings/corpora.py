@@ -88,27 +88,28 @@ def _told(found: Gap) -> str:
 def _larger(text: str, fits: Sequence[Fit]) -> str | None:
     """What the laws say of a larger budget: the first liquid model less each rival beyond the sizes measured."""
     pairs = [(one, other) for one, other in _rivals(fits, LIQUID[:1]) if _one_budget(one, other)]
-    if not pairs:
+    largest = max((size for pair in pairs for one in pair for size in one.losses), default=0)
+    told = [said for one, other in pairs if (said := _ahead(one, other, largest))]
+    if not told:
         return None
-    largest = max(max(one.losses) for pair in pairs for one in pair)
-    made = []
-    for one, other in pairs:
-        found = gap(one, other, lambda law: law.at(2 * largest))
-        if found is not None and one.law is not None and other.law is not None:
-            ends = [crossing(*laws, largest) for laws in zip(one.draws, other.draws, strict=True)]
-            share = sum(end is not None for end in ends) / len(ends)
-            at = crossing(one.law, other.law, largest)
-            where = f"do not cross below {count(FARTHEST)}" if at is None else f"cross near {count(float(f'{at:.1g}'))}"
-            made.append(
-                f"{one.label} less {other.label} is {_told(found)}, and the two laws as fitted {where} parameters (of the draws "
-                f"of their bootstrap {100 * share:.0f} % cross between {count(largest)} and {count(FARTHEST)})"
-            )
-    if not made:
-        return None
-    ratio = pairs[0][0].tokens_per_parameter
     return (
         f"Extrapolated, not measured: on {text}, at {count(2 * largest)} parameters, twice the largest measured, and "
-        f"{ratio:.2g} tokens a parameter, as at the sizes measured, bits per byte on test of {'; of '.join(made)}."
+        f"{pairs[0][0].tokens_per_parameter:.2g} tokens a parameter, as at the sizes measured, bits per byte on test "
+        f"of {'; of '.join(told)}."
+    )
+
+
+def _ahead(one: Fit, other: Fit, largest: int) -> str | None:
+    """How far apart the laws are at twice the largest size, and where they cross beyond it; None for no interval."""
+    found = gap(one, other, lambda law: law.at(2 * largest))
+    if found is None or one.law is None or other.law is None:
+        return None
+    at = crossing(one.law, other.law, largest)
+    drawn = [crossing(*laws, largest) is not None for laws in zip(one.draws, other.draws, strict=True)]
+    where = f"do not cross below {count(FARTHEST)}" if at is None else f"cross near {count(float(f'{at:.1g}'))}"
+    return (
+        f"{one.label} less {other.label} is {_told(found)}, and the two laws as fitted {where} parameters (of the draws "
+        f"of their bootstrap {100 * sum(drawn) / len(drawn):.0f} % cross between {count(largest)} and {count(FARTHEST)})"
     )
 
 
