@@ -108,8 +108,9 @@ def _ahead(one: Fit, other: Fit, largest: int) -> str | None:
     drawn = [crossing(*laws, largest) is not None for laws in zip(one.draws, other.draws, strict=True)]
     where = f"do not cross below {count(FARTHEST)}" if at is None else f"cross near {count(float(f'{at:.1g}'))}"
     return (
-        f"{one.label} less {other.label} is {_told(found)}, and the two laws as fitted {where} parameters (of the draws "
-        f"of their bootstrap {100 * sum(drawn) / len(drawn):.0f} % cross between {count(largest)} and {count(FARTHEST)})"
+        f"{one.label} less {other.label} is {_told(found)}, and the two laws as fitted {where} parameters "
+        f"(of the draws of their bootstrap {100 * sum(drawn) / len(drawn):.0f} % cross between {count(largest)} and "
+        f"{count(FARTHEST)})"
     )
 
 
