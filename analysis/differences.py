@@ -73,9 +73,11 @@ def corrected(comparisons: Sequence[Comparison]) -> list[Comparison]:
 
 
 def compare(known: Sequence[Entry]) -> list[Comparison]:
-    """Every entry against every reference that the entries hold, itself excepted; all p are adjusted together.
+    """Every entry against every reference that the entries hold, itself excepted.
 
-    Two of the references, each against the other, are one hypothesis, and count once.
+    The p of the entries that stand for their models are adjusted together, and those of all others apart from them: an
+    ablation makes no comparison of models less certain. Two of the references, each against the other, are one
+    hypothesis, and count once.
     """
     references = [other for model in REFERENCES if (other := plain(known, model)) is not None]
     pairs = [
@@ -84,7 +86,10 @@ def compare(known: Sequence[Entry]) -> list[Comparison]:
         for entry in known
         if entry not in references[: place + 1]
     ]
-    found = corrected(differ(pairs))
+    standing = [plain(known, model) for model in {entry.model for entry in known}]
+    found = []
+    for stands in (True, False):
+        found += corrected(differ((one, other) for one, other in pairs if (one in standing) is stands))
     return [*found, *(one.turned for one in found if one.entry in references)]
 
 
@@ -191,8 +196,9 @@ def _notes(present: dict[str, Entry | None], elsewhere: int) -> list[str]:
     notes = [
         f"Interval: of the mean over {LEAST_SEEDS} seeds and more, by the bootstrap (BCa), too narrow for so few. "
         "Differences are paired by seed, with the interval of Student's t, not adjusted; p: of its t-test from "
-        f"{LEAST_SEEDS} seeds on, adjusted by Holm's method over all comparisons of this table. One rule: better or "
-        f"worse where p < {ALPHA:g}, else not significant; nothing is tested where a run diverged.",
+        f"{LEAST_SEEDS} seeds on, adjusted by Holm's method over all comparisons of this table of the models as they "
+        "come, and apart from these over those of their variants. One rule: better or worse where "
+        f"p < {ALPHA:g}, else not significant; nothing is tested where a run diverged.",
     ]
     named = [f"{model} is {entry.label}" for model, entry in present.items() if entry and entry.label != model]
     if named:

@@ -91,8 +91,8 @@ def test_a_model_outside_its_block_is_compared_inside_the_same_block(seeds):
         change(path, "result", block="gated")
         change(path, "config", block__name="gated", block__d_conv=4, model__names={"block": "transformer"})
     assert pairs.pairs(known(seeds))[0].status == NOT_MEASURED  # the Transformer stands in its own
-    for seed in range(3):
-        path = write_run(seeds, "mamba", seed, 1.7)
+    for seed, bits in enumerate((1.6, 1.71, 1.79)):
+        path = write_run(seeds, "mamba", seed, bits)
         change(path, "result", block="gated")
         change(path, "config", block__name="gated", block__d_conv=4, model__names={"block": "gated"})
     (found,) = pairs.one_block(known(seeds))
@@ -292,7 +292,7 @@ def test_other_sizes_are_told_after_the_main_table(tmp_path):
     (found,) = pairs.other_sizes(evidence)
     assert found.sentence.startswith("On sotu at 125k parameters, ltc has 1.80")
     assert re.search(
-        r"better than transformer by \S+ \(.*, worse than mamba by .* and \w+ \w* ?rwkv by", found.sentence
+        r"better than transformer by \S+ \(.*, worse than mamba by .* and not told apart from rwkv by", found.sentence
     )
     assert all(" at 1m " in one.sentence for one in pairs.pairs(evidence))
 
@@ -569,8 +569,11 @@ def test_costs_elsewhere_are_those_of_the_tables(tmp_path):
         | {f"{key}{end}": dollars * by for key in keys for end, by in (("", 1), ("_low", 0.8), ("_high", 2))}
         for model, dollars in (("ltc", 0.1), ("transformer", 0.25))
     ]
-    rows[1][f"generation_{at[-1]}"] = None  # does not fit
-    runs = [{"model": model, "generation_1024": dollars} for model, dollars in (("ltc", 0.01), ("rwkv", 0.03))]
+    rows[1] |= {f"generation_{at[-1]}{end}": None for end in ("", "_low", "_high")}  # does not fit
+    rows.append(rows[0] | {"model": "mamba", "training": None, "training_low": 0.07, "training_high": None})
+    paid = (("ltc", 0.01, 1000), ("rwkv", 0.03, 1001), ("rwkv", 0.09, 4000), ("mamba", 0.02, 4000))  # of other sizes
+    runs = [{"model": model, "generation_1024": dollars, "parameters": size} for model, dollars, size in paid]
+    runs = [dict.fromkeys([f"generation_{context}" for context in prices.CONTEXTS]) | row for row in runs]
     tables = {"cost-extrapolated": pd.DataFrame(rows), "cost-measured": pd.DataFrame(runs)}
     gathered = evidence.Evidence([], [], tmp_path / "bench", costs=tables, prices=prices.read())
     measured, extrapolated = (one.sentence for one in cost.costs(gathered))
@@ -578,9 +581,14 @@ def test_costs_elsewhere_are_those_of_the_tables(tmp_path):
     assert (
         "not measured, a million tokens cost: training $0.1 (0.08 to 0.2) with ltc, 2.5 times with tr" in extrapolated
     )
+    assert "with transformer and above $0.07 with mamba; generation" in extrapolated
     assert (
         f"generation after {at[-1]:,} $0.1 (0.08 to 0.2) with ltc, not to be had (it does not fit) with" in extrapolated
     )
+    rows[0] |= {"training": None, "training_low": 0.06, "training_high": None}  # goes token by token
+    tables["cost-extrapolated"] = pd.DataFrame(rows)
+    extrapolated = cost.costs(gathered)[-1].sentence
+    assert "training above $0.06 with ltc, $0.25 with transformer and above $0.07 with mamba;" in extrapolated
 
 
 def test_the_memory_of_a_process_is_told_with_its_range(tmp_path):

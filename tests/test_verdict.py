@@ -208,6 +208,20 @@ def test_of_several_transformers_the_one_in_its_own_block_as_it_comes_is_the_ref
     assert [one.entry for one in found] == [gated, wide, other]
 
 
+def test_ablations_make_no_comparison_of_models_less_certain():
+    def entry(label, model, figures, changed=False):
+        return Entry(label, model, "1m", "", True, changed, 1, 1, dict(enumerate(figures)), frozenset())
+
+    models = [entry("transformer", "transformer", (2.0, 2.1, 2.05)), entry("ltc", "ltc", (1.9, 2.01, 1.96))]
+    variants = [entry(f"ltc ({n})", "ltc", (1.9 + n / 90, 2.0, 1.97), changed=True) for n in range(9)]
+    (alone,) = (one for one in differences.compare(models) if one.entry.model == "ltc")
+    among, *others = (one for one in differences.compare([*models, *variants]) if one.entry.model == "ltc")
+    assert among.entry.label == "ltc"
+    assert among.adjusted == alone.adjusted == alone.difference.p
+    assert len(others) == 9
+    assert all(one.adjusted >= min(1, 2 * one.difference.p) for one in sorted(others, key=lambda one: one.adjusted)[:8])
+
+
 @pytest.mark.parametrize(
     ("model", "config", "changed"),
     [

@@ -6,7 +6,7 @@ from itertools import combinations
 
 from analysis.findings.evidence import METRICS, Evidence, Variant, commands
 from analysis.findings.finding import EXTRAPOLATED, MEASURED, Finding, listed, missing, signed
-from analysis.findings.pairs import LIQUID, paths, slug
+from analysis.findings.pairs import BASELINES, OURS, contestants, paths, slug
 from analysis.models import ASKED
 from analysis.render import count
 from analysis.scaling import FARTHEST, LEAST_SIZES, Fit, Gap, crossing, gap
@@ -48,7 +48,7 @@ def _laws(fits: Sequence[Fit]) -> Iterator[str]:
         yield listed(map(_constants, known))
     if exact := [one.label for one in known if one.exact]:
         yield f"{LEAST_SIZES} sizes fit the {LEAST_SIZES} constants of {listed(exact)} without a residual"
-    for one, other in _rivals(fits, LIQUID):
+    for one, other in _rivals(fits, contestants()):
         if (found := gap(one, other, lambda law: law.exponent)) is not None:
             yield f"alpha of {one.label} less that of {other.label} is {_told(found)}"
     if unsure:
@@ -74,10 +74,9 @@ def _constants(one: Fit) -> str:
 
 
 def _rivals(fits: Sequence[Fit], liquid: Sequence[str]) -> list[tuple[Fit, Fit]]:
-    """Each of these liquid models with each other model that the question names, where both have a law."""
+    """Each of these liquid models with each baseline, where both have a law."""
     known = [one for one in fits if one.law is not None]
-    rivals = [one for one in known if one.model in ASKED and one.model not in LIQUID]
-    return [(one, other) for one in known if one.model in liquid for other in rivals]
+    return [(one, other) for one in known if one.model in liquid for other in known if other.model in BASELINES]
 
 
 def _told(found: Gap) -> str:
@@ -87,7 +86,7 @@ def _told(found: Gap) -> str:
 
 def _larger(text: str, fits: Sequence[Fit]) -> str | None:
     """What the laws say of a larger budget: the first liquid model less each rival beyond the sizes measured."""
-    pairs = [(one, other) for one, other in _rivals(fits, LIQUID[:1]) if _one_budget(one, other)]
+    pairs = [(one, other) for one, other in _rivals(fits, [OURS]) if _one_budget(one, other)]
     largest = max((size for pair in pairs for one in pair for size in one.losses), default=0)
     told = [said for one, other in pairs if (said := _ahead(one, other, largest))]
     if not told:

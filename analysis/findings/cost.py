@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from analysis import bench
-from analysis.cost import CONTEXTS, dollars, measured_dollars
+from analysis.cost import CONTEXTS, dollars, measured_dollars, same_size
 from analysis.findings.evidence import Evidence, Variant, commands
 from analysis.findings.factors import factor, families, keys, values
 from analysis.findings.finding import MEASURED, Finding, Ratio, by_extremes, by_rounds, figure, listed, missing
@@ -313,7 +313,7 @@ def _cost(what: str, where: str, known: Contestants, timing: Timing, price: floa
     ratios = against(known, timing)
     if not ratios:
         return []
-    paid = {model: dollars(measured_dollars(timing.rate(row), price)) for model, row in known.items()}
+    paid = {model: dollars(measured_dollars(1e3 / timing.rate(row), price)) for model, row in known.items()}
     parts = [f"{paid[model]} with {model}, {ratio}" for model, ratio in ratios.items()]
     sentence = (
         f"At ${price:.2f} an hour, on {known[OURS]['machine']}, a million tokens of {what} {where} tokens cost "
@@ -324,13 +324,16 @@ def _cost(what: str, where: str, known: Contestants, timing: Timing, price: floa
 
 def _by_runs(evidence: Evidence, timed: Iterable[int]) -> list[Finding]:
     """Dollars for a million generated tokens after the contexts that the bench has not timed, by the recorded runs."""
-    table = evidence.costs.get("cost-measured", pd.DataFrame(columns=["model"])).set_index("model")
-    parts = []
+    rows, parts = evidence.costs.get("cost-measured", pd.DataFrame()).to_dict("records"), []
     for at in sorted(set(CONTEXTS) - set(timed)):
-        known = table.get(f"generation_{at}", pd.Series(dtype=float)).reindex(SHOWN).astype(float).dropna()
-        if OURS in known and len(known) > 1:
-            rest = [f"{figure(known[model] / known[OURS])} times as much with {model}" for model in known.index[1:]]
-            parts.append(f"after {at:,} {dollars(known[OURS])} with {OURS} and {listed(rest)}")
+        key = f"generation_{at}"
+        known = [row for row in rows if pd.notna(row[key])]
+        ours = next((row for row in known if row["model"] == OURS), None)
+        if ours is None:
+            continue
+        alike = {row["model"]: row[key] for row in known if same_size(row["parameters"], ours["parameters"])}
+        rest = [f"{figure(alike[one] / ours[key])} times as much with {one}" for one in BASELINES if one in alike]
+        parts += [f"after {at:,} {dollars(ours[key])} with {OURS} and {listed(rest)}"] if rest else []
     if not parts:
         return []
     sentence = (
@@ -350,9 +353,8 @@ def _extrapolated(evidence: Evidence) -> list[Finding]:
     columns = {"training": "training"} | {f"generation_{at}": f"generation after {at:,}" for at in inputs.contexts}
     parts = []
     for key, what in columns.items():
-        ours, low, high = (float(rows[OURS][f"{key}{end}"]) for end in ("", "_low", "_high"))
-        rest = [f"{_times(rows[model][key], ours)} with {model}" for model in BASELINES if model in rows]
-        parts.append(f"{what} {dollars(ours)} ({low:.2g} to {high:.2g}) with {OURS}, {listed(rest)}")
+        rest = [f"{_beside(rows[model], rows[OURS], key)} with {model}" for model in BASELINES if model in rows]
+        parts.append(f"{what} {_span(rows[OURS], key)} with {OURS}, {listed(rest)}")
     sentence = (
         f"Extrapolated to {inputs.parameters / 1e9:g}B parameters on one {inputs.accelerator}, not measured, a million "
         f"tokens cost: {'; '.join(parts)}. The range is of the utilisation, which is taken to be the same for all."
@@ -360,9 +362,21 @@ def _extrapolated(evidence: Evidence) -> list[Finding]:
     return [Finding("cost-extrapolated", COST, sentence, MEASURED, (f"python run.py -m model={','.join(SHOWN)}",))]
 
 
-def _times(theirs: float | None, ours: float) -> str:
-    """`3.4 times`, or that it does not fit."""
-    return "not to be had (it does not fit)" if pd.isna(theirs) else f"{figure(float(theirs) / ours)} times"
+def _span(row: dict[Any, Any], key: str) -> str:
+    """`$0.084 (0.068 to 0.11)`, or the bound where that is all there is."""
+    value, low, high = (row[f"{key}{end}"] for end in ("", "_low", "_high"))
+    if pd.isna(value):
+        return f"above {dollars(float(low))}"
+    return f"{dollars(float(value))} ({low:.2g} to {high:.2g})"
+
+
+def _beside(theirs: dict[Any, Any], ours: dict[Any, Any], key: str) -> str:
+    """`3.4 times`, or what it costs where ours has but a bound; a bound; or that it does not fit."""
+    if pd.isna(theirs[key]):
+        return "not to be had (it does not fit)" if pd.isna(theirs[f"{key}_low"]) else _span(theirs, key)
+    if pd.isna(ours[key]):
+        return dollars(float(theirs[key]))
+    return f"{figure(float(theirs[key]) / float(ours[key]))} times"
 
 
 def newton(evidence: Evidence) -> list[Finding]:

@@ -71,8 +71,9 @@ class Variant:
 
     @property
     def spoken(self) -> str:
-        """The label in a sentence: `ltc, rk4` is ltc with rk4."""
-        return self.label.replace(", ", " with ", 1)
+        """The label in a sentence, `ltc, rk4` as ltc with rk4; a model as it comes without what sets variants apart."""
+        label = self.label if self.entry.changed else self.label.partition(" (")[0]
+        return label.replace(", ", " with ", 1)
 
     @property
     def block(self) -> str | None:

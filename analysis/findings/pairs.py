@@ -203,7 +203,7 @@ def _against_all(known: Sequence[Pair]) -> Finding:
     ours, rivals = known[0][0], [theirs for _, theirs, _ in known]
     parts = []
     for _, theirs, found in known:
-        word = f"{found.verdict(higher(ours))} than" if found.significant else "beside"
+        word = f"{found.verdict(higher(ours))} than" if found.significant else "not told apart from"
         parts.append(f"{word} {_said_of(theirs, (ours,))} by {told(found)}")
     sentence = (
         f"On {ours.where}, {_said_of(ours, rivals)} has {ours.mean():.3f} {measure(ours)}: "
