@@ -157,16 +157,30 @@ def _tables(frame: pd.DataFrame) -> pd.Series:
 
 
 def _settings(records: Sequence[Record], frame: pd.DataFrame) -> list[str]:
-    """`drop=0.5, elapsed=permuted` of each run, as far as the data of one task and size was made by other settings."""
+    """`drop=0.5, elapsed=permuted` of each run: what tells data of one task and size apart that was made otherwise."""
     places = list(zip(frame["task"], frame["size"], frame["table"], strict=True))
     known: dict[tuple, dict[str, dict]] = defaultdict(dict)
     for record, (task, size, table) in zip(records, places, strict=True):
         known[task, size].setdefault(table, flatten(record.config.get("task") or {}))
-    made = []
-    for task, size, table in places:
-        differing = differing_keys(list(known[task, size].values()))
-        made.append(", ".join(f"{short(key)}={known[task, size][table].get(key, 'unset')}" for key in differing))
-    return made
+    keys = {place: _telling(list(configs.values())) for place, configs in known.items()}
+    return [
+        ", ".join(f"{short(key)}={known[task, size][table].get(key, 'unset')}" for key in keys[task, size])
+        for task, size, table in places
+    ]
+
+
+def _telling(configs: list[dict[str, Any]]) -> list[str]:
+    """Keys that tell all of `configs` apart, as few as their order gives; those that some leave open are the last."""
+    differing = sorted(differing_keys(configs), key=lambda key: any(config.get(key) is None for config in configs))
+
+    def groups(keys: list[str]) -> int:
+        return len({tuple(str(config.get(key)) for key in keys) for config in configs})
+
+    kept: list[str] = []
+    for key in differing:
+        if groups([*kept, key]) > groups(kept):
+            kept.append(key)
+    return kept
 
 
 def machine(record: Record) -> str:

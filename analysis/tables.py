@@ -136,7 +136,7 @@ def untuned(runs: pd.DataFrame) -> list[str]:
     if rest.empty:
         return []
     if len(rest) < len(runs):
-        return [f"Learning rates not chosen among runs of this table: {', '.join(dict.fromkeys(rest['label']))}."]
+        return [f"Learning rates not chosen among runs of this table: {'; '.join(dict.fromkeys(rest['label']))}."]
     rates = _range(rest["learning_rate"], lambda rate: f"{rate:g}")
     if " to " in rates:
         return [f"Learning rates were not chosen among runs of this table: {rates}."]

@@ -239,8 +239,8 @@ def _of_data(path, digest, **task):
 
 
 def test_tables_of_one_task_are_told_apart_by_what_made_their_data_and_follow_text(tmp_path):
-    _of_data(write_run(tmp_path, "ltc", 0, accuracy=0.5), "a" * 16, name="mqar", elapsed=True, pairs=4)
-    _of_data(write_run(tmp_path, "ltc", 1, accuracy=0.4), "b" * 16, name="mqar", elapsed="permuted", pairs=4)
+    _of_data(write_run(tmp_path, "ltc", 0, accuracy=0.5), "a" * 16, name="mqar", at=None, elapsed=True, pairs=4)
+    _of_data(write_run(tmp_path, "ltc", 1, accuracy=0.4), "b" * 16, name="mqar", at=2, elapsed="permuted", pairs=4)
     write_run(tmp_path, "ltc", 0, 2.0)
     write_run(tmp_path, "mamba", 0, 2.0)
     known = records.load([tmp_path])
@@ -273,7 +273,7 @@ def test_rates_that_were_not_chosen_in_their_table_are_named(tmp_path):
     assert "Learning rates were not chosen among runs of this table: 0.002 to 0.004." in table.notes
     write_run(tmp_path, "gru", 0, 1.5, learning_rate=0.008)
     table, _ = chosen_table(tmp_path)
-    assert "Learning rates not chosen among runs of this table: ltc, mamba." in table.notes
+    assert "Learning rates not chosen among runs of this table: ltc; mamba." in table.notes
     assert not any(note.startswith("Every row has") for note in table.notes)
 
 
