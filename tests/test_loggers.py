@@ -75,7 +75,7 @@ def test_wandb_offline_keeps_the_result_of_a_process_killed_right_after(tmp_path
 
 def test_a_record_comes_back_from_the_offline_files(tmp_path, capsys):
     """Also of a run that was taken up again, and of values longer than a block of the file."""
-    (source,) = sorted((ROOT / "results").glob("ltc-rk4-*"))
+    source, *_ = sorted((ROOT / "results").glob("ltc-rk4-*"))
     result, config = (json.loads((source / f"{name}.json").read_text()) for name in ("result", "config"))
     config["question"] = "why? " * 20_000
     lines = [{"update": n, "loss": 1 / n, "tokens_per_second": 7.0 * n} for n in range(1, 9)]

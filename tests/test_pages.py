@@ -221,7 +221,9 @@ def test_a_model_shows_the_state_and_the_oracles_of_its_runs():
     assert "ncps LTCCell: " in row
     assert "torchdiffeq rk4_step_func: " in row
     assert "| 10.2 kB |" in row
-    assert "| 2.10 MB |" in next(line for line in readme.splitlines() if line.startswith("| `transformer`"))
+    assert "| 2.10 MB (window 512) |" in next(
+        line for line in readme.splitlines() if line.startswith("| `transformer`")
+    )
 
 
 def test_hooks_lint_with_the_pinned_version():
