@@ -72,6 +72,12 @@ def corrected(comparisons: Sequence[Comparison]) -> list[Comparison]:
     return [replace(one, adjusted=p) for one, p in zip(comparisons, adjusted, strict=True)]
 
 
+def standing(known: Sequence[Entry]) -> dict[str, Entry]:
+    """{model: the entry that stands for it}."""
+    found = {model: plain(known, model) for model in {entry.model for entry in known}}
+    return {model: entry for model, entry in found.items() if entry is not None}
+
+
 def compare(known: Sequence[Entry]) -> list[Comparison]:
     """Every entry against every reference that the entries hold, itself excepted.
 
@@ -79,17 +85,17 @@ def compare(known: Sequence[Entry]) -> list[Comparison]:
     ablation makes no comparison of models less certain. Two of the references, each against the other, are one
     hypothesis, and count once.
     """
-    references = [other for model in REFERENCES if (other := plain(known, model)) is not None]
+    stand = standing(known)
+    references = [stand[model] for model in REFERENCES if model in stand]
     pairs = [
         (entry, other)
         for place, other in enumerate(references)
         for entry in known
         if entry not in references[: place + 1]
     ]
-    standing = [plain(known, model) for model in {entry.model for entry in known}]
     found = []
     for stands in (True, False):
-        found += corrected(differ((one, other) for one, other in pairs if (one in standing) is stands))
+        found += corrected(differ((one, other) for one, other in pairs if (one is stand[one.model]) is stands))
     return [*found, *(one.turned for one in found if one.entry in references)]
 
 

@@ -74,7 +74,12 @@ def groups(runs: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
 
 def is_text(runs: pd.DataFrame) -> bool:
     """Whether the runs of a table are scored by bits per byte, or by nothing yet."""
-    return next((key for key in VALIDATION if runs[key].notna().any()), VALIDATION[0]) == VALIDATION[0]
+    return _on_validation(runs) == VALIDATION[0]
+
+
+def _on_validation(runs: pd.DataFrame) -> str:
+    """The column of the task's figure on validation; the first where there is none."""
+    return next((key for key in VALIDATION if runs[key].notna().any()), VALIDATION[0])
 
 
 def size_order(size: str) -> tuple[float, str]:
@@ -284,8 +289,7 @@ def tuning(runs: pd.DataFrame) -> list[Table]:
     for name, group in groups(runs):
         tried = group[group["choice"] != ""]
         if len(tried):
-            split = next((key for key in VALIDATION if tried[key].notna().any()), VALIDATION[0])
-            tables.append(_tuning(f"tuning-{name}", f"Tuning, {title(group)}", tried, split))
+            tables.append(_tuning(f"tuning-{name}", f"Tuning, {title(group)}", tried, _on_validation(tried)))
     return tables
 
 

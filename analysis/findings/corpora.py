@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from itertools import combinations
 
 from analysis.findings.evidence import METRICS, Evidence, Variant, commands
-from analysis.findings.finding import EXTRAPOLATED, MEASURED, Finding, listed, missing, signed
+from analysis.findings.finding import EXTRAPOLATED, MEASURED, Finding, listed, missing, of_seeds, signed
 from analysis.findings.pairs import BASELINES, OURS, contestants, paths, slug
 from analysis.models import ASKED
 from analysis.render import count
@@ -166,14 +166,13 @@ def compressors(evidence: Evidence) -> list[Finding]:
     assert mean is not None  # only variants with test figures were asked
     told = {one: f"{one.name} {one.bits_per_byte:.3f} ({signed(mean - one.bits_per_byte)})" for one in lines}
     compressed, counts = ([told[one] for one in lines if one.counts is kind] for kind in (False, True))
-    seeds = "one seed" if len(first.test) == 1 else f"{len(first.test)} seeds"
     epochs = first.result["training"].get("epochs")
     seen = "" if epochs is None else f" of {epochs:.2g} epochs"
     counted = f"; counts of the train split alone, {listed(counts)}" if counts else ""
     sentence = (
         f"On {first.where}, the best model on validation, {first.spoken}, has {mean:.3f} {METRICS[first.metric]} on "
-        f"test ({seeds}{seen}; lower is better); compressors that read all of the train split first and go on learning "
-        f"have (and the model less them): {listed(compressed)}{counted}."
+        f"test ({of_seeds(len(first.test))}{seen}; lower is better); compressors that read all of the train split "
+        f"first and go on learning have (and the model less them): {listed(compressed)}{counted}."
     )
     both = (*commands([first]), command)
     return [Finding("compressors", CORPORA, sentence, MEASURED, both, first.paths, headline=True)]

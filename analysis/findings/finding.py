@@ -49,13 +49,18 @@ def told(comparison: Comparison, digits: int = 3) -> str:
     if difference.mean is None:
         return "unknown (no seed in common)"
     value = signed(difference.mean, digits)
-    seeds = "one seed" if difference.count == 1 else f"{difference.count} seeds"
+    seeds = of_seeds(difference.count)
     if difference.low is None or difference.high is None:
         return f"{value} ({seeds}: no interval)"
     said = f"95 % interval {signed(difference.low, digits)} to {signed(difference.high, digits)}"
     if p is None:
         return f"{value} ({said}, {seeds}: not tested)"
     return f"{value} ({status(comparison)}: {said}, {probability(p)}, {seeds})"
+
+
+def of_seeds(count: int) -> str:
+    """`one seed`, `5 seeds`."""
+    return "one seed" if count == 1 else f"{count} seeds"
 
 
 def probability(p: float) -> str:

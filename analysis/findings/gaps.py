@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from analysis.findings import cost
 from analysis.findings.evidence import METRICS, Evidence, Variant, commands
-from analysis.findings.finding import MEASURED, Finding, Ratio, listed, missing, signed
+from analysis.findings.finding import MEASURED, Finding, Ratio, listed, missing, of_seeds, signed
 from analysis.findings.pairs import BASELINES, OURS, best, higher, own_blocks, paths
 from analysis.references import Line
 from harness.records import sweep
@@ -123,10 +123,9 @@ def _beside(variant: Variant, line: Line, among: str) -> str:
     """`the best model of any size on validation, ltc at 500k parameters, has 1.504 (one seed), +0.129 from it`."""
     mean = variant.mean()
     assert mean is not None  # only variants with test figures are asked
-    seeds = "one seed" if len(variant.test) == 1 else f"{len(variant.test)} seeds"
     return (
         f"the best model {among} on validation, {variant.model} at {variant.result['size']} parameters, has {mean:.3f} "
-        f"({seeds}), {signed(mean - line.bits_per_byte)} from it"
+        f"({of_seeds(len(variant.test))}), {signed(mean - line.bits_per_byte)} from it"
     )
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from functools import cache
 
 from analysis import usual
-from analysis.differences import REFERENCES, Comparison, compare, corrected, differ
+from analysis.differences import REFERENCES, Comparison, compare, corrected, differ, standing
 from analysis.entries import plain
 from analysis.findings.evidence import METRICS, Evidence, Variant, commands, same_code
 from analysis.findings.finding import Finding, listed, missing, overall, status, told
@@ -85,23 +85,18 @@ def texts(evidence: Evidence) -> list[str]:
 
 def own_blocks(evidence: Evidence, table: str) -> list[Pair]:
     """Each liquid model of a table against each baseline, both in their own blocks, corrected as the table of quality
-    does over all of its rows. Of a model's variants the best that was compared stands for it.
+    does. Of a model's variants the one that stands for it there is told.
     """
     known = {variant.label: variant for variant in evidence.of(table)}
     made: list[Pair] = []
     for members in _by_recipe(known.values()).values():
-        for one in compare([variant.entry for variant in members]):
-            if one.entry.own and one.other.own and one.entry.model in contestants() and one.difference.count:
+        entries = [variant.entry for variant in members]
+        stand = standing(entries)
+        for one in compare(entries):
+            stands = one.entry is stand[one.entry.model] and one.entry.own and one.other.own
+            if stands and one.entry.model in contestants() and one.difference.count:
                 made.append((known[one.entry.label], known[one.other.label], one))
-    return _standing(made)
-
-
-def _standing(made: Sequence[Pair]) -> list[Pair]:
-    """Those of the variant that stands for each model against each baseline, in their order."""
-    sides: dict[tuple[str, str], list[Variant]] = defaultdict(list)
-    for ours, theirs, _ in made:
-        sides[ours.model, theirs.model].append(ours)
-    return [pair for pair in made if pair[0] is best(sides[pair[0].model, pair[1].model])]
+    return made
 
 
 def _alike(evidence: Evidence, table: str) -> list[Pair]:
